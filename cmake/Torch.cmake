@@ -1,0 +1,34 @@
+# Target `torch`: LibTorch of the Python that configures the build.
+#
+# find_package(Torch) is not used: with a CUDA build of torch it fails where no toolkit is found, and
+# on a host without a GPU it asks nvcc for architectures that nvcc 13 has dropped.
+execute_process(
+  COMMAND "${Python_EXECUTABLE}" -c
+    "import importlib.util, pathlib, runpy
+spec = importlib.util.find_spec('torch')
+if spec is None: raise SystemExit('torch is not installed')
+root = pathlib.Path(spec.origin).parent
+v = runpy.run_path(str(root / 'version.py'))
+print(root, v['__version__'], v.get('cuda') or 'none', sep=';')"
+  OUTPUT_VARIABLE torch_facts ERROR_VARIABLE torch_error RESULT_VARIABLE torch_result
+  OUTPUT_STRIP_TRAILING_WHITESPACE)
+if(NOT torch_result EQUAL 0)
+  message(FATAL_ERROR "DMamba builds against the torch of ${Python_EXECUTABLE}, and it has none: "
+    "install torch 2.11 to 2.13 there first. (${torch_error})")
+endif()
+list(GET torch_facts 0 DMAMBA_TORCH_ROOT)
+list(GET torch_facts 1 DMAMBA_TORCH_VERSION)
+list(GET torch_facts 2 DMAMBA_TORCH_CUDA)
+if(DMAMBA_TORCH_VERSION VERSION_LESS 2.11)
+  message(FATAL_ERROR "DMamba needs torch 2.11 to 2.13, ${Python_EXECUTABLE} has "
+    "${DMAMBA_TORCH_VERSION}: pip install 'torch>=2.11,<2.14'")
+endif()
+
+find_package(OpenMP REQUIRED COMPONENTS CXX)
+add_library(torch INTERFACE IMPORTED)
+target_include_directories(torch SYSTEM INTERFACE
+  "${DMAMBA_TORCH_ROOT}/include" "${DMAMBA_TORCH_ROOT}/include/torch/csrc/api/include")
+target_link_libraries(torch INTERFACE
+  "${DMAMBA_TORCH_ROOT}/lib/libtorch.so" "${DMAMBA_TORCH_ROOT}/lib/libtorch_cpu.so"
+  "${DMAMBA_TORCH_ROOT}/lib/libc10.so" OpenMP::OpenMP_CXX)
+message(STATUS "DMamba: torch ${DMAMBA_TORCH_VERSION} (CUDA ${DMAMBA_TORCH_CUDA}) of ${DMAMBA_TORCH_ROOT}")
