@@ -1,0 +1,28 @@
+// Files that are either the old one or the new one, whatever happens in between.
+#pragma once
+
+#include <cstddef>
+#include <filesystem>
+#include <limits>
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace dmamba {
+
+/// Replaces the file: writes a temporary one in the same folder, fsyncs it, renames it over `path`
+/// and fsyncs the folder. Where a step before the rename fails (disk full, no such folder), the
+/// temporary file is removed, the old file stays as it was, and Error names path, step and cause. A
+/// process killed in between leaves at most a file named .dmamba-*.tmp.
+void write_file_atomically(const std::filesystem::path& path, std::string_view bytes);
+
+/// The same for content that lies in several pieces, written one after the other.
+void write_file_atomically(const std::filesystem::path& path,
+                           std::span<const std::string_view> pieces);
+
+/// The whole content of a file. Throws Error with path and cause, also where it is longer than
+/// `max_bytes`.
+std::string read_file(const std::filesystem::path& path,
+                      std::size_t max_bytes = std::numeric_limits<std::size_t>::max());
+
+}  // namespace dmamba

@@ -1,0 +1,94 @@
+// The configuration of a run: one plain struct per area, whose initialisers are the defaults.
+// fields.h tells the fields' names and meaning, yaml.h reads and writes them, validate() here says
+// which values are allowed. Strings that name a choice list the choices; "from the data" means that
+// the caller fills the value in once the dataset is read.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace dmamba::config {
+
+/// Which dataset, and how its returns and episode lengths are scaled.
+struct DatasetConfig {
+  std::string path;                     // file, or the name of a known dataset
+  std::string environment;              // gymnasium id; empty: from the file's metadata
+  double rtg_scale = 0.0;               // raw return per model unit; 0: from the data
+  std::int64_t max_episode_length = 0;  // environment steps; 0: from the data
+
+  bool operator==(const DatasetConfig&) const = default;
+};
+
+/// The network. Sizes follow mamba_ssm's names.
+struct ModelConfig {
+  std::int64_t d_model = 128;
+  std::int64_t n_layer = 3;
+  std::int64_t context_length = 20;               // K environment steps, so L = 3 K tokens
+  std::vector<std::string> token_mixer{"mamba"};  // one word for all layers, or one per layer
+  std::string channel_mixing = "mlp";             // mlp | none
+  std::string padding = "masked";                 // masked | paper
+  std::string initialization = "mamba";           // mamba | paper
+  double dropout = 0.1;                           // after the channel mixer
+  double embedding_dropout = 0.1;                 // after the embeddings
+  std::int64_t d_state = 16;
+  std::int64_t d_conv = 4;
+  std::int64_t expand = 2;           // d_inner = expand * d_model
+  std::int64_t dt_rank = 0;          // 0: ceil(d_model / 16)
+  std::int64_t max_timestep = 1000;  // rows of the timestep embedding
+
+  bool operator==(const ModelConfig&) const = default;
+};
+
+/// The optimisation: AdamW, a learning-rate schedule, and what is logged and kept.
+struct TrainingConfig {
+  std::int64_t steps = 100000;  // optimizer steps in all
+  std::int64_t batch_size = 64;
+  double learning_rate = 1e-3;  // after the warm-up
+  double weight_decay = 1e-4;
+  std::string decay = "matrices";  // matrices | all
+  double beta1 = 0.9;
+  double beta2 = 0.999;
+  double epsilon = 1e-8;
+  std::int64_t warmup_steps = 1000;  // 0: none
+  std::string schedule = "cosine";   // constant | cosine
+  double final_learning_rate = 0.1;  // fraction of learning_rate where the cosine ends
+  double gradient_clip = 0.25;       // largest global gradient norm; 0: off
+  std::int64_t log_every = 100;      // steps
+  std::int64_t checkpoint_every = 5000;
+  std::int64_t keep_checkpoints = 2;
+  std::int64_t threads = 0;     // 0: torch's own choice
+  std::string device = "auto";  // auto | cpu | cuda
+
+  bool operator==(const TrainingConfig&) const = default;
+};
+
+/// How the trained policy is scored in its environment.
+struct EvaluationConfig {
+  std::vector<double> targets;      // raw returns; empty: from the data (90th percentile, maximum)
+  std::int64_t episodes = 20;       // per target
+  std::int64_t every = 0;           // training steps; 0: only after training
+  std::string policy = "windowed";  // windowed | recurrent
+  double confidence = 0.95;         // of the bootstrap intervals
+  std::uint64_t seed = 0;           // of the environments, apart from the training's
+
+  bool operator==(const EvaluationConfig&) const = default;
+};
+
+/// A whole run.
+struct Config {
+  std::string name = "run";
+  std::uint64_t seed = 0;  // of parameters, dropout and sampling
+  DatasetConfig dataset;
+  ModelConfig model;
+  TrainingConfig training;
+  EvaluationConfig evaluation;
+
+  bool operator==(const Config&) const = default;
+};
+
+/// Throws ConfigError for the first value out of range; the message names key, value and what is
+/// allowed. Names of token mixers are left to the mixers' table, the only place that knows them.
+void validate(const Config& config);
+
+}  // namespace dmamba::config

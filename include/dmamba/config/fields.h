@@ -1,0 +1,104 @@
+// The one table of the configuration's fields: name, member, meaning. Reading, writing, overrides,
+// documentation and the Python binding all walk it, so a new field is a member in config.h, a row
+// here and a range in src/config/validate.cpp.
+//
+//   for_each_field([](const char* name, auto member, const char* doc) { ... }, Tag<ModelConfig>{});
+#pragma once
+
+#include <concepts>
+
+#include "dmamba/config/config.h"
+
+namespace dmamba::config {
+
+/// Names a struct without making one.
+template <class Struct>
+struct Tag {};
+
+/// True for the structs that are sections of a Config, false for plain values.
+template <class T>
+inline constexpr bool kIsSection =
+    std::same_as<T, DatasetConfig> || std::same_as<T, ModelConfig> ||
+    std::same_as<T, TrainingConfig> || std::same_as<T, EvaluationConfig>;
+
+/// Calls f(name, pointer to member, doc) for each field, in the order in which they are written.
+template <class F>
+void for_each_field(F&& f, Tag<DatasetConfig>) {
+  using S = DatasetConfig;
+  f("path", &S::path, "dataset file, or the name of a known dataset");
+  f("environment", &S::environment, "gymnasium id to evaluate in; '': from the file's metadata");
+  f("rtg_scale", &S::rtg_scale, "returns-to-go are divided by this; 0: from the data");
+  f("max_episode_length", &S::max_episode_length,
+    "environment steps after which an evaluation episode ends; 0: from the data");
+}
+
+template <class F>
+void for_each_field(F&& f, Tag<ModelConfig>) {
+  using S = ModelConfig;
+  f("d_model", &S::d_model, "channels of a token");
+  f("n_layer", &S::n_layer, "blocks of token mixing and channel mixing");
+  f("context_length", &S::context_length, "K, environment steps the model sees; 3 K tokens");
+  f("token_mixer", &S::token_mixer, "one name for all layers, or a list with one per layer");
+  f("channel_mixing", &S::channel_mixing, "mlp | none");
+  f("padding", &S::padding,
+    "masked: padded tokens touch neither convolution nor state | paper: they do, as in the paper");
+  f("initialization", &S::initialization,
+    "mamba: mamba_ssm's | paper: as the authors' code initialises");
+  f("dropout", &S::dropout, "probability after the channel mixer");
+  f("embedding_dropout", &S::embedding_dropout, "probability after the embeddings");
+  f("d_state", &S::d_state, "state size of a channel");
+  f("d_conv", &S::d_conv, "taps of the causal convolution");
+  f("expand", &S::expand, "inner channels per channel of a token");
+  f("dt_rank", &S::dt_rank, "rank of the step-size projection; 0: ceil(d_model / 16)");
+  f("max_timestep", &S::max_timestep, "rows of the timestep embedding");
+}
+
+template <class F>
+void for_each_field(F&& f, Tag<TrainingConfig>) {
+  using S = TrainingConfig;
+  f("steps", &S::steps, "optimizer steps in all");
+  f("batch_size", &S::batch_size, "segments per step");
+  f("learning_rate", &S::learning_rate, "AdamW's rate after the warm-up");
+  f("weight_decay", &S::weight_decay, "AdamW's decoupled decay");
+  f("decay", &S::decay,
+    "matrices: A_log, D, norms, biases and embeddings undecayed | all: every parameter decays");
+  f("beta1", &S::beta1, "AdamW's first moment");
+  f("beta2", &S::beta2, "AdamW's second moment");
+  f("epsilon", &S::epsilon, "AdamW's denominator offset");
+  f("warmup_steps", &S::warmup_steps, "steps of linear warm-up; 0: none");
+  f("schedule", &S::schedule, "after the warm-up: constant | cosine");
+  f("final_learning_rate", &S::final_learning_rate,
+    "fraction of learning_rate at the end of the cosine");
+  f("gradient_clip", &S::gradient_clip, "largest global gradient norm; 0: off");
+  f("log_every", &S::log_every, "steps between rows of metrics.csv");
+  f("checkpoint_every", &S::checkpoint_every, "steps between checkpoints");
+  f("keep_checkpoints", &S::keep_checkpoints, "newest checkpoints that are kept");
+  f("threads", &S::threads, "CPU threads; 0: torch's own choice");
+  f("device", &S::device, "auto | cpu | cuda");
+}
+
+template <class F>
+void for_each_field(F&& f, Tag<EvaluationConfig>) {
+  using S = EvaluationConfig;
+  f("targets", &S::targets,
+    "target returns (raw); []: from the data, its 90th percentile and its maximum");
+  f("episodes", &S::episodes, "episodes per target");
+  f("every", &S::every, "training steps between evaluations; 0: only after training");
+  f("policy", &S::policy,
+    "windowed: re-reads the last K steps | recurrent: carries the state, O(1) a step");
+  f("confidence", &S::confidence, "level of the bootstrap intervals");
+  f("seed", &S::seed, "seed of the environments");
+}
+
+template <class F>
+void for_each_field(F&& f, Tag<Config>) {
+  using S = Config;
+  f("name", &S::name, "name of the run, and of its folder");
+  f("seed", &S::seed, "seed of parameters, dropout and sampling");
+  f("dataset", &S::dataset, "the data");
+  f("model", &S::model, "the network");
+  f("training", &S::training, "the optimisation");
+  f("evaluation", &S::evaluation, "scoring in the environment");
+}
+
+}  // namespace dmamba::config

@@ -1,0 +1,169 @@
+// The values that each field may take.
+#include <algorithm>
+#include <initializer_list>
+#include <limits>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "config/format.h"
+#include "dmamba/common/error.h"
+#include "dmamba/config/config.h"
+
+namespace dmamba::config {
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr std::int64_t kNoLimit = std::numeric_limits<std::int64_t>::max();
+
+// Far beyond any use; they keep products of sizes from overflowing.
+constexpr std::int64_t kMaxWidth = 65536;
+constexpr std::int64_t kMaxLayers = 1000;
+constexpr std::int64_t kMaxSteps = 10'000'000;
+constexpr std::int64_t kMaxBatch = 1 << 20;
+constexpr std::int64_t kMaxThreads = 1024;
+constexpr std::size_t kMaxNameBytes = 200;
+
+[[noreturn]] void reject(const std::string& key, const std::string& value,
+                         const std::string& allowed) {
+  throw ConfigError("key '" + key + "': " + value + " is not allowed; must be " + allowed);
+}
+
+void check_range(const std::string& key, std::int64_t value, std::int64_t low,
+                 std::int64_t high = kNoLimit) {
+  if (value >= low && value <= high) return;
+  const std::string from = format_number(low);
+  reject(key, format_number(value),
+         high == kNoLimit ? "at least " + from : "from " + from + " to " + format_number(high));
+}
+
+/// `allowed` completes "must be ...".
+void check(const std::string& key, double value, bool ok, const std::string& allowed) {
+  if (!ok) reject(key, format_number(value), allowed);
+}
+
+void check_fraction(const std::string& key, double value) {
+  check(key, value, value >= 0.0 && value < 1.0, "at least 0 and less than 1");
+}
+
+void check_not_negative(const std::string& key, double value) {
+  check(key, value, value >= 0.0 && value < kInfinity, "a finite number, at least 0");
+}
+
+void check_positive(const std::string& key, double value) {
+  check(key, value, value > 0.0 && value < kInfinity, "a finite number greater than 0");
+}
+
+void check_choice(const std::string& key, const std::string& value,
+                  std::initializer_list<std::string_view> choices) {
+  if (std::find(choices.begin(), choices.end(), value) != choices.end()) return;
+  std::string allowed;
+  for (const std::string_view choice : choices) {
+    allowed += (allowed.empty() ? "one of " : ", ") + std::string(choice);
+  }
+  reject(key, "'" + value + "'", allowed);
+}
+
+void check_printable(const std::string& key, const std::string& value) {
+  const bool control = std::any_of(value.begin(), value.end(),
+                                   [](unsigned char c) { return c < 0x20 || c == 0x7f; });
+  if (control) reject(key, "'" + value + "'", "free of control characters");
+}
+
+void validate_name(const std::string& name) {
+  check_printable("name", name);
+  if (name.empty() || name.size() > kMaxNameBytes || name.front() == '.' ||
+      name.find('/') != std::string::npos) {
+    reject("name", "'" + name + "'",
+           "a folder's name: 1 to " + std::to_string(kMaxNameBytes) +
+               " bytes, no '/', no '.' in front");
+  }
+}
+
+void validate_dataset(const DatasetConfig& dataset) {
+  check_printable("dataset.path", dataset.path);
+  check_printable("dataset.environment", dataset.environment);
+  check_not_negative("dataset.rtg_scale", dataset.rtg_scale);
+  check_range("dataset.max_episode_length", dataset.max_episode_length, 0, kMaxSteps);
+}
+
+void validate_model(const ModelConfig& model) {
+  check_range("model.d_model", model.d_model, 1, kMaxWidth);
+  check_range("model.n_layer", model.n_layer, 1, kMaxLayers);
+  check_range("model.context_length", model.context_length, 1, kMaxSteps);
+  const auto mixers = static_cast<std::int64_t>(model.token_mixer.size());
+  if (mixers != 1 && mixers != model.n_layer) {
+    reject("model.token_mixer", "a list of " + format_number(mixers),
+           "one name, or one per layer (model.n_layer = " + format_number(model.n_layer) + ")");
+  }
+  if (std::find(model.token_mixer.begin(), model.token_mixer.end(), "") !=
+      model.token_mixer.end()) {
+    reject("model.token_mixer", "''", "the name of a token mixer, such as mamba");
+  }
+  check_choice("model.channel_mixing", model.channel_mixing, {"mlp", "none"});
+  check_choice("model.padding", model.padding, {"masked", "paper"});
+  check_choice("model.initialization", model.initialization, {"mamba", "paper"});
+  check_fraction("model.dropout", model.dropout);
+  check_fraction("model.embedding_dropout", model.embedding_dropout);
+  check_range("model.d_state", model.d_state, 1, kMaxWidth);
+  check_range("model.d_conv", model.d_conv, 1, kMaxWidth);
+  check_range("model.expand", model.expand, 1, kMaxWidth);
+  check_range("model.dt_rank", model.dt_rank, 0, kMaxWidth);
+  check_range("model.max_timestep", model.max_timestep, 1, kMaxSteps);
+}
+
+void validate_training(const TrainingConfig& training) {
+  check_range("training.steps", training.steps, 1);
+  check_range("training.batch_size", training.batch_size, 1, kMaxBatch);
+  check_positive("training.learning_rate", training.learning_rate);
+  check_not_negative("training.weight_decay", training.weight_decay);
+  check_choice("training.decay", training.decay, {"matrices", "all"});
+  check_fraction("training.beta1", training.beta1);
+  check_fraction("training.beta2", training.beta2);
+  check_positive("training.epsilon", training.epsilon);
+  check_range("training.warmup_steps", training.warmup_steps, 0);
+  check_choice("training.schedule", training.schedule, {"constant", "cosine"});
+  const double final_rate = training.final_learning_rate;
+  check("training.final_learning_rate", final_rate, final_rate >= 0.0 && final_rate <= 1.0,
+        "from 0 to 1, a fraction of training.learning_rate");
+  check_not_negative("training.gradient_clip", training.gradient_clip);
+  check_range("training.log_every", training.log_every, 1);
+  check_range("training.checkpoint_every", training.checkpoint_every, 1);
+  check_range("training.keep_checkpoints", training.keep_checkpoints, 1);
+  check_range("training.threads", training.threads, 0, kMaxThreads);
+  check_choice("training.device", training.device, {"auto", "cpu", "cuda"});
+}
+
+void validate_evaluation(const EvaluationConfig& evaluation) {
+  std::vector<double> seen;
+  for (const double target : evaluation.targets) {
+    check("evaluation.targets", target, target > -kInfinity && target < kInfinity,
+          "a finite number");
+    check("evaluation.targets", target, std::find(seen.begin(), seen.end(), target) == seen.end(),
+          "given once: the results are named by their target");
+    seen.push_back(target);
+  }
+  check_range("evaluation.episodes", evaluation.episodes, 1);
+  check_range("evaluation.every", evaluation.every, 0);
+  check_choice("evaluation.policy", evaluation.policy, {"windowed", "recurrent"});
+  const double confidence = evaluation.confidence;
+  check("evaluation.confidence", confidence, confidence > 0.0 && confidence < 1.0,
+        "greater than 0 and less than 1");
+}
+
+}  // namespace
+
+void validate(const Config& config) {
+  validate_name(config.name);
+  validate_dataset(config.dataset);
+  validate_model(config.model);
+  validate_training(config.training);
+  validate_evaluation(config.evaluation);
+  if (config.dataset.max_episode_length > config.model.max_timestep) {
+    reject(
+        "model.max_timestep", format_number(config.model.max_timestep),
+        "at least dataset.max_episode_length, " + format_number(config.dataset.max_episode_length));
+  }
+}
+
+}  // namespace dmamba::config
