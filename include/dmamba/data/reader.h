@@ -1,0 +1,33 @@
+// Opening dataset files of any known format.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "dmamba/data/trajectory_store.h"
+
+namespace dmamba::data {
+
+/// Opens a dataset file.
+///
+/// `format` is one of dataset_formats(), or "auto": told from the file's content.
+///   d4rl: one HDF5 file with `observations` (N, state_dim) and `actions` (N, act_dim), float32 or
+///         float64; `rewards` (N,) or (N, 1), likewise; `terminals` and `timeouts` (N,) or (N, 1),
+///         bool, uint8 or int8 of 0 and 1. `timeouts` is required: without it the ends of episodes
+///         cut by the time limit cannot be known, and two episodes would be read as one. Scalars of
+///         the group `metadata`, where there is one, become the store's metadata. Other datasets
+///         (next_observations, infos) are not read.
+///
+/// Returns a store whose name() is `path`. Throws DataError where the file is missing, unreadable,
+/// damaged, truncated, of no known format, or its content is unusable (as MemoryStore::create, and
+/// wrong rank or type); ConfigError for an unknown format name. May be called from any thread.
+///
+///     auto store = dmamba::data::open_dataset("hopper-medium.hdf5");
+std::shared_ptr<TrajectoryStore> open_dataset(const std::string& path,
+                                              const std::string& format = "auto");
+
+/// The names that open_dataset takes as its format, without "auto".
+std::vector<std::string> dataset_formats();
+
+}  // namespace dmamba::data

@@ -1,0 +1,113 @@
+// Where the recorded episodes are kept.
+//
+// TrajectoryStore is the seam between readers (which fill one) and the sampler and the statistics
+// (which read one). MemoryStore holds everything in memory; a store that stays on disk can stand in
+// its place. All stores are immutable once built, and their const members may be called from any
+// number of threads.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace dmamba::data {
+
+/// One recorded episode: transitions [start, start + length) of its store.
+struct Episode {
+  std::int64_t start = 0;   ///< first transition
+  std::int64_t length = 0;  ///< transitions, at least 1
+  double ret = 0.0;         ///< raw undiscounted return
+  bool terminated = false;  ///< ended by the environment; false: cut by the time limit
+};
+
+/// Short facts about a dataset (environment, algorithm, ...), as its file states them.
+using Metadata = std::map<std::string, std::string>;
+
+/// Episodes of (state, action, reward, return-to-go), in the order in which they were recorded.
+/// Episodes lie back to back: episode i + 1 starts where episode i ends, the first at 0.
+class TrajectoryStore {
+ public:
+  virtual ~TrajectoryStore() = default;
+  TrajectoryStore() = default;
+  TrajectoryStore(const TrajectoryStore&) = delete;
+  TrajectoryStore& operator=(const TrajectoryStore&) = delete;
+
+  virtual std::int64_t state_dim() const = 0;        ///< components of a state, at least 1
+  virtual std::int64_t act_dim() const = 0;          ///< components of an action, at least 1
+  virtual std::int64_t num_transitions() const = 0;  ///< transitions of all episodes, at least 1
+  virtual std::int64_t num_episodes() const = 0;     ///< at least 1
+
+  /// Transitions after the last episode end. They are not part of the store.
+  virtual std::int64_t dropped_transitions() const = 0;
+
+  /// Episode i. Throws std::out_of_range unless 0 <= i < num_episodes().
+  virtual Episode episode(std::int64_t i) const = 0;
+
+  /// Copies transitions [first, first + count), whatever episodes they belong to. Any pointer may
+  /// be null: that field is not read.
+  ///   states:  (count, state_dim) float32, as recorded
+  ///   actions: (count, act_dim) float32, as recorded
+  ///   rewards: (count,) float32, raw
+  ///   rtg:     (count,) float32, raw undiscounted sum of the rewards from here to the episode's
+  ///   end
+  /// Throws std::out_of_range where the range leaves the store.
+  virtual void read(std::int64_t first, std::int64_t count, float* states, float* actions,
+                    float* rewards, float* rtg) const = 0;
+
+  /// Path of the file, or the name that was given to the arrays; error messages start with it.
+  virtual const std::string& name() const = 0;
+  virtual const Metadata& metadata() const = 0;
+};
+
+/// Recorded transitions as flat arrays, before validation. N transitions; row-major.
+/// The members are called as D4RL calls its datasets, and so do the error messages.
+struct TransitionArrays {
+  std::int64_t state_dim = 0;
+  std::int64_t act_dim = 0;
+  std::vector<float> observations;      ///< (N, state_dim)
+  std::vector<float> actions;           ///< (N, act_dim)
+  std::vector<float> rewards;           ///< (N,)
+  std::vector<std::uint8_t> terminals;  ///< (N,) nonzero: the environment ended the episode here
+  std::vector<std::uint8_t> timeouts;   ///< (N,) nonzero: the time limit cut the episode here
+};
+
+/// A store that holds everything in memory.
+class MemoryStore final : public TrajectoryStore {
+ public:
+  /// Validates the arrays and takes them over. An episode ends where `terminals` or `timeouts` is
+  /// set; what follows the last end is a partial episode, dropped and counted. `name` opens every
+  /// error message. Throws DataError where a size is below 1, there are no transitions, the fields
+  /// differ in length, a value is NaN or infinite, no episode ends, or a return-to-go leaves
+  /// float32.
+  static std::shared_ptr<MemoryStore> create(TransitionArrays arrays, std::string name,
+                                             Metadata metadata = {});
+
+  std::int64_t state_dim() const override { return arrays_.state_dim; }
+  std::int64_t act_dim() const override { return arrays_.act_dim; }
+  std::int64_t num_transitions() const override {
+    return static_cast<std::int64_t>(arrays_.rewards.size());
+  }
+  std::int64_t num_episodes() const override { return static_cast<std::int64_t>(episodes_.size()); }
+  std::int64_t dropped_transitions() const override { return dropped_; }
+  Episode episode(std::int64_t i) const override;
+  void read(std::int64_t first, std::int64_t count, float* states, float* actions, float* rewards,
+            float* rtg) const override;
+  const std::string& name() const override { return name_; }
+  const Metadata& metadata() const override { return metadata_; }
+
+ private:
+  MemoryStore(TransitionArrays arrays, std::string name, Metadata metadata);
+  void find_episodes();
+  void sum_returns();
+
+  TransitionArrays arrays_;  // the flags are released once the episodes are known
+  std::vector<float> rtg_;   // (N,)
+  std::vector<Episode> episodes_;
+  std::int64_t dropped_ = 0;
+  std::string name_;
+  Metadata metadata_;
+};
+
+}  // namespace dmamba::data

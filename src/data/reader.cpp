@@ -1,0 +1,104 @@
+// The table of dataset formats, and the choice of one for a file.
+#include "dmamba/data/reader.h"
+
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+
+#include "data/readers/readers.h"
+#include "dmamba/common/error.h"
+
+namespace dmamba::data {
+namespace {
+
+struct Format {
+  const char* name;
+  bool (*accepts)(const std::string& path);  // from the content alone; never throws
+  std::shared_ptr<TrajectoryStore> (*open)(const std::string& path);
+};
+
+// Asked in this order when the format is to be told from the file.
+constexpr std::array kFormats = {
+    Format{"d4rl", looks_like_d4rl, open_d4rl},
+};
+
+std::string format_list() {
+  std::string list;
+  for (const Format& format : kFormats) {
+    list += (list.empty() ? "" : ", ") + std::string(format.name);
+  }
+  return list;
+}
+
+}  // namespace
+
+std::shared_ptr<TrajectoryStore> open_dataset(const std::string& path, const std::string& format) {
+  for (const Format& candidate : kFormats) {
+    if (format == candidate.name || (format == "auto" && candidate.accepts(path))) {
+      return candidate.open(path);
+    }
+  }
+  if (format != "auto") {
+    throw ConfigError("unknown dataset format '" + format + "' for " + path +
+                      "; known formats: auto, " + format_list());
+  }
+  require_readable_file(path);
+  throw DataError(path + ": not a dataset of a known format (" + format_list() +
+                  "): it is no HDF5 file, it begins with " + file_beginning(path) +
+                  "; was the download complete?");
+}
+
+std::vector<std::string> dataset_formats() {
+  std::vector<std::string> names;
+  for (const Format& format : kFormats) {
+    names.emplace_back(format.name);
+  }
+  return names;
+}
+
+std::uint64_t require_readable_file(const std::string& path) {
+  namespace fs = std::filesystem;
+  std::error_code error;
+  const fs::file_status status = fs::status(path, error);
+  if (status.type() == fs::file_type::not_found) {
+    throw DataError(path + ": no such file");
+  }
+  if (error) {
+    throw DataError(path + ": cannot be looked at: " + error.message());
+  }
+  if (fs::is_directory(status)) {
+    throw DataError(path + ": is a directory; give the path of the dataset file in it");
+  }
+  // Opening a pipe or a device could block for ever.
+  if (!fs::is_regular_file(status)) {
+    throw DataError(path + ": is not a regular file");
+  }
+  errno = 0;
+  if (!std::ifstream(path, std::ios::binary)) {
+    throw DataError(path + ": cannot be opened for reading: " + std::strerror(errno));
+  }
+  const std::uintmax_t size = fs::file_size(path, error);
+  if (error) {
+    throw DataError(path + ": cannot be looked at: " + error.message());
+  }
+  if (size == 0) {
+    throw DataError(path + ": the file is empty (0 bytes)");
+  }
+  return size;
+}
+
+std::string file_beginning(const std::string& path) {
+  std::array<char, 24> bytes{};
+  std::ifstream file(path, std::ios::binary);
+  file.read(bytes.data(), bytes.size());
+  std::string text = "\"";
+  for (std::streamsize i = 0; i < file.gcount(); ++i) {
+    const bool printable = bytes[i] >= ' ' && bytes[i] <= '~';
+    text += printable ? bytes[i] : '.';
+  }
+  return text + "\"";
+}
+
+}  // namespace dmamba::data

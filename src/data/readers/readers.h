@@ -1,0 +1,26 @@
+// What a dataset format provides, and what all formats share. A new format declares its two
+// functions here and gets a row in the table of reader.cpp.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "dmamba/data/trajectory_store.h"
+
+namespace dmamba::data {
+
+/// True if the file at `path` is an HDF5 file; false also for what cannot be read.
+bool looks_like_d4rl(const std::string& path);
+
+/// Reads a file of the D4RL HDF5 layout; see open_dataset.
+std::shared_ptr<TrajectoryStore> open_d4rl(const std::string& path);
+
+/// Returns the size in bytes of the regular file at `path`. Throws DataError if it is missing, a
+/// directory or another thing that is not a file, empty, or may not be read.
+std::uint64_t require_readable_file(const std::string& path);
+
+/// The printable beginning of a file, in quotes, for messages about unexpected content.
+std::string file_beginning(const std::string& path);
+
+}  // namespace dmamba::data
