@@ -1,0 +1,74 @@
+// The operators of the Mamba block, as C++ functions over the registered torch ops (dmamba::*).
+//
+// Activations are (batch, L, channels), channels contiguous; other strides are copied. Storage is
+// float32, bfloat16 (arithmetic in fp32) or float64 (throughout); parameters and states are float32
+// (float64 with float64 activations). All functions are differentiable but the *_update pair, and
+// thread-safe; the same inputs give the same bits with any number of threads.
+//
+// Errors: c10::Error naming the op, the argument, the shape it needs and the one it got.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+namespace dmamba::ops {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+/// What a sequence says of its tokens; each (batch, L), bool, or absent.
+struct TokenFlags {
+  OptionalTensor mask;  ///< false: padding. dt = 0 in the scan, input 0 in the convolution.
+  OptionalTensor segment_starts;  ///< true: state and convolution window restart before this token.
+};
+
+/// Selective scan (Gu and Dao, arXiv 2312.00752, section 3.2; equations in
+/// kernels/selective_scan/params.h).
+///
+/// u, delta, z: (batch, L, d_inner); A: (d_inner, d_state); B, C: (batch, L, d_state);
+/// D, delta_bias: (d_inner,); initial_state: (batch, d_inner, d_state), any strides.
+/// Returns out (batch, L, d_inner) and the state after the last token (batch, d_inner, d_state).
+std::tuple<at::Tensor, at::Tensor> selective_scan(
+    const at::Tensor& u, const at::Tensor& delta, const at::Tensor& A, const at::Tensor& B,
+    const at::Tensor& C, const OptionalTensor& D = {}, const OptionalTensor& z = {},
+    const OptionalTensor& delta_bias = {}, bool delta_softplus = false,
+    const TokenFlags& flags = {}, const OptionalTensor& initial_state = {});
+
+/// One token of the scan; `state` (batch, d_inner, d_state) is updated in place, whatever its
+/// strides. u, delta, z: (batch, d_inner); B, C: (batch, d_state). Returns out (batch, d_inner). No
+/// gradient.
+at::Tensor selective_state_update(at::Tensor& state, const at::Tensor& u, const at::Tensor& delta,
+                                  const at::Tensor& A, const at::Tensor& B, const at::Tensor& C,
+                                  const OptionalTensor& D = {}, const OptionalTensor& z = {},
+                                  const OptionalTensor& delta_bias = {},
+                                  bool delta_softplus = false);
+
+/// Causal depthwise convolution, then SiLU where asked.
+///
+/// x: (batch, L, d_inner); weight: (d_inner, width); bias: (d_inner,);
+/// initial_state: (batch, d_inner, width - 1), the inputs before x, oldest first.
+/// Returns y (batch, L, d_inner) and the last width - 1 inputs (batch, d_inner, width - 1).
+std::tuple<at::Tensor, at::Tensor> causal_conv1d(const at::Tensor& x, const at::Tensor& weight,
+                                                 const OptionalTensor& bias = {}, bool silu = true,
+                                                 const TokenFlags& flags = {},
+                                                 const OptionalTensor& initial_state = {});
+
+/// One token of the convolution; `state` (batch, d_inner, width - 1) is updated in place.
+/// x: (batch, d_inner). Returns y (batch, d_inner). No gradient.
+at::Tensor causal_conv1d_update(at::Tensor& state, const at::Tensor& x, const at::Tensor& weight,
+                                const OptionalTensor& bias = {}, bool silu = true);
+
+/// Instruction sets whose kernels this processor can run, best first: "avx512", "avx2", "portable".
+std::vector<std::string> cpu_capabilities();
+
+/// The one in use: the best, unless set_cpu_capability or DMAMBA_CPU_CAPABILITY says otherwise.
+std::string cpu_capability();
+
+/// Chooses the CPU kernels, for tests and comparisons. Throws dmamba::Error on a name that is not
+/// in cpu_capabilities(). Not to be called while ops run in other threads.
+void set_cpu_capability(const std::string& name);
+
+}  // namespace dmamba::ops

@@ -1,0 +1,74 @@
+// The registered ops as functions with the schemas' own arguments, looked up once.
+#pragma once
+
+#include <ATen/core/dispatch/Dispatcher.h>
+
+#include "src/ops/checks.h"
+
+namespace dmamba::ops::calls {
+
+using at::Tensor;
+
+template <class Signature>
+c10::TypedOperatorHandle<Signature> find_op(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+inline std::tuple<Tensor, Tensor, Tensor> selective_scan(
+    const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C,
+    const OptionalTensor& D, const OptionalTensor& z, const OptionalTensor& delta_bias,
+    bool delta_softplus, const OptionalTensor& mask, const OptionalTensor& segment_starts,
+    const OptionalTensor& initial_state, int64_t checkpoint_every) {
+  static const auto op = find_op<decltype(selective_scan)>("dmamba::selective_scan");
+  return op.call(u, delta, A, B, C, D, z, delta_bias, delta_softplus, mask, segment_starts,
+                 initial_state, checkpoint_every);
+}
+
+inline std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
+selective_scan_backward(const Tensor& dout, const OptionalTensor& dlast_state, const Tensor& u,
+                        const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C,
+                        const OptionalTensor& D, const OptionalTensor& z,
+                        const OptionalTensor& delta_bias, bool delta_softplus,
+                        const OptionalTensor& mask, const OptionalTensor& segment_starts,
+                        const OptionalTensor& initial_state, const Tensor& checkpoints,
+                        int64_t checkpoint_every) {
+  static const auto op =
+      find_op<decltype(selective_scan_backward)>("dmamba::selective_scan_backward");
+  return op.call(dout, dlast_state, u, delta, A, B, C, D, z, delta_bias, delta_softplus, mask,
+                 segment_starts, initial_state, checkpoints, checkpoint_every);
+}
+
+inline Tensor selective_state_update(Tensor& state, const Tensor& u, const Tensor& delta,
+                                     const Tensor& A, const Tensor& B, const Tensor& C,
+                                     const OptionalTensor& D, const OptionalTensor& z,
+                                     const OptionalTensor& delta_bias, bool delta_softplus) {
+  static const auto op =
+      find_op<decltype(selective_state_update)>("dmamba::selective_state_update");
+  return op.call(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus);
+}
+
+inline std::tuple<Tensor, Tensor> causal_conv1d(const Tensor& x, const Tensor& weight,
+                                                const OptionalTensor& bias, bool silu,
+                                                const OptionalTensor& mask,
+                                                const OptionalTensor& segment_starts,
+                                                const OptionalTensor& initial_state) {
+  static const auto op = find_op<decltype(causal_conv1d)>("dmamba::causal_conv1d");
+  return op.call(x, weight, bias, silu, mask, segment_starts, initial_state);
+}
+
+inline std::tuple<Tensor, Tensor, Tensor, Tensor> causal_conv1d_backward(
+    const Tensor& dout, const OptionalTensor& dlast_state, const Tensor& x, const Tensor& weight,
+    const OptionalTensor& bias, bool silu, const OptionalTensor& mask,
+    const OptionalTensor& segment_starts, const OptionalTensor& initial_state) {
+  static const auto op =
+      find_op<decltype(causal_conv1d_backward)>("dmamba::causal_conv1d_backward");
+  return op.call(dout, dlast_state, x, weight, bias, silu, mask, segment_starts, initial_state);
+}
+
+inline Tensor causal_conv1d_update(Tensor& state, const Tensor& x, const Tensor& weight,
+                                   const OptionalTensor& bias, bool silu) {
+  static const auto op = find_op<decltype(causal_conv1d_update)>("dmamba::causal_conv1d_update");
+  return op.call(state, x, weight, bias, silu);
+}
+
+}  // namespace dmamba::ops::calls

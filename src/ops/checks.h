@@ -1,0 +1,34 @@
+// Argument checks shared by every backend of the ops, Meta included (hence symbolic sizes).
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+namespace dmamba::ops {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+/// Checks every tensor of a scan against u (batch, L, d_inner) and A (d_inner, d_state): shapes,
+/// dtypes, devices. `op` opens each message.
+void check_selective_scan(const char* op, const at::Tensor& u, const at::Tensor& delta,
+                          const at::Tensor& A, const at::Tensor& B, const at::Tensor& C,
+                          const OptionalTensor& D, const OptionalTensor& z,
+                          const OptionalTensor& delta_bias, const OptionalTensor& mask,
+                          const OptionalTensor& segment_starts,
+                          const OptionalTensor& initial_state);
+
+/// The same for a convolution with x (batch, L, d_inner) and weight (d_inner, width).
+void check_causal_conv1d(const char* op, const at::Tensor& x, const at::Tensor& weight,
+                         const OptionalTensor& bias, const OptionalTensor& mask,
+                         const OptionalTensor& segment_starts, const OptionalTensor& initial_state);
+
+/// dtype of parameters and states beside activations of this dtype: float64 for float64, else
+/// float32.
+at::ScalarType parameter_dtype(at::ScalarType activations);
+
+/// An uninitialised state (batch, d_inner, width) whose channels are contiguous in memory.
+at::Tensor empty_state(const at::Tensor& activations, const c10::SymInt& batch,
+                       const c10::SymInt& d_inner, const c10::SymInt& width);
+
+}  // namespace dmamba::ops

@@ -1,0 +1,87 @@
+// Vec of eight floats on AVX2 with FMA. See vec_avx512.h for the contract.
+#pragma once
+
+#include <immintrin.h>
+
+#include "kernels/common/types.h"
+
+namespace dmamba::ops::cpu {
+namespace {
+
+struct Vec256 {
+  using Real = float;
+  static constexpr int kLanes = 8;
+  __m256 v;
+
+  static __m256i lanes(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+  static Vec256 set1(float x) { return {_mm256_set1_ps(x)}; }
+  static Vec256 load(const float* p, int n) {
+    return {n == kLanes ? _mm256_loadu_ps(p) : _mm256_maskload_ps(p, lanes(n))};
+  }
+  static Vec256 load(const kernels::BFloat16* p, int n) {
+    __m128i half;
+    if (n == kLanes) {
+      half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    } else {
+      alignas(16) uint16_t part[8] = {};
+      for (int i = 0; i < n; ++i) part[i] = p[i].bits;
+      half = _mm_load_si128(reinterpret_cast<const __m128i*>(part));
+    }
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16))};
+  }
+  void store(float* p, int n) const {
+    if (n == kLanes) {
+      _mm256_storeu_ps(p, v);
+    } else {
+      _mm256_maskstore_ps(p, lanes(n), v);
+    }
+  }
+  void store(kernels::BFloat16* p, int n) const {
+    // Round to nearest, ties to even; NaN keeps a quiet bit so that rounding can't make it
+    // infinite.
+    const __m256i bits = _mm256_castps_si256(v);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded =
+        _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    const __m256 nan = _mm256_cmp_ps(v, v, _CMP_UNORD_Q);
+    const __m256i chosen = _mm256_castps_si256(
+        _mm256_blendv_ps(_mm256_castsi256_ps(rounded), _mm256_castsi256_ps(quiet), nan));
+    const __m256i high = _mm256_srli_epi32(chosen, 16);
+    alignas(16) uint16_t part[8];
+    _mm_store_si128(
+        reinterpret_cast<__m128i*>(part),
+        _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1)));
+    for (int i = 0; i < n; ++i) p[i].bits = part[i];
+  }
+  float sum() const {
+    const __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    const __m128 t = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(t, _mm_shuffle_ps(t, t, 1)));
+  }
+};
+
+inline Vec256 operator+(Vec256 a, Vec256 b) { return {_mm256_add_ps(a.v, b.v)}; }
+inline Vec256 operator-(Vec256 a, Vec256 b) { return {_mm256_sub_ps(a.v, b.v)}; }
+inline Vec256 operator*(Vec256 a, Vec256 b) { return {_mm256_mul_ps(a.v, b.v)}; }
+inline Vec256 operator/(Vec256 a, Vec256 b) { return {_mm256_div_ps(a.v, b.v)}; }
+inline Vec256 fma(Vec256 a, Vec256 b, Vec256 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+// max_ps returns its second operand where either is NaN.
+inline Vec256 max_keep_nan(Vec256 floor, Vec256 x) { return {_mm256_max_ps(floor.v, x.v)}; }
+inline Vec256 min_keep_nan(Vec256 ceiling, Vec256 x) { return {_mm256_min_ps(ceiling.v, x.v)}; }
+inline Vec256 round_nearest(Vec256 x) { return {_mm256_round_ps(x.v, 0x08)}; }
+/// x 2^n for integral n in [-150, 128], in two factors so that denormal results come out right.
+inline Vec256 times_exp2(Vec256 x, Vec256 n) {
+  const __m256i whole = _mm256_cvtps_epi32(n.v);
+  const __m256i half = _mm256_srai_epi32(whole, 1);
+  const auto power = [](__m256i k) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(k, _mm256_set1_epi32(127)), 23));
+  };
+  return {_mm256_mul_ps(_mm256_mul_ps(x.v, power(half)), power(_mm256_sub_epi32(whole, half)))};
+}
+inline Vec256 negative_abs(Vec256 x) { return {_mm256_or_ps(x.v, _mm256_set1_ps(-0.0f))}; }
+
+}  // namespace
+}  // namespace dmamba::ops::cpu

@@ -1,0 +1,80 @@
+// Vec of sixteen floats on AVX-512.
+//
+// The contract every Vec keeps: Real is the arithmetic type, kLanes the width; load and store take
+// the number of lanes in use (kLanes, or fewer at the end of a row: the others read as zero and are
+// not written) and convert from and to the storage type; exp2 and softplus are accurate to about an
+// ulp over the whole range, and NaN goes in as NaN and comes out as NaN.
+#pragma once
+
+#include <immintrin.h>
+
+#include "kernels/common/types.h"
+
+namespace dmamba::ops::cpu {
+namespace {
+
+struct Vec512 {
+  using Real = float;
+  static constexpr int kLanes = 16;
+  __m512 v;
+
+  static __mmask16 lanes(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
+  static Vec512 set1(float x) { return {_mm512_set1_ps(x)}; }
+  static Vec512 load(const float* p, int n) {
+    return {n == kLanes ? _mm512_loadu_ps(p) : _mm512_maskz_loadu_ps(lanes(n), p)};
+  }
+  static Vec512 load(const kernels::BFloat16* p, int n) {
+    const __m256i half = n == kLanes ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))
+                                     : _mm256_maskz_loadu_epi16(lanes(n), p);
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
+  }
+  void store(float* p, int n) const {
+    if (n == kLanes) {
+      _mm512_storeu_ps(p, v);
+    } else {
+      _mm512_mask_storeu_ps(p, lanes(n), v);
+    }
+  }
+  void store(kernels::BFloat16* p, int n) const {
+    // Round to nearest, ties to even; NaN keeps a quiet bit so that rounding can't make it
+    // infinite.
+    const __m512i bits = _mm512_castps_si512(v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
+    const __m256i half = _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+    if (n == kLanes) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), half);
+    } else {
+      _mm256_mask_storeu_epi16(p, lanes(n), half);
+    }
+  }
+  float sum() const { return _mm512_reduce_add_ps(v); }
+};
+
+inline Vec512 operator+(Vec512 a, Vec512 b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline Vec512 operator-(Vec512 a, Vec512 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline Vec512 operator*(Vec512 a, Vec512 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline Vec512 operator/(Vec512 a, Vec512 b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline Vec512 fma(Vec512 a, Vec512 b, Vec512 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+// max_ps returns its second operand where either is NaN.
+inline Vec512 max_keep_nan(Vec512 floor, Vec512 x) { return {_mm512_max_ps(floor.v, x.v)}; }
+inline Vec512 negative_abs(Vec512 x) { return {_mm512_or_ps(x.v, _mm512_set1_ps(-0.0f))}; }
+
+/// 2^x = 2^floor(x) 2^r with r in [0, 1): a degree-6 minimax polynomial (error 3e-9). vreduceps
+/// takes r, and vscalefps floors by itself; both do the right thing with infinities and NaN.
+inline Vec512 exp2(Vec512 x) {
+  const Vec512 r{_mm512_reduce_ps(x.v, 0x09)};
+  Vec512 p = Vec512::set1(2.18657848e-4f);
+  p = fma(p, r, Vec512::set1(1.23913318e-3f));
+  p = fma(p, r, Vec512::set1(9.68418631e-3f));
+  p = fma(p, r, Vec512::set1(5.54806302e-2f));
+  p = fma(p, r, Vec512::set1(2.40230454e-1f));
+  p = fma(p, r, Vec512::set1(6.93146933e-1f));
+  p = fma(p, r, Vec512::set1(1.0f));
+  return {_mm512_scalef_ps(p.v, x.v)};
+}
+
+}  // namespace
+}  // namespace dmamba::ops::cpu

@@ -1,0 +1,73 @@
+// Vec of one lane: the portable fallback, and the only fp64 path. See vec_avx512.h for the
+// contract.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+
+#include "kernels/common/types.h"
+
+namespace dmamba::ops::cpu {
+namespace {
+
+template <class R>
+struct VecScalar {
+  using Real = R;
+  static constexpr int kLanes = 1;
+  R v;
+
+  static VecScalar set1(R x) { return {x}; }
+  static VecScalar load(const float* p, int) { return {static_cast<R>(*p)}; }
+  static VecScalar load(const double* p, int) { return {static_cast<R>(*p)}; }
+  static VecScalar load(const kernels::BFloat16* p, int) {
+    uint32_t bits = static_cast<uint32_t>(p->bits) << 16;
+    float x;
+    std::memcpy(&x, &bits, sizeof x);
+    return {static_cast<R>(x)};
+  }
+  void store(float* p, int) const { *p = static_cast<float>(v); }
+  void store(double* p, int) const { *p = static_cast<double>(v); }
+  void store(kernels::BFloat16* p, int) const {
+    float x = static_cast<float>(v);
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) {
+      p->bits = static_cast<uint16_t>((bits >> 16) | 0x40u);  // NaN stays NaN
+      return;
+    }
+    p->bits = static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+  }
+  R sum() const { return v; }
+};
+
+template <class R>
+VecScalar<R> operator+(VecScalar<R> a, VecScalar<R> b) {
+  return {a.v + b.v};
+}
+template <class R>
+VecScalar<R> operator-(VecScalar<R> a, VecScalar<R> b) {
+  return {a.v - b.v};
+}
+template <class R>
+VecScalar<R> operator*(VecScalar<R> a, VecScalar<R> b) {
+  return {a.v * b.v};
+}
+template <class R>
+VecScalar<R> operator/(VecScalar<R> a, VecScalar<R> b) {
+  return {a.v / b.v};
+}
+template <class R>
+VecScalar<R> fma(VecScalar<R> a, VecScalar<R> b, VecScalar<R> c) {
+  return {a.v * b.v + c.v};
+}
+template <class R>
+VecScalar<R> exp2(VecScalar<R> x) {
+  return {std::exp2(x.v)};
+}
+template <class R>
+VecScalar<R> softplus(VecScalar<R> x) {
+  return {(x.v > 0 ? x.v : R(0)) + std::log1p(std::exp(-std::fabs(x.v)))};
+}
+
+}  // namespace
+}  // namespace dmamba::ops::cpu

@@ -1,0 +1,35 @@
+// The schemas of the ops: what torch's dispatcher, torch.compile and C++ callers see.
+//
+// `checkpoint_every` is the caller's choice because the shape of `checkpoints` follows from it: the
+// autograd layer asks for them, inference does not (0). Gradients of absent inputs are empty
+// tensors.
+#include <torch/library.h>
+
+TORCH_LIBRARY(dmamba, m) {
+  m.def(
+      "selective_scan(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D=None, "
+      "Tensor? z=None, Tensor? delta_bias=None, bool delta_softplus=False, Tensor? mask=None, "
+      "Tensor? segment_starts=None, Tensor? initial_state=None, int checkpoint_every=0) "
+      "-> (Tensor out, Tensor last_state, Tensor checkpoints)");
+  m.def(
+      "selective_scan_backward(Tensor dout, Tensor? dlast_state, Tensor u, Tensor delta, Tensor A, "
+      "Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, bool delta_softplus, "
+      "Tensor? mask, Tensor? segment_starts, Tensor? initial_state, Tensor checkpoints, "
+      "int checkpoint_every) -> (Tensor du, Tensor ddelta, Tensor dA, Tensor dB, Tensor dC, "
+      "Tensor dD, Tensor dz, Tensor ddelta_bias, Tensor dinitial_state)");
+  m.def(
+      "selective_state_update(Tensor(a!) state, Tensor u, Tensor delta, Tensor A, Tensor B, "
+      "Tensor C, Tensor? D=None, Tensor? z=None, Tensor? delta_bias=None, "
+      "bool delta_softplus=False) -> Tensor");
+  m.def(
+      "causal_conv1d(Tensor x, Tensor weight, Tensor? bias=None, bool silu=True, "
+      "Tensor? mask=None, Tensor? segment_starts=None, Tensor? initial_state=None) "
+      "-> (Tensor out, Tensor last_state)");
+  m.def(
+      "causal_conv1d_backward(Tensor dout, Tensor? dlast_state, Tensor x, Tensor weight, "
+      "Tensor? bias, bool silu, Tensor? mask, Tensor? segment_starts, Tensor? initial_state) "
+      "-> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dinitial_state)");
+  m.def(
+      "causal_conv1d_update(Tensor(a!) state, Tensor x, Tensor weight, Tensor? bias=None, "
+      "bool silu=True) -> Tensor");
+}
