@@ -1,0 +1,70 @@
+// Decision Mamba (T. Ota, arXiv 2403.19925): predicts actions from returns-to-go, states and
+// actions.
+#pragma once
+
+#include <torch/nn.h>
+
+#include <memory>
+#include <vector>
+
+#include "dmamba/config/config.h"
+#include "dmamba/nn/block.h"
+
+namespace dmamba::model {
+
+/// States of all layers for a batch of episodes, and nothing of the parameters.
+using RecurrentState = std::vector<std::unique_ptr<nn::MixerState>>;
+
+/// One environment step of each episode, as the recurrent policy sees it.
+struct RecurrentInput {
+  torch::Tensor previous_actions;  // (batch, act_dim); what was done at timestep - 1
+  torch::Tensor returns_to_go;     // (batch, 1), scaled
+  torch::Tensor states;            // (batch, state_dim), standardised
+  torch::Tensor timesteps;         // (batch,) int64
+  torch::Tensor first;             // (batch,) bool: the episode starts here; no previous action
+};
+
+/// Embeddings, layers and a tanh head, named as in the author's gym code: tokens are
+/// (R_1, s_1, a_1, R_2, ...), each with the embedding of its timestep, and the action is read off
+/// the state's token.
+class DMambaImpl : public torch::nn::Module {
+ public:
+  /// Parameters come from torch's default generator. Throws ConfigError for sizes below 1 or an
+  /// unknown choice.
+  DMambaImpl(int64_t state_dim, int64_t act_dim, const config::ModelConfig& config);
+
+  /// states (batch, K, state_dim), actions (batch, K, act_dim), returns_to_go (batch, K, 1), all
+  /// float; timesteps (batch, K) int64 in [0, max_timestep); mask (batch, K) bool or absent, false
+  /// for padding (ignored with `padding: paper`) -> actions (batch, K, act_dim) in (-1, 1).
+  torch::Tensor forward(const torch::Tensor& states, const torch::Tensor& actions,
+                        const torch::Tensor& returns_to_go, const torch::Tensor& timesteps,
+                        const ops::OptionalTensor& mask = {});
+
+  RecurrentState initial_state(int64_t batch) const;
+
+  /// Actions (batch, act_dim) for one environment step of each episode; `state` moves on. No
+  /// gradient.
+  torch::Tensor step(const RecurrentInput& input, RecurrentState& state);
+
+  int64_t state_dim() const { return state_dim_; }
+  int64_t act_dim() const { return act_dim_; }
+  const config::ModelConfig& config() const { return config_; }
+
+ private:
+  void initialize_as_paper();
+  void check_inputs(const torch::Tensor& states, const torch::Tensor& actions,
+                    const torch::Tensor& returns_to_go, const torch::Tensor& timesteps,
+                    const ops::OptionalTensor& mask) const;
+  torch::Tensor embed_tokens(const torch::Tensor& tokens);
+
+  int64_t state_dim_, act_dim_;
+  config::ModelConfig config_;
+  torch::nn::Embedding embed_timestep_{nullptr};
+  torch::nn::Linear embed_return_{nullptr}, embed_state_{nullptr}, embed_action_{nullptr};
+  torch::nn::LayerNorm embed_ln_{nullptr}, ln_f_{nullptr};
+  std::vector<nn::Block> blocks_;
+  torch::nn::Sequential predict_action_{nullptr};
+};
+TORCH_MODULE(DMamba);
+
+}  // namespace dmamba::model

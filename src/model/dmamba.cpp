@@ -1,0 +1,153 @@
+// Decision Mamba: embeddings, layers, head; the whole window at once and one step at a time.
+#include "dmamba/model/dmamba.h"
+
+#include "dmamba/common/error.h"
+
+namespace dmamba::model {
+namespace {
+
+using torch::Tensor;
+
+/// The mixer of each layer: one word for all, or one per layer.
+std::vector<std::string> mixers_by_layer(const config::ModelConfig& config) {
+  const auto& names = config.token_mixer;
+  if (names.size() == 1) return std::vector<std::string>(config.n_layer, names[0]);
+  if (static_cast<int64_t>(names.size()) != config.n_layer) {
+    throw ConfigError("model.token_mixer names " + std::to_string(names.size()) + " mixers for " +
+                      std::to_string(config.n_layer) +
+                      " layers (model.n_layer): give one word, or one per layer");
+  }
+  return names;
+}
+
+void check_positive(const char* name, int64_t value) {
+  if (value < 1) {
+    throw ConfigError(std::string("DMamba: ") + name + " must be at least 1, got " +
+                      std::to_string(value));
+  }
+}
+
+}  // namespace
+
+DMambaImpl::DMambaImpl(int64_t state_dim, int64_t act_dim, const config::ModelConfig& config)
+    : state_dim_(state_dim), act_dim_(act_dim), config_(config) {
+  check_positive("state_dim", state_dim);
+  check_positive("act_dim", act_dim);
+  check_positive("d_model", config.d_model);
+  check_positive("n_layer", config.n_layer);
+  check_positive("context_length", config.context_length);
+  check_positive("max_timestep", config.max_timestep);
+  if (config.padding != "masked" && config.padding != "paper") {
+    throw ConfigError("model.padding: '" + config.padding +
+                      "' is unknown; choose one of masked, paper");
+  }
+  const int64_t d = config.d_model;
+  auto transformer = register_module("transformer", std::make_shared<torch::nn::Module>("Stack"));
+  auto layers = transformer->register_module("h", torch::nn::ModuleList());
+  for (const std::string& mixer : mixers_by_layer(config)) {
+    blocks_.emplace_back(mixer, config);
+    layers->push_back(blocks_.back());
+  }
+  ln_f_ =
+      transformer->register_module("ln_f", torch::nn::LayerNorm(torch::nn::LayerNormOptions({d})));
+  if (config.initialization == "paper") {
+    initialize_as_paper();
+  } else if (config.initialization != "mamba") {
+    throw ConfigError("model.initialization: '" + config.initialization +
+                      "' is unknown; choose one of mamba, paper");
+  }
+  embed_timestep_ = register_module("embed_timestep", torch::nn::Embedding(config.max_timestep, d));
+  embed_return_ = register_module("embed_return", torch::nn::Linear(1, d));
+  embed_state_ = register_module("embed_state", torch::nn::Linear(state_dim, d));
+  embed_action_ = register_module("embed_action", torch::nn::Linear(act_dim, d));
+  embed_ln_ = register_module("embed_ln", torch::nn::LayerNorm(torch::nn::LayerNormOptions({d})));
+  predict_action_ = register_module(
+      "predict_action", torch::nn::Sequential(torch::nn::Linear(d, act_dim), torch::nn::Tanh()));
+}
+
+/// The author's gym code passes its layers through GPT-2's initialiser, which also overwrites
+/// dt_proj: linear weights normal with deviation 0.02, biases zero.
+void DMambaImpl::initialize_as_paper() {
+  torch::NoGradGuard no_grad;
+  for (const auto& block : blocks_) {
+    for (const auto& module : block->modules()) {
+      if (auto* linear = module->as<torch::nn::Linear>()) {
+        linear->weight.normal_(0.0, 0.02);
+        if (linear->bias.defined()) linear->bias.zero_();
+      }
+    }
+  }
+}
+
+void DMambaImpl::check_inputs(const Tensor& states, const Tensor& actions,
+                              const Tensor& returns_to_go, const Tensor& timesteps,
+                              const ops::OptionalTensor& mask) const {
+  TORCH_CHECK(states.dim() == 3 && states.size(2) == state_dim_,
+              "DMamba: states must be (batch, K, state_dim = ", state_dim_, "), got ",
+              states.sizes());
+  const int64_t batch = states.size(0), K = states.size(1);
+  const auto check = [&](const char* name, const Tensor& t, at::IntArrayRef sizes) {
+    TORCH_CHECK(t.sizes() == sizes, "DMamba: ", name, " must be ", sizes, " to go with states of ",
+                states.sizes(), ", got ", t.sizes());
+  };
+  check("actions", actions, {batch, K, act_dim_});
+  check("returns_to_go", returns_to_go, {batch, K, 1});
+  check("timesteps", timesteps, {batch, K});
+  TORCH_CHECK(timesteps.scalar_type() == torch::kLong, "DMamba: timesteps must be int64, got ",
+              timesteps.scalar_type());
+  if (mask.has_value() && mask->defined()) {
+    check("mask", *mask, {batch, K});
+    TORCH_CHECK(mask->scalar_type() == torch::kBool, "DMamba: mask must be bool, got ",
+                mask->scalar_type());
+  }
+}
+
+Tensor DMambaImpl::embed_tokens(const Tensor& tokens) {
+  return torch::dropout(embed_ln_(tokens), config_.embedding_dropout, is_training());
+}
+
+Tensor DMambaImpl::forward(const Tensor& states, const Tensor& actions, const Tensor& returns_to_go,
+                           const Tensor& timesteps, const ops::OptionalTensor& mask) {
+  check_inputs(states, actions, returns_to_go, timesteps, mask);
+  const int64_t batch = states.size(0), K = states.size(1);
+  const Tensor time = embed_timestep_(timesteps);
+  Tensor x = torch::stack({embed_return_(returns_to_go) + time, embed_state_(states) + time,
+                           embed_action_(actions) + time},
+                          2)
+                 .view({batch, 3 * K, config_.d_model});
+  x = embed_tokens(x);
+  ops::TokenFlags flags;
+  if (config_.padding == "masked" && mask.has_value() && mask->defined()) {
+    flags.mask = mask->unsqueeze(2).expand({batch, K, 3}).reshape({batch, 3 * K});
+  }
+  for (auto& block : blocks_) x = block->forward(x, flags);
+  const Tensor state_tokens = x.view({batch, K, 3, config_.d_model}).select(2, 1);
+  return predict_action_->forward(ln_f_(state_tokens));
+}
+
+RecurrentState DMambaImpl::initial_state(int64_t batch) const {
+  RecurrentState state;
+  for (const auto& block : blocks_) state.push_back(block->initial_state(batch));
+  return state;
+}
+
+Tensor DMambaImpl::step(const RecurrentInput& input, RecurrentState& state) {
+  torch::NoGradGuard no_grad;
+  const Tensor time = embed_timestep_(input.timesteps);
+  // The previous action belongs to the timestep before; at an episode's start there is none, and
+  // its token only opens the new segment.
+  const Tensor earlier = embed_timestep_((input.timesteps - 1).clamp_min(0));
+  Tensor x =
+      torch::stack({embed_action_(input.previous_actions) + earlier,
+                    embed_return_(input.returns_to_go) + time, embed_state_(input.states) + time},
+                   1);
+  x = embed_tokens(x);
+  const Tensor later = torch::zeros_like(input.first);
+  ops::TokenFlags flags;
+  flags.mask = torch::stack({~input.first, ~later, ~later}, 1);
+  flags.segment_starts = torch::stack({input.first, later, later}, 1);
+  for (size_t i = 0; i < blocks_.size(); ++i) x = blocks_[i]->step(x, flags, *state[i]);
+  return predict_action_->forward(ln_f_(x.select(1, 2)));
+}
+
+}  // namespace dmamba::model

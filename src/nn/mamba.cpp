@@ -1,0 +1,107 @@
+// The Mamba block: projections through ATen, convolution and scan through our ops.
+#include "dmamba/nn/mamba.h"
+
+#include <cmath>
+
+#include "dmamba/common/error.h"
+
+namespace dmamba::nn {
+namespace {
+
+using torch::Tensor;
+
+MambaOptions checked(MambaOptions o) {
+  const auto at_least_one = [](const char* name, int64_t value) {
+    if (value < 1) {
+      throw ConfigError(std::string("Mamba: ") + name + " must be at least 1, got " +
+                        std::to_string(value));
+    }
+  };
+  at_least_one("d_model", o.d_model);
+  at_least_one("d_state", o.d_state);
+  at_least_one("d_conv", o.d_conv);
+  at_least_one("expand", o.expand);
+  if (o.dt_rank == 0) o.dt_rank = (o.d_model + 15) / 16;
+  at_least_one("dt_rank", o.dt_rank);
+  return o;
+}
+
+/// dt such that softplus(bias) = dt, with dt log-uniform in [0.001, 0.1] (mamba_ssm's defaults).
+Tensor initial_dt_bias(int64_t d_inner) {
+  constexpr double kMin = 0.001, kMax = 0.1, kFloor = 1e-4;
+  const Tensor dt =
+      torch::exp(torch::rand({d_inner}) * (std::log(kMax) - std::log(kMin)) + std::log(kMin))
+          .clamp_min(kFloor);
+  return dt + torch::log(-torch::expm1(-dt));
+}
+
+}  // namespace
+
+MambaImpl::MambaImpl(const MambaOptions& options) : options_(checked(options)) {
+  using torch::nn::LinearOptions;
+  const auto& o = options_;
+  const int64_t d_inner = o.expand * o.d_model;
+  in_proj = register_module("in_proj",
+                            torch::nn::Linear(LinearOptions(o.d_model, 2 * d_inner).bias(false)));
+  conv1d = register_module(
+      "conv1d",
+      torch::nn::Conv1d(torch::nn::Conv1dOptions(d_inner, d_inner, o.d_conv).groups(d_inner)));
+  x_proj = register_module(
+      "x_proj", torch::nn::Linear(LinearOptions(d_inner, o.dt_rank + 2 * o.d_state).bias(false)));
+  dt_proj = register_module("dt_proj", torch::nn::Linear(o.dt_rank, d_inner));
+  out_proj =
+      register_module("out_proj", torch::nn::Linear(LinearOptions(d_inner, o.d_model).bias(false)));
+  const double dt_bound = 1.0 / std::sqrt(static_cast<double>(o.dt_rank));
+  {
+    torch::NoGradGuard no_grad;
+    dt_proj->weight.uniform_(-dt_bound, dt_bound);
+    dt_proj->bias.copy_(initial_dt_bias(d_inner));
+  }
+  A_log = register_parameter(
+      "A_log", torch::arange(1, o.d_state + 1, torch::kFloat).log().repeat({d_inner, 1}));
+  D = register_parameter("D", torch::ones({d_inner}));
+}
+
+torch::Tensor MambaImpl::mix(const Tensor& x, const ops::TokenFlags& flags, MambaState* state) {
+  TORCH_CHECK(x.dim() == 3 && x.size(2) == options_.d_model,
+              "Mamba: x must be (batch, L, d_model = ", options_.d_model, "), got ", x.sizes());
+  const auto from = [state](Tensor MambaState::* part) {
+    return state != nullptr ? ops::OptionalTensor(state->*part) : std::nullopt;
+  };
+  const auto projected = in_proj(x).chunk(2, -1);
+  const auto [u, conv_state] =
+      ops::causal_conv1d(projected[0], conv1d->weight.squeeze(1), conv1d->bias, /*silu=*/true,
+                         flags, from(&MambaState::conv));
+  const auto parts =
+      x_proj(u).split_with_sizes({options_.dt_rank, options_.d_state, options_.d_state}, -1);
+  // The bias joins inside the scan, before the softplus.
+  const Tensor delta = torch::matmul(parts[0], dt_proj->weight.t());
+  const auto [y, ssm_state] = ops::selective_scan(
+      u, delta, -torch::exp(A_log), parts[1], parts[2], D, projected[1], dt_proj->bias,
+      /*delta_softplus=*/true, flags, from(&MambaState::ssm));
+  if (state != nullptr) {
+    state->conv = conv_state;
+    state->ssm = ssm_state;
+  }
+  return out_proj(y);
+}
+
+torch::Tensor MambaImpl::forward(const Tensor& x, const ops::TokenFlags& flags) {
+  return mix(x, flags, nullptr);
+}
+
+std::unique_ptr<MixerState> MambaImpl::initial_state(int64_t batch) const {
+  // Channels contiguous in memory, as the kernels read them.
+  const auto zeros = [&](int64_t width) {
+    return torch::zeros({batch, width, D.size(0)}, D.options().requires_grad(false))
+        .transpose(1, 2);
+  };
+  return std::make_unique<MambaState>(zeros(options_.d_conv - 1), zeros(options_.d_state));
+}
+
+torch::Tensor MambaImpl::step(const Tensor& x, const ops::TokenFlags& flags, MixerState& state) {
+  torch::NoGradGuard no_grad;
+  return mix(x, flags, &dynamic_cast<MambaState&>(state));
+}
+
+}  // namespace dmamba::nn
