@@ -1,0 +1,43 @@
+// Checkpoints: a folder with model.safetensors, optimizer.safetensors and state.json.
+//
+// A folder appears under its name only when it is complete: it is written beside, synced, renamed.
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "dmamba/config/config.h"
+#include "dmamba/model/dmamba.h"
+#include "dmamba/train/optimizer.h"
+
+namespace dmamba::train {
+
+/// Everything of a run beside the tensors.
+struct TrainingState {
+  config::Config config;  ///< as resolved when training began
+  int64_t state_dim = 0;
+  int64_t act_dim = 0;
+  std::vector<float> state_mean, state_std;  ///< (state_dim,), of the dataset
+  int64_t step = 0;                          ///< optimizer steps done
+  /// Sums since the last row of metrics, so that a resumed run writes the same rows.
+  double loss_sum = 0.0;
+  double gradient_norm_sum = 0.0;
+  int64_t steps_summed = 0;
+};
+
+/// Writes the checkpoint. Throws Error naming the path where writing fails; what stood there stays.
+void save_checkpoint(const std::filesystem::path& folder, const TrainingState& state,
+                     const torch::nn::Module& model, const AdamW& optimizer);
+
+/// Reads state.json. Throws CheckpointError naming file and field.
+TrainingState read_training_state(const std::filesystem::path& folder);
+
+/// Copies model.safetensors into the model's parameters. Throws CheckpointError naming the tensor
+/// that is missing, superfluous, or of another shape or dtype; the model is unchanged then.
+void load_parameters(const std::filesystem::path& folder, torch::nn::Module& model);
+
+/// Copies optimizer.safetensors and the step count likewise.
+void load_optimizer(const std::filesystem::path& folder, AdamW& optimizer, int64_t step);
+
+}  // namespace dmamba::train

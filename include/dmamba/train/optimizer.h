@@ -1,0 +1,46 @@
+// AdamW (Loshchilov and Hutter, arXiv 1711.05101) over named parameters, through ATen's fused
+// kernel.
+#pragma once
+
+#include <torch/nn.h>
+
+#include <string>
+#include <vector>
+
+#include "dmamba/config/config.h"
+
+namespace dmamba::train {
+
+/// A parameter and its moments. Names are the model's, so that a checkpoint can be read by anyone.
+struct Slot {
+  std::string name;
+  torch::Tensor parameter, first_moment, second_moment;
+};
+
+/// Keeps references to the parameters; not thread-safe.
+class AdamW {
+ public:
+  /// Splits the parameters by `training.decay`: with `matrices`, A_log, D, norms, biases and
+  /// embeddings are not decayed.
+  AdamW(const torch::nn::Module& model, const config::TrainingConfig& training);
+
+  /// Scales the gradients so that their global norm is at most training.gradient_clip, applies one
+  /// step, forgets the gradients. Returns the norm before the clip, a scalar tensor.
+  torch::Tensor step(double learning_rate);
+
+  int64_t steps() const { return steps_; }
+  void set_steps(int64_t steps);
+
+  /// Parameters that decay first, then the others.
+  const std::vector<Slot>& slots() const { return slots_; }
+
+ private:
+  std::vector<torch::Tensor> gradients() const;
+
+  config::TrainingConfig training_;
+  std::vector<Slot> slots_;
+  size_t n_decayed_ = 0;
+  int64_t steps_ = 0;
+};
+
+}  // namespace dmamba::train

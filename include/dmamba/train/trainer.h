@@ -1,0 +1,63 @@
+// Training: batches, loss, gradients, steps, in bursts that leave Python in charge.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <vector>
+
+#include "dmamba/config/config.h"
+#include "dmamba/data/segment_sampler.h"
+#include "dmamba/model/dmamba.h"
+#include "dmamba/train/checkpoint.h"
+#include "dmamba/train/optimizer.h"
+
+namespace dmamba::train {
+
+/// One row of metrics: means over the steps since the row before.
+struct MetricsRow {
+  int64_t step;  ///< optimizer steps done
+  double loss;
+  double gradient_norm;  ///< before the clip
+  double learning_rate;  ///< of the last step
+};
+
+/// Trains a model on a store. The same config, data and model give the same bits on one machine
+/// with one number of threads, however the steps are cut into bursts or runs: sampling and dropout
+/// are keyed by (seed, step). Torch's default generator is left as it was found. Not thread-safe.
+class Trainer {
+ public:
+  /// Throws ConfigError where the config is out of range or does not fit the data or the model,
+  /// DataError where K exceeds every episode.
+  Trainer(const config::Config& config, std::shared_ptr<const data::TrajectoryStore> store,
+          model::DMamba model);
+
+  /// Trains until `seconds` have passed, `max_steps` are done (negative: no limit) or training is
+  /// finished; at least one step unless finished. Returns the rows that fell due. Throws Error
+  /// where the loss of a row is not finite.
+  std::vector<MetricsRow> run(double seconds, int64_t max_steps = -1);
+
+  int64_t step() const { return state_.step; }
+  bool finished() const { return state_.step >= state_.config.training.steps; }
+
+  /// Writes or continues from a checkpoint folder; see checkpoint.h.
+  void save(const std::filesystem::path& folder);
+  void load(const std::filesystem::path& folder);
+
+  const TrainingState& state() const { return state_; }
+
+ private:
+  void train_step();
+  void draw_batch();
+  torch::Tensor batch_loss();
+  void read_sums();
+  MetricsRow take_row();
+
+  TrainingState state_;
+  model::DMamba model_;
+  data::SegmentSampler sampler_;
+  AdamW optimizer_;
+  torch::Tensor states_, actions_, rtg_, timesteps_, mask_;  // the batch
+  torch::Tensor loss_sum_, norm_sum_;                        // float64 scalars, since the last row
+};
+
+}  // namespace dmamba::train

@@ -1,0 +1,176 @@
+// Checkpoints: tensors as safetensors, the rest as JSON, in a folder that appears whole or not at
+// all.
+#include "dmamba/train/checkpoint.h"
+
+#include <torch/version.h>
+
+#include <cstring>
+#include <fstream>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "dmamba/common/atomic_file.h"
+#include "dmamba/common/error.h"
+#include "dmamba/config/yaml.h"
+#include "dmamba/train/safetensors.h"
+
+namespace dmamba::train {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+using torch::Tensor;
+
+constexpr int kFormat = 1;
+
+std::string dtype_name(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case torch::kDouble:
+      return "F64";
+    case torch::kFloat:
+      return "F32";
+    case torch::kBFloat16:
+      return "BF16";
+    default:
+      TORCH_INTERNAL_ASSERT(false, "no safetensors name for ", t.scalar_type());
+  }
+}
+
+/// Named tensors on their way into a file; keeps CPU copies alive until it is written.
+class Tensors {
+ public:
+  void add(const std::string& name, const Tensor& t) {
+    kept_.push_back(t.detach().cpu().contiguous());
+    const Tensor& kept = kept_.back();
+    blobs_.push_back(
+        {name, dtype_name(kept), kept.sizes().vec(), kept.const_data_ptr(), kept.nbytes()});
+  }
+  void write(const fs::path& path) const { write_safetensors(path, blobs_, {{"format", "pt"}}); }
+
+ private:
+  std::vector<Tensor> kept_;
+  std::vector<TensorBlob> blobs_;
+};
+
+/// Copies the tensors of a file to those of the same names. Everything is compared before anything
+/// is copied.
+void read_tensors(const fs::path& path, const std::map<std::string, Tensor>& into) {
+  const SafetensorsFile file = SafetensorsFile::open(path);
+  for (const std::string& name : file.names()) {
+    if (into.count(name) == 0) {
+      throw CheckpointError(path.string() + ": tensor '" + name +
+                            "' has no counterpart in this model; was it saved from another one?");
+    }
+  }
+  for (const auto& [name, t] : into) {
+    if (!file.contains(name)) {
+      throw CheckpointError(path.string() + ": tensor '" + name + "' is missing");
+    }
+    const TensorBlob& blob = file.find(name);
+    if (blob.shape != t.sizes().vec() || blob.dtype != dtype_name(t)) {
+      throw CheckpointError(path.string() + ": tensor '" + name + "' is " + blob.dtype + " " +
+                            c10::str(at::IntArrayRef(blob.shape)) + ", the model's is " +
+                            dtype_name(t) + " " + c10::str(t.sizes()));
+    }
+  }
+  torch::NoGradGuard no_grad;
+  for (const auto& [name, t] : into) {
+    const TensorBlob& blob = file.find(name);
+    Tensor host = torch::empty(t.sizes(), t.options().device(torch::kCPU).requires_grad(false));
+    std::memcpy(host.mutable_data_ptr(), blob.data, blob.bytes);
+    Tensor target = t;
+    target.copy_(host);
+  }
+}
+
+std::map<std::string, Tensor> moments(const AdamW& optimizer) {
+  std::map<std::string, Tensor> tensors;
+  for (const Slot& slot : optimizer.slots()) {
+    tensors.emplace("exp_avg." + slot.name, slot.first_moment);
+    tensors.emplace("exp_avg_sq." + slot.name, slot.second_moment);
+  }
+  return tensors;
+}
+
+std::map<std::string, Tensor> parameters_of(const torch::nn::Module& model) {
+  std::map<std::string, Tensor> tensors;
+  for (const auto& item : model.named_parameters()) tensors.emplace(item.key(), item.value());
+  return tensors;
+}
+
+json to_json(const TrainingState& s) {
+  return {{"format", kFormat},
+          {"step", s.step},
+          {"state_dim", s.state_dim},
+          {"act_dim", s.act_dim},
+          {"state_mean", s.state_mean},
+          {"state_std", s.state_std},
+          {"loss_sum", s.loss_sum},
+          {"gradient_norm_sum", s.gradient_norm_sum},
+          {"steps_summed", s.steps_summed},
+          {"torch", TORCH_VERSION},
+          {"config", config::to_yaml(s.config)}};
+}
+
+}  // namespace
+
+void save_checkpoint(const fs::path& folder, const TrainingState& state,
+                     const torch::nn::Module& model, const AdamW& optimizer) {
+  const fs::path fresh = folder.parent_path() / ("." + folder.filename().string() + ".tmp");
+  try {
+    fs::remove_all(fresh);
+    fs::create_directories(fresh);
+    Tensors model_tensors, optimizer_tensors;
+    for (const auto& [name, t] : parameters_of(model)) model_tensors.add(name, t);
+    for (const auto& [name, t] : moments(optimizer)) optimizer_tensors.add(name, t);
+    model_tensors.write(fresh / "model.safetensors");
+    optimizer_tensors.write(fresh / "optimizer.safetensors");
+    write_file_atomically(fresh / "state.json", to_json(state).dump(1) + "\n");
+    fs::remove_all(folder);
+    fs::rename(fresh, folder);
+  } catch (const fs::filesystem_error& e) {
+    throw Error("cannot write checkpoint " + folder.string() + ": " + e.what());
+  }
+}
+
+TrainingState read_training_state(const fs::path& folder) {
+  const fs::path path = folder / "state.json";
+  std::ifstream file(path);
+  if (!file) {
+    throw CheckpointError(folder.string() +
+                          ": not a checkpoint (no state.json); name a folder like "
+                          "RUN/checkpoints/step-00001000");
+  }
+  try {
+    const json j = json::parse(file);
+    if (j.at("format").get<int>() != kFormat) {
+      throw CheckpointError(path.string() + ": format " + j.at("format").dump() +
+                            " is not known to this version, which reads " +
+                            std::to_string(kFormat));
+    }
+    TrainingState s;
+    s.step = j.at("step").get<int64_t>();
+    s.state_dim = j.at("state_dim").get<int64_t>();
+    s.act_dim = j.at("act_dim").get<int64_t>();
+    s.state_mean = j.at("state_mean").get<std::vector<float>>();
+    s.state_std = j.at("state_std").get<std::vector<float>>();
+    s.loss_sum = j.at("loss_sum").get<double>();
+    s.gradient_norm_sum = j.at("gradient_norm_sum").get<double>();
+    s.steps_summed = j.at("steps_summed").get<int64_t>();
+    s.config = config::parse_config(j.at("config").get<std::string>(), path.string() + " (config)");
+    return s;
+  } catch (const json::exception& e) {
+    throw CheckpointError(path.string() + ": " + e.what());
+  }
+}
+
+void load_parameters(const fs::path& folder, torch::nn::Module& model) {
+  read_tensors(folder / "model.safetensors", parameters_of(model));
+}
+
+void load_optimizer(const fs::path& folder, AdamW& optimizer, int64_t step) {
+  read_tensors(folder / "optimizer.safetensors", moments(optimizer));
+  optimizer.set_steps(step);
+}
+
+}  // namespace dmamba::train

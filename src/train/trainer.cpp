@@ -1,0 +1,199 @@
+// The training step and the burst around it.
+#include "dmamba/train/trainer.h"
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Parallel.h>
+
+#include <chrono>
+#include <cmath>
+
+#include "dmamba/common/error.h"
+#include "dmamba/common/philox.h"
+#include "dmamba/data/statistics.h"
+#include "dmamba/train/schedule.h"
+
+namespace dmamba::train {
+namespace {
+
+using torch::Tensor;
+
+/// Gives torch's default CPU generator back as it was.
+class GeneratorGuard {
+ public:
+  GeneratorGuard() : generator_(at::detail::getDefaultCPUGenerator()) {
+    const std::lock_guard<std::mutex> lock(generator_.mutex());
+    saved_ = generator_.get_state();
+  }
+  ~GeneratorGuard() {
+    const std::lock_guard<std::mutex> lock(generator_.mutex());
+    generator_.set_state(saved_);
+  }
+  /// Dropout draws from the default generator: seeded by (seed, step), a step's masks depend on
+  /// nothing that went before.
+  void seed_step(uint64_t seed, int64_t step) {
+    const std::lock_guard<std::mutex> lock(generator_.mutex());
+    generator_.set_current_seed(dropout_seed(seed, step));
+  }
+
+ private:
+  static uint64_t dropout_seed(uint64_t seed, int64_t step);
+
+  at::Generator generator_;
+  Tensor saved_;
+};
+
+uint64_t GeneratorGuard::dropout_seed(uint64_t seed, int64_t step) {
+  const auto purpose = common::PhiloxPurpose::kDropout;
+  return common::Philox{seed}(static_cast<uint64_t>(step), 0, purpose).bits64(0);
+}
+
+TrainingState initial_state(const config::Config& config, const data::TrajectoryStore& store) {
+  config::validate(config);
+  TrainingState s;
+  s.config = config;
+  s.state_dim = store.state_dim();
+  s.act_dim = store.act_dim();
+  data::StateStatistics statistics = data::state_statistics(store);
+  s.state_mean = std::move(statistics.mean);
+  s.state_std = std::move(statistics.std);
+  return s;
+}
+
+data::SamplerOptions sampler_options(const TrainingState& s) {
+  if (!(s.config.dataset.rtg_scale > 0)) {
+    throw ConfigError("dataset.rtg_scale must be resolved to a positive number before training");
+  }
+  data::SamplerOptions o;
+  o.batch_size = s.config.training.batch_size;
+  o.context_length = s.config.model.context_length;
+  o.seed = s.config.seed;
+  o.paper_padding = s.config.model.padding == "paper";
+  o.rtg_scale = s.config.dataset.rtg_scale;
+  o.state_mean = s.state_mean;
+  o.state_std = s.state_std;
+  o.max_timestep = s.config.model.max_timestep;
+  return o;
+}
+
+void check_model_fits(const model::DMamba& model, const TrainingState& s,
+                      const data::TrajectoryStore& store) {
+  if (model->state_dim() != s.state_dim || model->act_dim() != s.act_dim) {
+    throw ConfigError(store.name() + ": states have " + std::to_string(s.state_dim) +
+                      " components and actions " + std::to_string(s.act_dim) +
+                      ", but the model was made for " + std::to_string(model->state_dim()) +
+                      " and " + std::to_string(model->act_dim()));
+  }
+}
+
+}  // namespace
+
+Trainer::Trainer(const config::Config& config, std::shared_ptr<const data::TrajectoryStore> store,
+                 model::DMamba model)
+    : state_(initial_state(config, *store)),
+      model_(std::move(model)),
+      sampler_(store, sampler_options(state_)),
+      optimizer_(*model_, config.training) {
+  check_model_fits(model_, state_, *store);
+  if (config.training.device == "cuda") {
+    throw ConfigError("training.device: this version trains on the CPU; use auto or cpu");
+  }
+  if (config.training.threads > 0) at::set_num_threads(static_cast<int>(config.training.threads));
+  const int64_t batch = config.training.batch_size, K = config.model.context_length;
+  states_ = torch::empty({batch, K, state_.state_dim});
+  actions_ = torch::empty({batch, K, state_.act_dim});
+  rtg_ = torch::empty({batch, K, 1});
+  timesteps_ = torch::empty({batch, K}, torch::kLong);
+  mask_ = torch::empty({batch, K}, torch::kBool);
+  loss_sum_ = torch::zeros({}, torch::kDouble);
+  norm_sum_ = torch::zeros({}, torch::kDouble);
+}
+
+void Trainer::draw_batch() {
+  sampler_.sample(static_cast<uint64_t>(state_.step),
+                  {states_.mutable_data_ptr<float>(), actions_.mutable_data_ptr<float>(),
+                   rtg_.mutable_data_ptr<float>(), timesteps_.mutable_data_ptr<int64_t>(),
+                   mask_.mutable_data_ptr<bool>()});
+}
+
+/// Mean squared error over the actions of unpadded timesteps.
+Tensor Trainer::batch_loss() {
+  const Tensor predicted = model_->forward(states_, actions_, rtg_, timesteps_, mask_);
+  const Tensor weight = mask_.to(torch::kFloat).unsqueeze(2);
+  return ((predicted - actions_).square() * weight).sum() /
+         (weight.sum() * static_cast<double>(state_.act_dim));
+}
+
+void Trainer::train_step() {
+  draw_batch();
+  const Tensor loss = batch_loss();
+  loss.backward();
+  const Tensor norm = optimizer_.step(learning_rate(state_.config.training, state_.step));
+  loss_sum_ += loss.detach();
+  norm_sum_ += norm;
+  ++state_.steps_summed;
+  ++state_.step;
+}
+
+/// Reads the running sums off the device. They go on from there: summing in two pieces would round
+/// otherwise than an uninterrupted run.
+void Trainer::read_sums() {
+  state_.loss_sum = loss_sum_.item<double>();
+  state_.gradient_norm_sum = norm_sum_.item<double>();
+}
+
+MetricsRow Trainer::take_row() {
+  read_sums();
+  const double n = static_cast<double>(state_.steps_summed);
+  const MetricsRow row{state_.step, state_.loss_sum / n, state_.gradient_norm_sum / n,
+                       learning_rate(state_.config.training, state_.step - 1)};
+  loss_sum_.zero_();
+  norm_sum_.zero_();
+  state_.steps_summed = 0;
+  if (!std::isfinite(row.loss)) {
+    throw Error("the loss is not finite at step " + std::to_string(row.step) + " (seed " +
+                std::to_string(state_.config.seed) +
+                "): lower training.learning_rate or training.gradient_clip, and continue from the "
+                "last checkpoint");
+  }
+  return row;
+}
+
+std::vector<MetricsRow> Trainer::run(double seconds, int64_t max_steps) {
+  using Clock = std::chrono::steady_clock;
+  const auto end = Clock::now() + std::chrono::duration<double>(seconds);
+  const int64_t steps = state_.config.training.steps;
+  const int64_t last = max_steps < 0 ? steps : std::min(steps, state_.step + max_steps);
+  std::vector<MetricsRow> rows;
+  GeneratorGuard generator;
+  model_->train();
+  while (state_.step < last) {
+    generator.seed_step(state_.config.seed, state_.step);
+    train_step();
+    if (state_.step % state_.config.training.log_every == 0 || finished()) {
+      rows.push_back(take_row());
+    }
+    if (Clock::now() >= end) break;
+  }
+  return rows;
+}
+
+void Trainer::save(const std::filesystem::path& folder) {
+  read_sums();
+  save_checkpoint(folder, state_, *model_, optimizer_);
+}
+
+void Trainer::load(const std::filesystem::path& folder) {
+  const TrainingState saved = read_training_state(folder);
+  if (saved.config.model != state_.config.model || saved.config.seed != state_.config.seed) {
+    throw CheckpointError(folder.string() +
+                          ": was written with another model or seed than this run's config");
+  }
+  load_parameters(folder, *model_);
+  load_optimizer(folder, optimizer_, saved.step);
+  state_.step = saved.step;
+  loss_sum_.fill_(saved.loss_sum);
+  norm_sum_.fill_(saved.gradient_norm_sum);
+  state_.steps_summed = saved.steps_summed;
+}
+
+}  // namespace dmamba::train
