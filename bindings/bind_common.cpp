@@ -1,0 +1,26 @@
+// Errors, logging, instruction sets.
+#include "bindings/bind.h"
+#include "dmamba/common/error.h"
+#include "dmamba/common/log.h"
+#include "dmamba/ops/ops.h"
+
+namespace dmamba::bindings {
+
+void bind_common(py::module_& m) {
+  auto& error = py::register_exception<Error>(m, "Error", PyExc_RuntimeError);
+  py::register_exception<DataError>(m, "DataError", error.ptr());
+  py::register_exception<ConfigError>(m, "ConfigError", error.ptr());
+  py::register_exception<CheckpointError>(m, "CheckpointError", error.ptr());
+
+  m.def("set_log_level", &set_log_level, py::arg("level"),
+        "Sets the library's log level: trace, debug, info, warning, error or off.");
+  m.def("log_level", &log_level, "The library's log level.");
+
+  m.def("cpu_capabilities", &ops::cpu_capabilities,
+        "Instruction sets whose kernels this processor can run, best first.");
+  m.def("cpu_capability", &ops::cpu_capability, "The instruction set in use.");
+  m.def("set_cpu_capability", &ops::set_cpu_capability, py::arg("name"),
+        "Chooses the CPU kernels, for tests and comparisons.");
+}
+
+}  // namespace dmamba::bindings

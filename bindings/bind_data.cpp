@@ -1,0 +1,143 @@
+// Datasets: the store, its statistics, the sampler.
+#include <pybind11/numpy.h>
+
+#include "bindings/bind.h"
+#include "dmamba/data/reader.h"
+#include "dmamba/data/segment_sampler.h"
+#include "dmamba/data/statistics.h"
+
+namespace dmamba::bindings {
+namespace {
+
+using data::TrajectoryStore;
+template <class T>
+using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
+
+py::dict episode_arrays(const TrajectoryStore& store, int64_t i) {
+  const int64_t n = store.num_episodes();
+  if (i < -n || i >= n) {
+    throw py::index_error("episode " + std::to_string(i) + " of " + std::to_string(n));
+  }
+  const data::Episode e = store.episode(i < 0 ? i + n : i);
+  py::array_t<float> states({e.length, store.state_dim()}), actions({e.length, store.act_dim()});
+  py::array_t<float> rewards(e.length), rtg(e.length);
+  store.read(e.start, e.length, states.mutable_data(), actions.mutable_data(),
+             rewards.mutable_data(), rtg.mutable_data());
+  py::dict d;
+  d["observations"] = states;
+  d["actions"] = actions;
+  d["rewards"] = rewards;
+  d["returns_to_go"] = rtg;
+  d["terminated"] = e.terminated;
+  return d;
+}
+
+template <class T, class F>
+py::array_t<T> by_episode(const TrajectoryStore& store, const F& value) {
+  py::array_t<T> out(store.num_episodes());
+  for (int64_t i = 0; i < store.num_episodes(); ++i) out.mutable_at(i) = value(store.episode(i));
+  return out;
+}
+
+py::dict summary_dict(const TrajectoryStore& store) {
+  const data::Summary s = data::summarize(store);
+  py::dict d;
+  d["episodes"] = s.episodes;
+  d["transitions"] = s.transitions;
+  d["dropped_transitions"] = s.dropped;
+  d["terminals"] = s.terminated;
+  d["timeouts"] = s.truncated;
+  d["length_min"] = s.length_min;
+  d["length_mean"] = s.length_mean;
+  d["length_max"] = s.length_max;
+  d["return_min"] = s.return_min;
+  d["return_mean"] = s.return_mean;
+  d["return_std"] = s.return_std;
+  d["return_percentile_90"] = s.return_p90;
+  d["return_max"] = s.return_max;
+  return d;
+}
+
+py::tuple sample_batch(const data::SegmentSampler& sampler, uint64_t step) {
+  const int64_t batch = sampler.options().batch_size, K = sampler.options().context_length;
+  const auto& store = sampler.store();
+  py::array_t<float> states({batch, K, store.state_dim()}), actions({batch, K, store.act_dim()});
+  py::array_t<float> rtg({batch, K, int64_t{1}});
+  py::array_t<int64_t> timesteps({batch, K});
+  py::array_t<bool> mask({batch, K});
+  sampler.sample(step, {states.mutable_data(), actions.mutable_data(), rtg.mutable_data(),
+                        timesteps.mutable_data(), mask.mutable_data()});
+  return py::make_tuple(states, actions, rtg, timesteps, mask);
+}
+
+}  // namespace
+
+void bind_data(py::module_& m) {
+  py::class_<TrajectoryStore, std::shared_ptr<TrajectoryStore>>(
+      m, "TrajectoryStore", "Episodes of a dataset; made by open_dataset.")
+      .def_property_readonly("name", &TrajectoryStore::name, "Path of the file.")
+      .def_property_readonly("state_dim", &TrajectoryStore::state_dim)
+      .def_property_readonly("act_dim", &TrajectoryStore::act_dim)
+      .def_property_readonly("num_transitions", &TrajectoryStore::num_transitions)
+      .def_property_readonly("num_episodes", &TrajectoryStore::num_episodes)
+      .def_property_readonly("dropped_transitions", &TrajectoryStore::dropped_transitions,
+                             "Transitions after the last episode end, which are left out.")
+      .def_property_readonly("metadata", &TrajectoryStore::metadata)
+      .def_property_readonly("episode_lengths",
+                             [](const TrajectoryStore& s) {
+                               return by_episode<int64_t>(s,
+                                                          [](const auto& e) { return e.length; });
+                             })
+      .def_property_readonly("episode_returns",
+                             [](const TrajectoryStore& s) {
+                               return by_episode<double>(s, [](const auto& e) { return e.ret; });
+                             })
+      .def("episode", &episode_arrays, py::arg("index"),
+           "One episode as numpy arrays: observations (T, state_dim), actions (T, act_dim), "
+           "rewards (T,), returns_to_go (T,), raw; and whether it terminated.")
+      .def("summary", &summary_dict, "Counts, lengths (steps) and raw returns.")
+      .def(
+          "state_statistics",
+          [](const TrajectoryStore& s) {
+            const auto statistics = data::state_statistics(s);
+            return py::make_tuple(Array<float>(statistics.mean.size(), statistics.mean.data()),
+                                  Array<float>(statistics.std.size(), statistics.std.data()));
+          },
+          "Mean and standard deviation of the states, each (state_dim,) float32.")
+      .def("__len__", &TrajectoryStore::num_episodes);
+
+  m.def(
+      "open_dataset",
+      [](const std::string& path, const std::string& format) {
+        return data::open_dataset(path, format);
+      },
+      py::arg("path"), py::arg("format") = "auto", ReleaseGil(),
+      "Reads a dataset file. Raises DataError naming file, field and what to do.");
+
+  py::class_<data::SegmentSampler>(m, "SegmentSampler",
+                                   "Draws training segments as the paper does; the same for the "
+                                   "same (seed, step), whoever asks.")
+      .def(py::init([](std::shared_ptr<TrajectoryStore> store, int64_t batch_size,
+                       int64_t context_length, uint64_t seed, bool paper_padding, double rtg_scale,
+                       std::vector<float> state_mean, std::vector<float> state_std,
+                       int64_t max_timestep) {
+             return data::SegmentSampler(
+                 std::move(store), {batch_size, context_length, seed, paper_padding, rtg_scale,
+                                    std::move(state_mean), std::move(state_std), max_timestep});
+           }),
+           py::arg("store"), py::arg("batch_size"), py::arg("context_length"), py::arg("seed"),
+           py::arg("paper_padding"), py::arg("rtg_scale"), py::arg("state_mean"),
+           py::arg("state_std"), py::arg("max_timestep"))
+      .def("sample", &sample_batch, py::arg("step"),
+           "The batch of a step: states (batch, K, state_dim), actions (batch, K, act_dim), "
+           "returns_to_go (batch, K, 1), timesteps (batch, K) int64, mask (batch, K) bool.")
+      .def(
+          "segment",
+          [](const data::SegmentSampler& s, uint64_t step, int64_t index) {
+            const data::Segment segment = s.segment(step, index);
+            return py::make_tuple(segment.episode, segment.start, segment.length);
+          },
+          py::arg("step"), py::arg("index"), "(episode, start, length) of one sample.");
+}
+
+}  // namespace dmamba::bindings

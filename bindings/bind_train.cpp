@@ -1,0 +1,75 @@
+// The trainer and checkpoints.
+#include "bindings/bind.h"
+#include "dmamba/train/checkpoint.h"
+#include "dmamba/train/trainer.h"
+
+namespace dmamba::bindings {
+namespace {
+
+py::list run_burst(train::Trainer& trainer, double seconds, int64_t max_steps) {
+  std::vector<train::MetricsRow> rows;
+  {
+    py::gil_scoped_release release;
+    rows = trainer.run(seconds, max_steps);
+  }
+  py::list out;
+  for (const auto& row : rows) {
+    py::dict d;
+    d["step"] = row.step;
+    d["training/loss"] = row.loss;
+    d["training/grad_norm"] = row.gradient_norm;
+    d["training/learning_rate"] = row.learning_rate;
+    out.append(d);
+  }
+  return out;
+}
+
+}  // namespace
+
+void bind_train(py::module_& m) {
+  py::class_<train::Trainer>(m, "Trainer", "Trains a model on a store, in bursts.")
+      .def(py::init([](const config::Config& config, std::shared_ptr<data::TrajectoryStore> store,
+                       std::shared_ptr<model::DMambaImpl> model) {
+             return std::make_unique<train::Trainer>(config, std::move(store),
+                                                     model::DMamba(std::move(model)));
+           }),
+           py::arg("config"), py::arg("store"), py::arg("model"))
+      .def("run", &run_burst, py::arg("seconds") = 0.2, py::arg("max_steps") = -1,
+           "Trains for about `seconds` or max_steps; returns the rows of metrics that fell due.")
+      .def_property_readonly("step", &train::Trainer::step, "Optimizer steps done.")
+      .def_property_readonly("finished", &train::Trainer::finished)
+      .def_property_readonly("state_mean",
+                             [](const train::Trainer& t) { return t.state().state_mean; })
+      .def_property_readonly("state_std",
+                             [](const train::Trainer& t) { return t.state().state_std; })
+      .def(
+          "save", [](train::Trainer& t, const std::string& folder) { t.save(folder); },
+          py::arg("folder"), ReleaseGil(), "Writes a checkpoint folder, whole or not at all.")
+      .def(
+          "load", [](train::Trainer& t, const std::string& folder) { t.load(folder); },
+          py::arg("folder"), ReleaseGil(), "Continues from a checkpoint folder.");
+
+  m.def(
+      "read_checkpoint",
+      [](const std::string& folder) {
+        const train::TrainingState s = train::read_training_state(folder);
+        py::dict d;
+        d["step"] = s.step;
+        d["state_dim"] = s.state_dim;
+        d["act_dim"] = s.act_dim;
+        d["state_mean"] = s.state_mean;
+        d["state_std"] = s.state_std;
+        d["config"] = s.config;
+        return d;
+      },
+      py::arg("folder"), "What a checkpoint folder says beside its tensors.");
+  m.def(
+      "load_parameters",
+      [](const std::string& folder, std::shared_ptr<model::DMambaImpl> model) {
+        train::load_parameters(folder, *model);
+      },
+      py::arg("folder"), py::arg("model"), ReleaseGil(),
+      "Copies a checkpoint's model.safetensors into the model.");
+}
+
+}  // namespace dmamba::bindings

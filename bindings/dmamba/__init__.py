@@ -1,0 +1,61 @@
+"""DMamba: Decision Mamba, offline reinforcement learning with selective state spaces.
+
+Example:
+    >>> import dmamba
+    >>> run = dmamba.train("hopper-sample", overrides=["context_length=10"])
+    >>> results = dmamba.evaluate(run, targets=[1800, 3600], episodes=100)
+"""
+
+import torch
+
+from . import _build_info
+
+
+def _check_torch() -> None:
+    """Refuses a torch that the extension was not built for, before the linker does so unreadably."""
+    minor = ".".join(torch.__version__.split(".")[:2])
+    if minor != _build_info.torch_minor:
+        raise ImportError(
+            f"dmamba {_build_info.version} was built for torch {_build_info.torch_minor}, but torch "
+            f"{torch.__version__} is installed. Rebuild it: pip install --no-build-isolation "
+            f"--force-reinstall --no-deps <the dmamba source folder>, or install torch "
+            f"{_build_info.torch_version}."
+        )
+
+
+_check_torch()
+
+from . import data, envs, nn, ops  # noqa: E402
+from ._C import (  # noqa: E402
+    CheckpointError,
+    Config,
+    ConfigError,
+    DataError,
+    Error,
+    Policy,
+    set_log_level,
+)
+from .evaluation import evaluate  # noqa: E402
+from .official import from_official  # noqa: E402
+from .run import Run  # noqa: E402
+from .training import train  # noqa: E402
+
+__version__ = _build_info.version
+
+__all__ = [
+    "CheckpointError",
+    "Config",
+    "ConfigError",
+    "DataError",
+    "Error",
+    "Policy",
+    "Run",
+    "data",
+    "envs",
+    "evaluate",
+    "from_official",
+    "nn",
+    "ops",
+    "set_log_level",
+    "train",
+]

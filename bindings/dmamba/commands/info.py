@@ -1,0 +1,36 @@
+"""``dmamba info``: versions, instruction sets, CUDA; what a bug report needs."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from dmamba import _C, _build_info, report
+
+HELP = "Show versions, instruction sets, threads, and whether CUDA is used and why."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares nothing: the command has no arguments."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints one line per fact."""
+    facts = {name: version or "not installed" for name, version in report.versions().items()}
+    facts["built for torch"] = _build_info.torch_version
+    facts["build type"] = _build_info.build_type
+    facts["instructions"] = str(_C.cpu_capability())
+    facts["threads"] = str(torch.get_num_threads())
+    facts["CUDA"] = _cuda()
+    width = max(map(len, facts))
+    print("\n".join(f"{name.ljust(width)}  {value}" for name, value in facts.items()))
+    return 0
+
+
+def _cuda() -> str:
+    if torch.version.cuda is None:
+        return "no: this torch is built for the CPU only"
+    if not torch.cuda.is_available():
+        return f"no: torch (CUDA {torch.version.cuda}) finds no usable GPU or driver"
+    return f"no: {torch.cuda.get_device_name()} is usable, but dmamba's ops run on the CPU only"

@@ -1,0 +1,70 @@
+"""``dmamba train``: train a model, evaluate it, leave a run folder."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dmamba import _C
+from dmamba.training import recipes, train
+
+HELP = "Train a model on a dataset and evaluate it in the dataset's environment."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    parser.add_argument(
+        "config",
+        nargs="?",
+        metavar="CONFIG",
+        help=f"a YAML file, or one of: {', '.join(recipes())}",
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="settings, such as training.steps=1000 or evaluation.targets=[1800,3600]",
+    )
+    parser.add_argument("--output", metavar="DIR", help="run folder (runs/NAME-seedSEED)")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="RUN",
+        help="continue the run in RUN, in --output, or in CONFIG's own folder",
+    )
+    parser.add_argument("--no-evaluate", action="store_true", help="train only")
+    parser.add_argument("--no-progress", action="store_true", help="print nothing but errors")
+    parser.add_argument(
+        "--log-level",
+        metavar="L",
+        default="warning",
+        help="of the library's log: trace, debug, info, warning, error, off",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Trains; the run folder is printed at the end."""
+    _C.set_log_level(arguments.log_level)
+    given = [word for word in (arguments.config, *arguments.overrides) if word is not None]
+    resume, output = arguments.resume is not None, arguments.output
+    if arguments.resume:
+        if "=" in arguments.resume and not Path(arguments.resume).exists():
+            given.append(arguments.resume)  # an override that followed a bare --resume
+        elif output is not None:
+            raise _C.ConfigError("--resume RUN names the run folder; --output must not, too")
+        else:
+            output = arguments.resume
+    # Without CONFIG (a run that is resumed by its folder) the first word is an override already.
+    config = given.pop(0) if given and "=" not in given[0] else None
+    if config is None and output is None:
+        raise _C.ConfigError(f"no CONFIG given: a YAML file, or one of {', '.join(recipes())}")
+    train(
+        config,
+        given,
+        output=output,
+        resume=resume,
+        progress=not arguments.no_progress,
+        evaluate=not arguments.no_evaluate,
+    )
+    return 0

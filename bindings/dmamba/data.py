@@ -1,0 +1,206 @@
+"""Datasets by name or path, what they hold, and the settings that follow from them."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dmamba import _C, envs, scores
+
+PACKAGE_FOLDER = Path(__file__).parent
+
+
+def cache_folders() -> list[Path]:
+    """Folders in which a dataset's name is looked up: ``$DMAMBA_DATA``, then the user's cache."""
+    folders = [Path.home() / ".cache" / "dmamba" / "datasets"]
+    if os.environ.get("DMAMBA_DATA"):
+        folders.insert(0, Path(os.environ["DMAMBA_DATA"]))
+    return folders
+
+
+def locate(path_or_name: str | os.PathLike[str]) -> Path:
+    """Finds the file of a dataset.
+
+    Looked at, in this order: the path as it is; the package's samples (``hopper-medium``, or
+    ``samples/hopper-medium.hdf5``); in ``$DMAMBA_DATA`` and then in ``~/.cache/dmamba/datasets``
+    NAME, NAME.hdf5 and D4RL's own file name (hopper_medium-v2.hdf5 for hopper-medium-v2).
+
+    Raises:
+        DataError: None of them exists; the message lists them all.
+    """
+    name = os.fspath(path_or_name)
+    if not name:
+        raise _C.DataError("no dataset given: set dataset.path to a file or to a dataset's name")
+    candidates = [Path(name).expanduser()]
+    if not candidates[0].is_absolute():
+        relative = name.removeprefix("samples/")
+        candidates += _named(PACKAGE_FOLDER / "samples", relative)
+        for folder in cache_folders():
+            candidates += _named(folder, name)
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    if candidates[0].exists():  # a folder or a device: the reader says what is wrong with it
+        return candidates[0]
+    looked = "\n  ".join(str(candidate) for candidate in candidates)
+    raise _C.DataError(f"dataset {name!r} not found; looked for\n  {looked}")
+
+
+def load(path_or_name: str | os.PathLike[str], format: str = "auto") -> _C.TrajectoryStore:
+    """Reads a dataset into memory.
+
+    Args:
+        path_or_name: A file, or a name that :func:`locate` finds.
+        format: ``auto`` looks at the file; ``d4rl`` is D4RL's HDF5 layout.
+
+    Raises:
+        DataError: Not found, or not usable; the message names file, field and numbers.
+
+    Example:
+        >>> store = dmamba.data.load("hopper-medium")
+        >>> store.num_transitions, store.episode_returns.mean()
+    """
+    return _C.open_dataset(str(locate(path_or_name)), format)
+
+
+def environment_of(store: _C.TrajectoryStore) -> str:
+    """The gymnasium id of a dataset's environment: its metadata's, else the known one of its name.
+
+    Empty where neither tells.
+    """
+    for key in ("environment", "env_id", "env_name"):
+        if store.metadata.get(key):
+            return str(store.metadata[key])
+    known = envs.find(store.name)
+    return "" if known is None else known.gym_id
+
+
+def info(path_or_name: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a dataset holds.
+
+    Returns:
+        A dict with ``path``, ``environment``, ``state_dim``, ``act_dim``, ``metadata``,
+        ``dropped_transitions`` (after the last episode end), the counts and the return and length
+        statistics of ``TrajectoryStore.summary()``, ``constants`` (of the normalised score) and
+        ``score_min``, ``score_mean``, ``score_max``, ``score_percentile_90`` (None for an unknown
+        environment).
+    """
+    return describe(load(path_or_name))
+
+
+def describe(store: _C.TrajectoryStore, environment: str | None = None) -> dict[str, Any]:
+    """What :func:`info` returns, of a dataset already in memory.
+
+    Args:
+        store: The dataset.
+        environment: gymnasium id; None: what the dataset itself says.
+    """
+    summary = store.summary()
+    if environment is None:
+        environment = environment_of(store)
+    result = {
+        "path": store.name,
+        "environment": environment,
+        "state_dim": store.state_dim,
+        "act_dim": store.act_dim,
+        "dropped_transitions": store.dropped_transitions,
+        "metadata": dict(store.metadata),
+        **summary,
+        "constants": envs.score_constants(environment, store.name),
+    }
+    for name in ("min", "mean", "max", "percentile_90"):
+        result[f"score_{name}"] = envs.normalized_score(environment, summary[f"return_{name}"])
+    return result
+
+
+def format_info(result: dict[str, Any]) -> str:
+    """The text of ``dmamba data info``."""
+    known = envs.find(result["environment"]) if result["environment"] else None
+    lines = [
+        f"{result['path']}",
+        f"  environment    {result['environment'] or 'not named by the file'}"
+        f"  (states {result['state_dim']}, actions {result['act_dim']})",
+        f"  transitions    {result['transitions']:,}"
+        + (
+            f"  ({result['dropped_transitions']:,} more after the last episode end: not used)"
+            if result["dropped_transitions"]
+            else ""
+        ),
+        f"  episodes       {result['episodes']:,}"
+        f"  ({result['terminals']:,} end in a terminal state, {result['timeouts']:,} by timeout)",
+        "",
+    ]
+    rows = [["", "min", "mean", "90th percentile", "max"]]
+    rows.append(
+        [
+            "length",
+            f"{result['length_min']}",
+            f"{result['length_mean']:.1f}",
+            "",
+            f"{result['length_max']}",
+        ]
+    )
+    names = ("min", "mean", "percentile_90", "max")
+    rows.append(["return", *(f"{result[f'return_{name}']:.1f}" for name in names)])
+    if known is not None:
+        rows.append(["D4RL score", *(f"{result[f'score_{name}']:.1f}" for name in names)])
+    lines.append(scores.format_table(rows))
+    lines.append("  " + envs.describe_constants(result["constants"]))
+    if result["metadata"]:
+        lines.append("")
+        lines += [f"  {key}: {value}" for key, value in sorted(result["metadata"].items())]
+    return "\n".join(lines)
+
+
+def rtg_scale(store: _C.TrajectoryStore) -> float:
+    """The raw return per model unit: the largest power of ten not above the largest |return|.
+
+    Scaled returns then peak between 1 and 10, as in the paper's recipes (1000 for returns of
+    thousands). 1 where no return is as large as that.
+    """
+    peak = float(np.abs(store.episode_returns).max())
+    return 10.0 ** math.floor(math.log10(peak)) if peak >= 1.0 else 1.0
+
+
+def default_targets(store: _C.TrajectoryStore) -> list[float]:
+    """The dataset's 90th percentile and maximum return, to four digits, ascending."""
+    summary = store.summary()
+    wanted = (summary["return_percentile_90"], summary["return_max"])
+    return sorted({float(f"{value:.4g}") for value in wanted})
+
+
+def resolve(config: _C.Config, store: _C.TrajectoryStore) -> _C.Config:
+    """A copy of a configuration in which everything that comes from the data is filled in.
+
+    Fills dataset.environment, rtg_scale, max_episode_length and evaluation.targets where they are
+    empty, makes the timestep embedding cover the longest episode, and makes dataset.path absolute
+    where it is a file's, so that the run can be continued from another folder.
+    """
+    resolved = config.copy()
+    dataset = resolved.dataset
+    if Path(dataset.path).expanduser().is_file():
+        dataset.path = str(Path(dataset.path).expanduser().resolve())
+    longest = int(store.episode_lengths.max())
+    dataset.environment = dataset.environment or environment_of(store)
+    dataset.rtg_scale = dataset.rtg_scale or rtg_scale(store)
+    dataset.max_episode_length = dataset.max_episode_length or longest
+    resolved.model.max_timestep = max(resolved.model.max_timestep, longest)
+    if not resolved.evaluation.targets:
+        resolved.evaluation.targets = default_targets(store)
+    resolved.validate()
+    return resolved
+
+
+def _named(folder: Path, name: str) -> list[Path]:
+    candidates = [folder / name]
+    if not name.endswith(".hdf5"):
+        candidates.append(folder / f"{name}.hdf5")
+    stem = name.removesuffix(".hdf5")
+    task, dash, version = stem.rpartition("-v")
+    if dash and version.isdigit() and "-" in task:
+        candidates.append(folder / f"{task.replace('-', '_')}-v{version}.hdf5")
+    return candidates

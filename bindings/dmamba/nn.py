@@ -1,0 +1,187 @@
+"""Modules: C++ inside, ordinary ``torch.nn.Module`` outside.
+
+``state_dict``, ``parameters``, ``.to``, ``deepcopy``, pickling, optimizers and hooks on the outermost
+module work as ever. Children live in C++: their hooks do not fire, and ``torch.compile`` leaves the
+module whole (the ops alone compile into a graph, see :mod:`dmamba.ops`).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.cpp import ModuleWrapper
+
+from . import _C
+from ._C import ModelConfig
+
+
+def _complete(module: Any) -> None:
+    """Mends what ModuleWrapper leaves undone: nested children, and methods that return None.
+
+    It copies every method of the C++ module onto the instance, where they hide nn.Module's own
+    (``eval()`` would return None); those work on the wrapped parameters and children just as well.
+    """
+    cpp = module.cpp_module
+    for name in dir(cpp):
+        if hasattr(torch.nn.Module, name) and not name.startswith("_"):
+            module.__dict__.pop(name, None)
+    module.__dict__.pop("forward", None)
+    module._modules = {name: _Child(child) for name, child in cpp._modules.items()}
+
+
+class _Child(ModuleWrapper):
+    """A C++ submodule as Python sees it, its own children included."""
+
+    def __init__(self, cpp_module: Any):
+        super().__init__(cpp_module)
+        _complete(self)
+
+
+def _rebuild(
+    cls: type[_CppModule], arguments: tuple, state: dict[str, Tensor], training: bool
+) -> _CppModule:
+    module = cls(*arguments)
+    for name, tensor in module.named_parameters():
+        tensor.data = tensor.data.to(state[name])
+    module.load_state_dict(state)
+    return module.train(training)
+
+
+class _CppModule:
+    """What pybind11's module bindings lack: nested children, deepcopy and pickle.
+
+    Mixed in before a class bound by ``torch::python::bind_module``.
+    """
+
+    _arguments: tuple
+
+    def _adopt(self, *arguments: Any) -> None:
+        self._arguments = arguments
+        _complete(self)
+
+    def __reduce__(self) -> tuple:
+        state = self.state_dict()  # type: ignore[attr-defined]
+        return _rebuild, (type(self), self._arguments, state, self.training)  # type: ignore[attr-defined]
+
+
+class Mamba(_CppModule, _C.Mamba):  # type: ignore[misc]
+    """The Mamba block (Gu and Dao, arXiv 2312.00752), parameters named as in mamba_ssm.
+
+    Args:
+        d_model: Channels of a token.
+        d_state: State size of a channel.
+        d_conv: Taps of the causal convolution.
+        expand: Inner channels per channel of a token.
+        dt_rank: Rank of the step-size projection; 0 or "auto" means ceil(d_model / 16).
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        dt_rank: int | str = 0,
+    ):
+        rank = 0 if dt_rank == "auto" else int(dt_rank)
+        super().__init__(d_model, d_state, d_conv, expand, rank)
+        self._adopt(d_model, d_state, d_conv, expand, rank)
+
+    @torch.compiler.disable
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, segment_starts: Tensor | None = None
+    ) -> Tensor:
+        """Mixes tokens: (batch, L, d_model) -> (batch, L, d_model).
+
+        Args:
+            x: Tokens, (batch, L, d_model).
+            mask: (batch, L) bool, False for padding.
+            segment_starts: (batch, L) bool, True where a sequence begins anew.
+
+        Returns:
+            (batch, L, d_model).
+        """
+        return self.cpp_module.forward(x, mask, segment_starts)
+
+
+class DMamba(_CppModule, _C.DMamba):  # type: ignore[misc]
+    """Decision Mamba (T. Ota, arXiv 2403.19925).
+
+    Args:
+        state_dim: Components of a state.
+        act_dim: Components of an action.
+        **options: Any field of :class:`dmamba._C.ModelConfig`: d_model, n_layer, context_length,
+            token_mixer (one word, or one per layer), channel_mixing ("mlp" or "none"), padding
+            ("masked" or "paper"), initialization ("mamba" or "paper"), dropout, ... A ready
+            ``config=ModelConfig`` is taken instead.
+
+    Raises:
+        ConfigError: For a size below 1 or an unknown choice.
+        TypeError: For an unknown option.
+
+    Attributes:
+        state_dim, act_dim: As given.
+        config: A copy of the options the model was made with.
+
+    Example:
+        >>> model = DMamba(state_dim=11, act_dim=3, d_model=64, context_length=20)
+    """
+
+    def __init__(self, state_dim: int, act_dim: int, config: ModelConfig | None = None, **options):
+        config = ModelConfig() if config is None else config.copy()
+        fields = config.to_dict()
+        for name, value in options.items():
+            if name not in fields:
+                known = ", ".join(fields)
+                raise TypeError(f"DMamba has no option '{name}'; there are {known}")
+            if name == "token_mixer" and isinstance(value, str):
+                value = [value]
+            setattr(config, name, value)
+        super().__init__(state_dim, act_dim, config)
+        self._adopt(state_dim, act_dim, config)
+
+    @torch.compiler.disable
+    def forward(
+        self,
+        states: Tensor,
+        actions: Tensor,
+        returns_to_go: Tensor,
+        timesteps: Tensor,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Predicts the action of every timestep from what came before it.
+
+        Args:
+            states: Standardised, (batch, K, state_dim).
+            actions: (batch, K, act_dim).
+            returns_to_go: Scaled, (batch, K, 1).
+            timesteps: (batch, K) int64, in [0, max_timestep).
+            mask: (batch, K) bool, False for padding; not used with ``padding="paper"``.
+
+        Returns:
+            Actions (batch, K, act_dim), in (-1, 1).
+        """
+        return self.cpp_module.forward(states, actions, returns_to_go, timesteps, mask)
+
+
+def load(folder: str | os.PathLike[str]) -> tuple[DMamba, dict[str, Any]]:
+    """Loads the model of a checkpoint folder.
+
+    Args:
+        folder: A folder such as ``RUN/checkpoints/step-00001000``.
+
+    Returns:
+        The model in evaluation mode, and a dict with step, state_dim, act_dim, state_mean,
+        state_std (lists), rtg_scale and the run's config.
+
+    Raises:
+        CheckpointError: Where the folder is no checkpoint or does not fit; names file and tensor.
+    """
+    info = _C.read_checkpoint(os.fspath(folder))
+    model = DMamba(info["state_dim"], info["act_dim"], info["config"].model)
+    _C.load_parameters(os.fspath(folder), model.cpp_module)
+    info["rtg_scale"] = info["config"].dataset.rtg_scale
+    return model.eval(), info

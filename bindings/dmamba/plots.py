@@ -1,0 +1,134 @@
+"""The picture of a run: loss over steps, and what return came of each target return."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dmamba import envs
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from dmamba.run import Run
+
+_BLUE, _ORANGE, _GREY = "#2b6cb0", "#dd6b20", "#718096"
+
+
+def plot_run(run: Run, dataset_mean: float | None = None, path: Path | None = None) -> Path:
+    """Draws a run into a PNG.
+
+    Args:
+        run: With its metrics, and its evaluations if there are any.
+        dataset_mean: Mean raw return of the training set's episodes, for a line.
+        path: The file; None: ``plots/training.png`` in the run's folder.
+
+    Returns:
+        The file's path.
+    """
+    # A Figure of its own, not pyplot: no global state, and no window system is looked for.
+    from matplotlib.figure import Figure
+
+    path = run.plot_path if path is None else path
+    evaluations = run.evaluations()
+    figure = Figure(figsize=(11.0 if evaluations else 6.0, 4.2), dpi=120, layout="constrained")
+    panels = figure.subplots(1, 2 if evaluations else 1, squeeze=False)[0]
+    figure.suptitle(f"{run.config.name}, seed {run.config.seed}")
+    _draw_loss(panels[0], run.metrics())
+    if evaluations:
+        _draw_targets(panels[1], evaluations, dataset_mean)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, format="png")
+    temporary.replace(path)
+    return path
+
+
+def _draw_loss(axes: Axes, metrics: dict[str, np.ndarray]) -> None:
+    steps, loss = metrics["step"], metrics["training/loss"]
+    axes.plot(steps, loss, color=_BLUE, linewidth=1.2, marker="." if len(steps) < 20 else None)
+    axes.set_xlabel("training step")
+    axes.set_ylabel("loss (mean since the last row)")
+    finite = loss[np.isfinite(loss)]
+    if finite.size and finite.min() > 0 and finite.max() / finite.min() > 5:
+        axes.set_yscale("log")
+    axes.grid(alpha=0.3, which="both")
+
+
+def _draw_targets(
+    axes: Axes, evaluations: list[dict[str, Any]], dataset_mean: float | None
+) -> None:
+    last = evaluations[-1]
+    rows = sorted(last["targets"], key=lambda row: row["target"])
+    targets = np.array([row["target"] for row in rows])
+    means = np.array([row["return_mean"] for row in rows])
+    intervals = [row["return_interval"] or (row["return_mean"],) * 2 for row in rows]
+    low, high = np.array(intervals, dtype=float).T
+    # BCa may leave the mean just outside the interval of a few episodes.
+    errors = np.maximum(0.0, [means - low, high - means])
+    label = f"step {last['checkpoint_step']}, {100 * last['confidence']:g} % interval"
+    axes.errorbar(
+        targets,
+        means,
+        yerr=errors,
+        color=_BLUE,
+        marker="o",
+        linestyle="none",
+        capsize=4,
+        label=label,
+    )
+    for result in evaluations[:-1]:
+        earlier = result["targets"]
+        axes.scatter(
+            [row["target"] for row in earlier],
+            [row["return_mean"] for row in earlier],
+            s=14,
+            color=_BLUE,
+            alpha=0.25,
+            label="earlier evaluations" if result is evaluations[0] else None,
+        )
+    levels = [*low, *high]
+    if dataset_mean is not None:
+        levels.append(dataset_mean)
+        label = f"dataset mean {dataset_mean:.0f}"
+        axes.axhline(dataset_mean, color=_ORANGE, linewidth=1.2, label=label)
+    _scale_targets(axes, targets)
+    bottom, top = min(levels), max(levels)
+    margin = 0.1 * (top - bottom) or 1.0
+    axes.set_ylim(bottom - margin, top + margin)
+    left, right = axes.get_xlim()
+    line = np.linspace(left, right, 200)
+    axes.plot(line, line, color=_GREY, linestyle="--", linewidth=1.0, label="return = target")
+    axes.set_xlim(left, right)
+    axes.set_xlabel("target return")
+    axes.set_ylabel(f"return in {last['environment']}, {last['policy']} policy")
+    _score_axis(axes, last["environment"])
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+
+
+def _scale_targets(axes: Axes, targets: np.ndarray) -> None:
+    """Far targets (the paper asks for up to 20 times the best return) need a logarithmic axis."""
+    if targets.min() > 0 and targets.max() / targets.min() > 8:
+        axes.set_xscale("log")
+        axes.set_xlim(targets.min() / 1.3, targets.max() * 1.3)
+    else:
+        margin = 0.15 * float(np.ptp(targets)) or 0.1 * abs(float(targets[0])) or 1.0
+        axes.set_xlim(targets.min() - margin, targets.max() + margin)
+
+
+def _score_axis(axes: Axes, environment: str) -> None:
+    env = envs.find(environment)
+    if env is None:
+        return
+    span = (env.score_max - env.score_min) / 100.0
+    right = axes.secondary_yaxis(
+        "right",
+        functions=(
+            lambda returns: (returns - env.score_min) / span,
+            lambda score: score * span + env.score_min,
+        ),
+    )
+    right.set_ylabel("D4RL normalised score")

@@ -1,0 +1,125 @@
+"""What a training ends with: its summary as a dict, and the text for the terminal."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from typing import Any
+
+import numpy as np
+import torch
+
+from dmamba import _C, _build_info, data, envs, evaluation, scores
+from dmamba.run import Run
+
+BEST_NOTE = (
+    "best is the highest mean over the evaluations of this training, for each target on its own: "
+    "a maximum, so it is biased upwards. Published tables often report it; compare like with like."
+)
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of what a result depends on; None for what is not installed."""
+
+    def installed(package: str) -> str | None:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    return {
+        "dmamba": _build_info.version,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "gymnasium": installed("gymnasium"),
+        "mujoco": installed("mujoco"),
+        "compiler": _build_info.compiler,
+    }
+
+
+def summarize_run(run: Run, store: _C.TrajectoryStore, times: dict[str, Any]) -> dict[str, Any]:
+    """The content of summary.json.
+
+    Args:
+        run: With its metrics and evaluations.
+        store: The training set.
+        times: Of the process that ended the training, and the step it began with.
+    """
+    config = run.config
+    evaluations = run.evaluations()
+    metrics = run.metrics()
+    environment = config.dataset.environment
+    dataset = data.describe(store, environment)
+    summary: dict[str, Any] = {
+        "name": config.name,
+        "seed": config.seed,
+        "steps": config.training.steps,
+        "loss": float(metrics["training/loss"][-1]) if metrics["step"].size else None,
+        "environment": environment,
+        "dataset": {
+            key: dataset[key]
+            for key in (
+                "path",
+                "episodes",
+                "transitions",
+                "return_mean",
+                "return_max",
+                "score_mean",
+            )
+        },
+        "constants": envs.score_constants(environment, config.dataset.path),
+        "evaluations": len(evaluations),
+        "last": None,
+        "best": None,
+        "times": times,
+        "versions": versions(),
+    }
+    if evaluations:
+        last = evaluations[-1]
+        summary["last"] = {"step": last["checkpoint_step"], "targets": last["targets"]}
+        summary["best"] = {"note": BEST_NOTE, "targets": best_by_target(evaluations)}
+    return summary
+
+
+def best_by_target(evaluations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each target the evaluation with the highest mean return, and its step."""
+    best: dict[float, dict[str, Any]] = {}
+    for result in evaluations:
+        for row in result["targets"]:
+            known = best.get(row["target"])
+            if known is None or row["return_mean"] > known["return_mean"]:
+                kept = {key: row[key] for key in row if key not in ("returns", "lengths")}
+                best[row["target"]] = {"step": result["checkpoint_step"], **kept}
+    return [best[target] for target in sorted(best)]
+
+
+def format_run(run: Run) -> str:
+    """The closing text of a training: last and best evaluation, run folder and plot."""
+    summary = run.summary()
+    evaluations = run.evaluations()
+    lines = [""]
+    if evaluations:
+        lines += [evaluation.format_result(evaluations[-1], summary["dataset"]["return_mean"]), ""]
+    if len(evaluations) > 1:
+        lines += [_format_best(summary), ""]
+    times = summary["times"]
+    since = f" from step {times['first_step']}" if times["first_step"] else ""
+    loss = "-" if summary["loss"] is None else f"{summary['loss']:.4f}"
+    lines += [
+        f"trained {summary['steps']} steps{since}, loss {loss}; training "
+        f"{times['training_seconds']:.0f} s, evaluation {times['evaluation_seconds']:.0f} s",
+        f"run folder  {run.folder}",
+        f"plot        {run.plot_path}",
+    ]
+    return "\n".join(lines)
+
+
+def _format_best(summary: dict[str, Any]) -> str:
+    scored = summary["constants"] is not None
+    rows = [["target", "at step", "return", *(["D4RL score"] if scored else [])]]
+    for row in summary["best"]["targets"]:
+        cells = [f"{row['target']:g}", f"{row['step']}", f"{row['return_mean']:.1f}"]
+        rows.append([*cells, *([f"{row['score_mean']:.1f}"] if scored else [])])
+    title = f"best of {summary['evaluations']} evaluations, per target (a maximum: biased upwards)"
+    return title + "\n" + scores.format_table(rows)

@@ -1,0 +1,377 @@
+"""A run folder: everything one training leaves behind, and the only code that writes there.
+
+    config.yaml              the resolved configuration
+    metrics.csv              a row per log interval; no wall times, so a resumed run has equal bytes
+    evaluation.csv           one row per evaluation and target, from evaluations/step-00003000.json
+    checkpoints/step-00003000/   model, optimizer, state.json (without it, not complete)
+    events.out.tfevents.*    TensorBoard
+    plots/, summary.json     at the end
+    .lock                    held by the process that trains here
+
+Files are replaced, never rewritten in place; metrics.csv grows by whole lines.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dmamba import _C
+
+METRICS = ("step", "training/loss", "training/grad_norm", "training/learning_rate")
+_CHECKPOINT = re.compile(r"step-(\d{8,})")
+_UNFINISHED = re.compile(r"\.step-\d+\.tmp")  # where the trainer writes before it renames
+_EVALUATION = re.compile(r"step-(\d{8,})\.json")
+_EVALUATION_COLUMNS = (
+    "step",
+    "policy",
+    "target",
+    "episodes",
+    "return_mean",
+    "return_std",
+    "return_low",
+    "return_high",
+    "length_mean",
+    "d4rl_score",
+    "d4rl_score_low",
+    "d4rl_score_high",
+)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file: temporary file beside it, fsync, rename, fsync of the folder."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replaces a JSON file; arrays become lists, and NaN is refused."""
+    write_text(path, json.dumps(value, indent=2, default=_plain, allow_nan=False) + "\n")
+
+
+class Run:
+    """A run folder, to read from; training writes through a :class:`RunWriter`.
+
+    Args:
+        folder: The run's folder. Nothing is read until it is asked for.
+
+    Example:
+        >>> run = dmamba.train("hopper-sample")
+        >>> run.folder, run.latest_checkpoint(), run.metrics()["training/loss"][-1]
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
+    @property
+    def config(self) -> _C.Config:
+        """The resolved configuration."""
+        path = self.folder / "config.yaml"
+        if not path.is_file():
+            raise _C.CheckpointError(f"{self.folder}: not a run folder, it has no config.yaml")
+        return _C.Config.load(str(path))
+
+    @property
+    def plot_path(self) -> Path:
+        """Where the training's plot is, once it has ended."""
+        return self.folder / "plots" / "training.png"
+
+    def checkpoints(self) -> list[tuple[int, Path]]:
+        """Complete checkpoints as (step, folder), oldest first."""
+        found = []
+        root = self.folder / "checkpoints"
+        for path in root.iterdir() if root.is_dir() else ():
+            match = _CHECKPOINT.fullmatch(path.name)
+            if match and (path / "state.json").is_file():
+                found.append((int(match[1]), path))
+        return sorted(found)
+
+    def latest_checkpoint(self) -> tuple[int, Path] | None:
+        """The complete checkpoint with the highest step."""
+        found = self.checkpoints()
+        return found[-1] if found else None
+
+    def metrics(self) -> dict[str, np.ndarray]:
+        """metrics.csv by column: ``step`` (int64) and ``training/...`` (float64)."""
+        rows = _read_rows(self.folder / "metrics.csv")
+        return {
+            name: np.array([row[name] for row in rows], dtype=np.int64 if name == "step" else float)
+            for name in METRICS
+        }
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The evaluations made during the training, in order of step.
+
+        Each is what :func:`dmamba.evaluate` returns, with lists in place of arrays and tuples.
+        """
+        found = []
+        root = self.folder / "evaluations"
+        for path in root.iterdir() if root.is_dir() else ():
+            match = _EVALUATION.fullmatch(path.name)
+            if match:
+                found.append((int(match[1]), json.loads(path.read_text(encoding="utf-8"))))
+        return [result for _, result in sorted(found, key=lambda item: item[0])]
+
+    def summary(self) -> dict[str, Any]:
+        """summary.json; written when a training ends."""
+        path = self.folder / "summary.json"
+        if not path.is_file():
+            raise _C.CheckpointError(f"{self.folder}: no summary.json, the training has not ended")
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def dataset_mean(self) -> float | None:
+        """Mean raw return of the training set, from summary.json; None while there is none."""
+        if not (self.folder / "summary.json").is_file():
+            return None
+        return float(self.summary()["dataset"]["return_mean"])
+
+
+def locate_checkpoint(folder: Path) -> tuple[Path | None, Path]:
+    """(run folder, checkpoint folder) of a run's folder or of one checkpoint.
+
+    The run folder is None for a checkpoint that lies outside a run.
+
+    Raises:
+        CheckpointError: Neither of the two, or a run without a complete checkpoint.
+    """
+    if not folder.is_dir():
+        raise _C.CheckpointError(f"{folder}: no such folder")
+    if (folder / "state.json").is_file():
+        run_folder = folder.absolute().parent.parent
+        return (run_folder if (run_folder / "config.yaml").is_file() else None), folder
+    if not (folder / "config.yaml").is_file():
+        raise _C.CheckpointError(
+            f"{folder}: neither a run folder (no config.yaml) nor a checkpoint (no state.json)"
+        )
+    latest = Run(folder).latest_checkpoint()
+    if latest is None:
+        raise _C.CheckpointError(
+            f"{folder}: no complete checkpoint in {folder / 'checkpoints'}; "
+            "train it first, or continue it with --resume"
+        )
+    return folder, latest[1]
+
+
+class RunWriter:
+    """The one process that may write to a run folder; a context manager that holds its lock."""
+
+    def __init__(self, folder: Path, *, resume: bool) -> None:
+        """Takes the folder.
+
+        Raises:
+            Error: A new run in a folder that is not empty, or another process trains here.
+            CheckpointError: Nothing to resume.
+        """
+        self.run = Run(folder)
+        self.folder = folder
+        self._events: Any = None
+        if resume and not (folder / "config.yaml").is_file():
+            raise _C.CheckpointError(f"{folder}: nothing to resume, it has no config.yaml")
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(folder)
+        try:
+            if not resume:
+                self._refuse_used_folder()
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def __enter__(self) -> RunWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._events is not None:
+            self._events.close()
+        os.close(self._lock)  # closing releases the lock
+
+    def start(self, config: _C.Config, step: int) -> None:
+        """Writes the configuration, forgets what lies past ``step``, and opens the logs.
+
+        Args:
+            config: Resolved.
+            step: Steps done: 0, or the step of the checkpoint that the run continues from.
+        """
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        write_text(self.folder / "config.yaml", config.to_yaml())
+        for name in ("checkpoints", "evaluations", "plots"):
+            (self.folder / name).mkdir(exist_ok=True)
+        kept = [row for row in _read_rows(self.folder / "metrics.csv") if row["step"] <= step]
+        write_text(
+            self.folder / "metrics.csv", _csv(METRICS, [METRICS, *map(_metrics_cells, kept)])
+        )
+        for path in (self.folder / "evaluations").iterdir():
+            match = _EVALUATION.fullmatch(path.name)
+            if match and int(match[1]) > step:
+                path.unlink()
+        for path in (self.folder / "checkpoints").iterdir():
+            incomplete = _CHECKPOINT.fullmatch(path.name) and not (path / "state.json").is_file()
+            if incomplete or _UNFINISHED.fullmatch(path.name):
+                shutil.rmtree(path)
+        self._write_evaluation_csv()
+        self._events = SummaryWriter(str(self.folder), purge_step=step + 1 if step else None)
+
+    def add_row(self, row: dict[str, Any], steps_per_s: float) -> None:
+        """Appends a row to metrics.csv, and to TensorBoard together with the speed."""
+        with open(self.folder / "metrics.csv", "a", encoding="utf-8", newline="") as file:
+            file.write(_csv(METRICS, [_metrics_cells(row)]))
+        for name in METRICS[1:]:
+            self._events.add_scalar(name, row[name], row["step"])
+        self._events.add_scalar("time/steps_per_s", steps_per_s, row["step"])
+
+    def add_evaluation(self, result: dict[str, Any]) -> None:
+        """Keeps an evaluation: JSON in full, a CSV row per target, TensorBoard."""
+        step = result["checkpoint_step"]
+        write_json(self.folder / "evaluations" / f"step-{step:08d}.json", result)
+        self._write_evaluation_csv()
+        for row in result["targets"]:
+            key = f"evaluation/target_{row['target']:g}"
+            self._events.add_scalar(f"{key}_return_mean", row["return_mean"], step)
+            self._events.add_scalar(f"{key}_length_mean", row["length_mean"], step)
+            if row["score_mean"] is not None:
+                self._events.add_scalar(f"{key}_d4rl_score", row["score_mean"], step)
+        self._events.flush()
+
+    def save_checkpoint(self, trainer: Any, keep: int) -> Path:
+        """Writes ``checkpoints/step-...`` and removes all but the ``keep`` latest."""
+        # Rows up to this step must survive a power cut that the checkpoint survives.
+        with open(self.folder / "metrics.csv", "rb") as file:
+            os.fsync(file.fileno())
+        self._events.flush()
+        path = self.folder / "checkpoints" / f"step-{trainer.step:08d}"
+        trainer.save(str(path))
+        for _, old in self.run.checkpoints()[:-keep]:
+            (old / "state.json").unlink()  # first, so that half a checkpoint never looks complete
+            shutil.rmtree(old)
+        return path
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Writes summary.json."""
+        write_json(self.folder / "summary.json", summary)
+
+    def _write_evaluation_csv(self) -> None:
+        rows = [
+            _evaluation_cells(result, target)
+            for result in self.run.evaluations()
+            for target in result["targets"]
+        ]
+        write_text(
+            self.folder / "evaluation.csv",
+            _csv(_EVALUATION_COLUMNS, [_EVALUATION_COLUMNS, *rows]),
+        )
+
+    def _refuse_used_folder(self) -> None:
+        if all(path.name == ".lock" for path in self.folder.iterdir()):
+            return
+        latest = self.run.latest_checkpoint()
+        if (self.folder / "config.yaml").is_file():
+            state = f"a run, at step {latest[0]}" if latest else "a run without a checkpoint"
+            advice = "continue it with --resume, or choose another folder with --output"
+        else:
+            state, advice = "other files", "choose another folder with --output"
+        raise _C.Error(f"{self.folder}: the folder holds {state}; {advice}")
+
+
+def _lock(folder: Path) -> int:
+    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pid = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
+        os.close(handle)
+        raise _C.Error(
+            f"{folder}: process {pid} is training in this folder; wait for it, stop it, or choose "
+            "another folder with --output"
+        ) from None
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+    return handle
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a metrics.csv; a last line without its end, cut off by a kill, does not count."""
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8")
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    if not lines:
+        return []
+    if tuple(lines[0].split(",")) != METRICS:
+        raise _C.DataError(f"{path}: the header is {lines[0]!r}, expected {','.join(METRICS)!r}")
+    rows = []
+    for number, line in enumerate(lines[1:], start=2):
+        cells = line.split(",")
+        try:
+            if len(cells) != len(METRICS):
+                raise ValueError(f"{len(cells)} cells")
+            values = [int(cells[0]), *map(float, cells[1:])]
+        except ValueError as error:
+            raise _C.DataError(
+                f"{path}:{number}: not a row of metrics: {line!r} ({error})"
+            ) from None
+        rows.append(dict(zip(METRICS, values, strict=True)))
+    return rows
+
+
+def _metrics_cells(row: dict[str, Any]) -> list[str]:
+    return [str(row["step"]), *(repr(float(row[name])) for name in METRICS[1:])]
+
+
+def _evaluation_cells(result: dict[str, Any], target: dict[str, Any]) -> list[str]:
+    low, high = target["return_interval"] or (None, None)
+    score_low, score_high = target["score_interval"] or (None, None)
+    cells = [
+        result["checkpoint_step"],
+        result["policy"],
+        target["target"],
+        target["episodes"],
+        target["return_mean"],
+        target["return_std"],
+        low,
+        high,
+        target["length_mean"],
+        target["score_mean"],
+        score_low,
+        score_high,
+    ]
+    return ["" if cell is None else str(cell) for cell in cells]
+
+
+def _csv(columns: tuple[str, ...], rows: list[Any]) -> str:
+    assert all(len(row) == len(columns) for row in rows)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(f"cannot write {type(value).__name__} as JSON")

@@ -1,0 +1,76 @@
+"""Statistics of a handful of episodes: mean, spread, bootstrap interval of the mean."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Interval = tuple[float, float]
+
+
+def mean_interval(
+    values: np.ndarray, confidence: float = 0.95, seed: int = 0, resamples: int = 9999
+) -> Interval | None:
+    """Bias-corrected and accelerated bootstrap interval of the mean (Efron, 1987).
+
+    Args:
+        values: (n,) independent observations.
+        confidence: Coverage, between 0 and 1.
+        seed: Of the resampling: the same values give the same interval.
+        resamples: Bootstrap samples.
+
+    Returns:
+        (low, high); None for a single value, which says nothing about its spread.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.size < 2:
+        return None
+    if np.ptp(values) == 0.0:  # BCa divides by the spread
+        return float(values[0]), float(values[0])
+    from scipy.stats import bootstrap  # slow to import, and only evaluation needs it
+
+    result = bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=resamples,
+        batch=1000,
+        vectorized=True,
+        confidence_level=confidence,
+        method="BCa",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(result.low), float(result.high)
+
+
+def describe(values: np.ndarray, confidence: float = 0.95, seed: int = 0) -> dict[str, Any]:
+    """Mean, standard deviation, standard error and interval of (n,) values.
+
+    The deviation is the sample's (n - 1); with one value it and the error are None.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    std = float(values.std(ddof=1)) if values.size > 1 else None
+    return {
+        "mean": float(values.mean()),
+        "std": std,
+        "stderr": None if std is None else std / float(np.sqrt(values.size)),
+        "interval": mean_interval(values, confidence, seed),
+    }
+
+
+def format_table(rows: list[list[str]], indent: str = "  ") -> str:
+    """Aligns a header and rows of cells: the first column to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append((indent + "  ".join(cells)).rstrip())
+    return "\n".join(lines)
+
+
+def format_interval(interval: Interval | None, digits: int = 1) -> str:
+    """``[low, high]``, or a dash where there is none."""
+    if interval is None:
+        return "-"
+    return f"[{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
