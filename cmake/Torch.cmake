@@ -24,11 +24,21 @@ if(DMAMBA_TORCH_VERSION VERSION_LESS 2.11)
     "${DMAMBA_TORCH_VERSION}: pip install 'torch>=2.11,<2.14'")
 endif()
 
+# torch's wheels bring their own OpenMP: a second one in the process would have threads of its own.
 find_package(OpenMP REQUIRED COMPONENTS CXX)
+file(GLOB torch_openmp "${DMAMBA_TORCH_ROOT}/lib/libgomp*.so*")
+if(torch_openmp)
+  list(GET torch_openmp 0 openmp_library)
+  add_library(dmamba_openmp INTERFACE)
+  target_compile_options(dmamba_openmp INTERFACE $<$<COMPILE_LANGUAGE:CXX>:${OpenMP_CXX_FLAGS}>)
+  target_link_libraries(dmamba_openmp INTERFACE "${openmp_library}")
+else()
+  add_library(dmamba_openmp ALIAS OpenMP::OpenMP_CXX)
+endif()
 add_library(torch INTERFACE IMPORTED)
 target_include_directories(torch SYSTEM INTERFACE
   "${DMAMBA_TORCH_ROOT}/include" "${DMAMBA_TORCH_ROOT}/include/torch/csrc/api/include")
 target_link_libraries(torch INTERFACE
   "${DMAMBA_TORCH_ROOT}/lib/libtorch.so" "${DMAMBA_TORCH_ROOT}/lib/libtorch_cpu.so"
-  "${DMAMBA_TORCH_ROOT}/lib/libc10.so" OpenMP::OpenMP_CXX)
+  "${DMAMBA_TORCH_ROOT}/lib/libc10.so" dmamba_openmp)
 message(STATUS "DMamba: torch ${DMAMBA_TORCH_VERSION} (CUDA ${DMAMBA_TORCH_CUDA}) of ${DMAMBA_TORCH_ROOT}")

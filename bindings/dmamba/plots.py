@@ -52,7 +52,7 @@ def _draw_loss(axes: Axes, metrics: dict[str, np.ndarray]) -> None:
     axes.set_xlabel("training step")
     axes.set_ylabel("loss (mean since the last row)")
     finite = loss[np.isfinite(loss)]
-    if finite.size and finite.min() > 0 and finite.max() / finite.min() > 5:
+    if finite.size and finite.min() > 0 and finite.max() / finite.min() > 30:
         axes.set_yscale("log")
     axes.grid(alpha=0.3, which="both")
 
@@ -89,7 +89,8 @@ def _draw_targets(
             alpha=0.25,
             label="earlier evaluations" if result is evaluations[0] else None,
         )
-    levels = [*low, *high]
+    levels = [0.0, *low, *high]
+    levels += [row["return_mean"] for result in evaluations for row in result["targets"]]
     if dataset_mean is not None:
         levels.append(dataset_mean)
         label = f"dataset mean {dataset_mean:.0f}"
@@ -97,7 +98,7 @@ def _draw_targets(
     _scale_targets(axes, targets)
     bottom, top = min(levels), max(levels)
     margin = 0.1 * (top - bottom) or 1.0
-    axes.set_ylim(bottom - margin, top + margin)
+    axes.set_ylim(bottom - (margin if bottom < 0 else 0.0), top + margin)
     left, right = axes.get_xlim()
     line = np.linspace(left, right, 200)
     axes.plot(line, line, color=_GREY, linestyle="--", linewidth=1.0, label="return = target")

@@ -61,6 +61,7 @@ DMambaImpl::DMambaImpl(int64_t state_dim, int64_t act_dim, const config::ModelCo
   embed_state_ = register_module("embed_state", torch::nn::Linear(state_dim, d));
   embed_action_ = register_module("embed_action", torch::nn::Linear(act_dim, d));
   embed_ln_ = register_module("embed_ln", torch::nn::LayerNorm(torch::nn::LayerNormOptions({d})));
+  embedding_dropout_ = register_module("embedding_dropout", nn::Dropout(config.embedding_dropout));
   predict_action_ = register_module(
       "predict_action", torch::nn::Sequential(torch::nn::Linear(d, act_dim), torch::nn::Tanh()));
 }
@@ -103,7 +104,7 @@ void DMambaImpl::check_inputs(const Tensor& states, const Tensor& actions,
 }
 
 Tensor DMambaImpl::embed_tokens(const Tensor& tokens) {
-  return torch::dropout(embed_ln_(tokens), config_.embedding_dropout, is_training());
+  return embedding_dropout_(embed_ln_(tokens));
 }
 
 Tensor DMambaImpl::forward(const Tensor& states, const Tensor& actions, const Tensor& returns_to_go,

@@ -2,13 +2,13 @@
 #include "dmamba/nn/block.h"
 
 #include "dmamba/common/error.h"
+#include "dmamba/nn/elementwise.h"
 
 namespace dmamba::nn {
 
 torch::nn::Sequential make_channel_mlp(int64_t d_model, double dropout) {
-  return torch::nn::Sequential(torch::nn::Linear(d_model, 4 * d_model), torch::nn::GELU(),
-                               torch::nn::Linear(4 * d_model, d_model),
-                               torch::nn::Dropout(dropout));
+  return torch::nn::Sequential(torch::nn::Linear(d_model, 4 * d_model), Gelu(),
+                               torch::nn::Linear(4 * d_model, d_model), Dropout(dropout));
 }
 
 BlockImpl::BlockImpl(const std::string& mixer, const config::ModelConfig& config) {

@@ -109,6 +109,31 @@ struct CausalConv1d : torch::autograd::Function<CausalConv1d> {
   }
 };
 
+struct Gelu : torch::autograd::Function<Gelu> {
+  static Tensor forward(AutogradContext* context, const Tensor& x) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    context->save_for_backward({x});
+    return calls::gelu(x);
+  }
+  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+    return {calls::gelu_backward(gradients[0], context->get_saved_variables()[0])};
+  }
+};
+
+struct Dropout : torch::autograd::Function<Dropout> {
+  static Tensor forward(AutogradContext* context, const Tensor& x, double p, int64_t key) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    context->saved_data["p"] = p;
+    context->saved_data["key"] = key;
+    return calls::dropout(x, p, key);
+  }
+  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+    return {calls::dropout(gradients[0], context->saved_data["p"].toDouble(),
+                           context->saved_data["key"].toInt()),
+            Tensor(), Tensor()};
+  }
+};
+
 bool needs_gradient(std::initializer_list<OptionalTensor> inputs) {
   if (!at::GradMode::is_enabled()) return false;
   for (const OptionalTensor& t : inputs) {
@@ -146,11 +171,19 @@ std::tuple<Tensor, Tensor> causal_conv1d_autograd(const Tensor& x, const Tensor&
   return {results[0], results[1]};
 }
 
+Tensor gelu_autograd(const Tensor& x) { return Gelu::apply(x); }
+Tensor dropout_autograd(const Tensor& x, double p, int64_t key) {
+  return Dropout::apply(x, p, key);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(dmamba, Autograd, m) {
   m.impl("selective_scan", &selective_scan_autograd);
   m.impl("causal_conv1d", &causal_conv1d_autograd);
+  m.impl("gelu", &gelu_autograd);
+  m.impl("dropout", &dropout_autograd);
+  m.impl("gelu_backward", torch::autograd::autogradNotImplementedFallback());
   m.impl("selective_scan_backward", torch::autograd::autogradNotImplementedFallback());
   m.impl("causal_conv1d_backward", torch::autograd::autogradNotImplementedFallback());
   m.impl("selective_state_update", torch::autograd::autogradNotImplementedFallback());

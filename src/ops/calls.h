@@ -71,4 +71,19 @@ inline Tensor causal_conv1d_update(Tensor& state, const Tensor& x, const Tensor&
   return op.call(state, x, weight, bias, silu);
 }
 
+inline Tensor gelu(const Tensor& x) {
+  static const auto op = find_op<decltype(gelu)>("dmamba::gelu");
+  return op.call(x);
+}
+
+inline Tensor gelu_backward(const Tensor& dy, const Tensor& x) {
+  static const auto op = find_op<decltype(gelu_backward)>("dmamba::gelu_backward");
+  return op.call(dy, x);
+}
+
+inline Tensor dropout(const Tensor& x, double p, int64_t key) {
+  static const auto op = find_op<decltype(dropout)>("dmamba::dropout");
+  return op.call(x, p, key);
+}
+
 }  // namespace dmamba::ops::calls

@@ -38,12 +38,6 @@ void check_device(const char* op, const char* name, const at::Tensor& t, const a
               like_name, " is on ", like.device(), "; move them to one device");
 }
 
-void check_activation_dtype(const char* op, const char* name, const at::Tensor& t) {
-  const auto dtype = t.scalar_type();
-  TORCH_CHECK(dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kDouble, op, ": ", name,
-              " must be float32, bfloat16 or float64, got ", dtype);
-}
-
 /// Everything about one argument beside the leading activation `like`.
 void check_argument(const char* op, const char* name, const OptionalTensor& t, const Shape& shape,
                     at::ScalarType dtype, const char* why, const at::Tensor& like,
@@ -59,6 +53,12 @@ constexpr const char* kParameter = "(float32, or float64 with float64 activation
 constexpr const char* kFlag = "(one flag a token)";
 
 }  // namespace
+
+void check_activation(const char* op, const char* name, const at::Tensor& t) {
+  const auto dtype = t.scalar_type();
+  TORCH_CHECK(dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kDouble, op, ": ", name,
+              " must be float32, bfloat16 or float64, got ", dtype);
+}
 
 at::ScalarType parameter_dtype(at::ScalarType activations) {
   return activations == at::kDouble ? at::kDouble : at::kFloat;
@@ -77,7 +77,7 @@ void check_selective_scan(const char* op, const at::Tensor& u, const at::Tensor&
                           const OptionalTensor& segment_starts,
                           const OptionalTensor& initial_state) {
   TORCH_CHECK(u.dim() == 3, op, ": u must be (batch, L, d_inner), got ", u.sym_sizes());
-  check_activation_dtype(op, "u", u);
+  check_activation(op, "u", u);
   const auto batch = u.sym_size(0), length = u.sym_size(1), d_inner = u.sym_size(2);
   TORCH_CHECK(length >= 1, op, ": L must be at least 1, got u of ", u.sym_sizes());
   TORCH_CHECK(A.dim() == 2 && A.sym_size(0) == d_inner && A.sym_size(1) >= 1, op,
@@ -107,7 +107,7 @@ void check_causal_conv1d(const char* op, const at::Tensor& x, const at::Tensor& 
                          const OptionalTensor& segment_starts,
                          const OptionalTensor& initial_state) {
   TORCH_CHECK(x.dim() == 3, op, ": x must be (batch, L, d_inner), got ", x.sym_sizes());
-  check_activation_dtype(op, "x", x);
+  check_activation(op, "x", x);
   const auto batch = x.sym_size(0), length = x.sym_size(1), d_inner = x.sym_size(2);
   TORCH_CHECK(length >= 1, op, ": L must be at least 1, got x of ", x.sym_sizes());
   TORCH_CHECK(weight.dim() == 2 && weight.sym_size(0) == d_inner && weight.sym_size(1) >= 1, op,

@@ -23,6 +23,9 @@ void check_causal_conv1d(const char* op, const at::Tensor& x, const at::Tensor& 
                          const OptionalTensor& bias, const OptionalTensor& mask,
                          const OptionalTensor& segment_starts, const OptionalTensor& initial_state);
 
+/// Checks that t is float32, bfloat16 or float64.
+void check_activation(const char* op, const char* name, const at::Tensor& t);
+
 /// dtype of parameters and states beside activations of this dtype: float64 for float64, else
 /// float32.
 at::ScalarType parameter_dtype(at::ScalarType activations);

@@ -75,6 +75,10 @@ Tensor causal_conv1d_update_meta(Tensor& state, const Tensor& x, const Tensor& w
   return contiguous_like(x);
 }
 
+Tensor gelu_meta(const Tensor& x) { return contiguous_like(x); }
+Tensor gelu_backward_meta(const Tensor& dy, const Tensor& x) { return contiguous_like(x); }
+Tensor dropout_meta(const Tensor& x, double p, int64_t key) { return contiguous_like(x); }
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(dmamba, Meta, m) {
@@ -84,6 +88,9 @@ TORCH_LIBRARY_IMPL(dmamba, Meta, m) {
   m.impl("causal_conv1d", &causal_conv1d_meta);
   m.impl("causal_conv1d_backward", &causal_conv1d_backward_meta);
   m.impl("causal_conv1d_update", &causal_conv1d_update_meta);
+  m.impl("gelu", &gelu_meta);
+  m.impl("gelu_backward", &gelu_backward_meta);
+  m.impl("dropout", &dropout_meta);
 }
 
 }  // namespace dmamba::ops

@@ -38,4 +38,8 @@ at::Tensor causal_conv1d_update(at::Tensor& state, const at::Tensor& x, const at
   return calls::causal_conv1d_update(state, x, weight, bias, silu);
 }
 
+at::Tensor gelu(const at::Tensor& x) { return calls::gelu(x); }
+
+at::Tensor dropout(const at::Tensor& x, double p, int64_t key) { return calls::dropout(x, p, key); }
+
 }  // namespace dmamba::ops

@@ -32,4 +32,8 @@ TORCH_LIBRARY(dmamba, m) {
   m.def(
       "causal_conv1d_update(Tensor(a!) state, Tensor x, Tensor weight, Tensor? bias=None, "
       "bool silu=True) -> Tensor");
+  m.def("gelu(Tensor x) -> Tensor");
+  m.def("gelu_backward(Tensor dy, Tensor x) -> Tensor");
+  // Linear in x: its own derivative.
+  m.def("dropout(Tensor x, float p, int key) -> Tensor");
 }

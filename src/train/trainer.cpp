@@ -11,6 +11,7 @@
 #include "dmamba/common/philox.h"
 #include "dmamba/data/statistics.h"
 #include "dmamba/train/schedule.h"
+#include "src/train/memory.h"
 
 namespace dmamba::train {
 namespace {
@@ -98,6 +99,7 @@ Trainer::Trainer(const config::Config& config, std::shared_ptr<const data::Traje
     throw ConfigError("training.device: this version trains on the CPU; use auto or cpu");
   }
   if (config.training.threads > 0) at::set_num_threads(static_cast<int>(config.training.threads));
+  keep_freed_memory();
   const int64_t batch = config.training.batch_size, K = config.model.context_length;
   states_ = torch::empty({batch, K, state_.state_dim});
   actions_ = torch::empty({batch, K, state_.act_dim});

@@ -9,6 +9,7 @@
 
 #include "dmamba/config/config.h"
 #include "dmamba/nn/block.h"
+#include "dmamba/nn/elementwise.h"
 
 namespace dmamba::model {
 
@@ -63,6 +64,7 @@ class DMambaImpl : public torch::nn::Module {
   torch::nn::Linear embed_return_{nullptr}, embed_state_{nullptr}, embed_action_{nullptr};
   torch::nn::LayerNorm embed_ln_{nullptr}, ln_f_{nullptr};
   std::vector<nn::Block> blocks_;
+  nn::Dropout embedding_dropout_{nullptr};
   torch::nn::Sequential predict_action_{nullptr};
 };
 TORCH_MODULE(DMamba);

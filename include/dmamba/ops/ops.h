@@ -61,6 +61,14 @@ std::tuple<at::Tensor, at::Tensor> causal_conv1d(const at::Tensor& x, const at::
 at::Tensor causal_conv1d_update(at::Tensor& state, const at::Tensor& x, const at::Tensor& weight,
                                 const OptionalTensor& bias = {}, bool silu = true);
 
+/// GELU(x) = x Phi(x), exact (Hendrycks and Gimpel, arXiv 1606.08415), elementwise.
+at::Tensor gelu(const at::Tensor& x);
+
+/// x / (1 - p) where the Philox stream of `key` says so, with probability 1 - p, else 0. The same
+/// key and size give the same mask on any processor; the mask is drawn again in the backward pass
+/// and not kept. p in [0, 1).
+at::Tensor dropout(const at::Tensor& x, double p, int64_t key);
+
 /// Instruction sets whose kernels this processor can run, best first: "avx512", "avx2", "portable".
 std::vector<std::string> cpu_capabilities();
 

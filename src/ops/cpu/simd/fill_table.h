@@ -2,6 +2,7 @@
 #pragma once
 
 #include "src/ops/cpu/simd/conv.h"
+#include "src/ops/cpu/simd/elementwise.h"
 #include "src/ops/cpu/simd/scan_backward.h"
 #include "src/ops/cpu/simd/table.h"
 
@@ -54,6 +55,17 @@ constexpr KernelTable make_table(const char* name) {
     });
   };
   t.conv_scratch = conv_scratch<V>;
+  t.gelu_forward = [](const GeluParams& p, int64_t begin, int64_t end) {
+    with_storage<V>(p.storage,
+                    [&](auto tag) { gelu_forward_typed<V, decltype(tag)>(p, begin, end); });
+  };
+  t.gelu_backward = [](const GeluParams& p, int64_t begin, int64_t end) {
+    with_storage<V>(p.storage,
+                    [&](auto tag) { gelu_backward_typed<V, decltype(tag)>(p, begin, end); });
+  };
+  t.dropout = [](const DropoutParams& p, int64_t begin, int64_t end) {
+    with_storage<V>(p.storage, [&](auto tag) { dropout_typed<V, decltype(tag)>(p, begin, end); });
+  };
   return t;
 }
 

@@ -121,8 +121,11 @@ void walk_back(const SelectiveScanBackwardParams& p, const Block<V>& k, int64_t 
                int64_t t1, const BackwardScratch<V>& w) {
   const int64_t d_state = kStates > 0 ? kStates : p.d_state;
   const V D = load_channel<V>(p.D, k.c, k.n), zero = V::set1(0);
-  V* g = w.g + j * d_state;
+  V* kept_g = w.g + j * d_state;
   V* dA = w.dA + j * d_state;
+  V g_registers[kStates > 0 ? kStates : 1];
+  V* g = kStates > 0 ? g_registers : kept_g;
+  for (int64_t n = 0; n < d_state; ++n) g[n] = kept_g[n];
   for (int64_t t = t1 - 1; t >= t0; --t) {
     const int64_t i = t - t0;
     prefetch_row<T>(p.du, k.b, t - kAhead, p.length, k.c);
@@ -156,6 +159,7 @@ void walk_back(const SelectiveScanBackwardParams& p, const Block<V>& k, int64_t 
     w.dbias[j] = w.dbias[j] + ddelta;
     w.dD[j] = fma(dy, u, w.dD[j]);
   }
+  for (int64_t n = 0; n < d_state; ++n) kept_g[n] = g[n];
 }
 
 /// Loads A and the state before token t0 of a block.

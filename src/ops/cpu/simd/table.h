@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "kernels/causal_conv1d/params.h"
+#include "kernels/elementwise/params.h"
 #include "kernels/selective_scan/params.h"
 
 namespace dmamba::ops::cpu {
@@ -30,6 +31,11 @@ struct KernelTable {
   void (*conv_backward)(const kernels::CausalConv1dBackwardParams&, int64_t begin, int64_t end,
                         void* scratch);
   size_t (*conv_scratch)(const kernels::CausalConv1dParams&);
+
+  // Elements [begin, end); begin is a multiple of kElementwiseUnit.
+  void (*gelu_forward)(const kernels::GeluParams&, int64_t begin, int64_t end);
+  void (*gelu_backward)(const kernels::GeluParams&, int64_t begin, int64_t end);
+  void (*dropout)(const kernels::DropoutParams&, int64_t begin, int64_t end);
 };
 
 /// Units of the scan's forward and of both directions of the convolution: (sequence, `lanes`

@@ -8,8 +8,43 @@
 namespace dmamba::ops::cpu {
 namespace {
 
+/// Sixteen 32-bit words, for the random numbers.
+struct Words256 {
+  __m256i low, high;
+
+  static Words256 set1(uint32_t x) {
+    const __m256i v = _mm256_set1_epi32(static_cast<int>(x));
+    return {v, v};
+  }
+  static Words256 iota(uint32_t first) {
+    const __m256i v = _mm256_set1_epi32(static_cast<int>(first));
+    return {_mm256_add_epi32(v, _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)),
+            _mm256_add_epi32(v, _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15))};
+  }
+  void store(uint32_t* p) const {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), low);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), high);
+  }
+};
+
+inline Words256 operator^(Words256 a, Words256 b) {
+  return {_mm256_xor_si256(a.low, b.low), _mm256_xor_si256(a.high, b.high)};
+}
+inline __m256i multiply(__m256i a, __m256i factor, __m256i& high) {
+  const __m256i even = _mm256_mul_epu32(a, factor);
+  const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), factor);
+  high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
+  return _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
+}
+/// The lower halves of the 64-bit products; the upper ones go to `high`.
+inline Words256 multiply(Words256 a, uint32_t factor, Words256& high) {
+  const __m256i f = _mm256_set1_epi32(static_cast<int>(factor));
+  return {multiply(a.low, f, high.low), multiply(a.high, f, high.high)};
+}
+
 struct Vec256 {
   using Real = float;
+  using Words = Words256;
   static constexpr int kLanes = 8;
   __m256 v;
 
@@ -80,6 +115,10 @@ inline Vec256 times_exp2(Vec256 x, Vec256 n) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(k, _mm256_set1_epi32(127)), 23));
   };
   return {_mm256_mul_ps(_mm256_mul_ps(x.v, power(half)), power(_mm256_sub_epi32(whole, half)))};
+}
+/// `a` in the lanes where x has a minus sign, `b` in the others.
+inline Vec256 select_negative(Vec256 x, Vec256 a, Vec256 b) {
+  return {_mm256_blendv_ps(b.v, a.v, x.v)};
 }
 inline Vec256 negative_abs(Vec256 x) { return {_mm256_or_ps(x.v, _mm256_set1_ps(-0.0f))}; }
 

@@ -13,8 +13,32 @@
 namespace dmamba::ops::cpu {
 namespace {
 
+/// Sixteen 32-bit words, for the random numbers.
+struct Words512 {
+  __m512i v;
+
+  static Words512 set1(uint32_t x) { return {_mm512_set1_epi32(static_cast<int>(x))}; }
+  static Words512 iota(uint32_t first) {
+    return {
+        _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(first)),
+                         _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15))};
+  }
+  void store(uint32_t* p) const { _mm512_storeu_si512(p, v); }
+};
+
+inline Words512 operator^(Words512 a, Words512 b) { return {_mm512_xor_si512(a.v, b.v)}; }
+/// The lower halves of the 64-bit products; the upper ones go to `high`.
+inline Words512 multiply(Words512 a, uint32_t factor, Words512& high) {
+  const __m512i f = _mm512_set1_epi32(static_cast<int>(factor));
+  const __m512i even = _mm512_mul_epu32(a.v, f);
+  const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(a.v, 32), f);
+  high.v = _mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64(even, 32), odd);
+  return {_mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32))};
+}
+
 struct Vec512 {
   using Real = float;
+  using Words = Words512;
   static constexpr int kLanes = 16;
   __m512 v;
 
@@ -61,6 +85,10 @@ inline Vec512 fma(Vec512 a, Vec512 b, Vec512 c) { return {_mm512_fmadd_ps(a.v, b
 // max_ps returns its second operand where either is NaN.
 inline Vec512 max_keep_nan(Vec512 floor, Vec512 x) { return {_mm512_max_ps(floor.v, x.v)}; }
 inline Vec512 negative_abs(Vec512 x) { return {_mm512_or_ps(x.v, _mm512_set1_ps(-0.0f))}; }
+/// `a` in the lanes where x has a minus sign, `b` in the others.
+inline Vec512 select_negative(Vec512 x, Vec512 a, Vec512 b) {
+  return {_mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(x.v)), b.v, a.v)};
+}
 
 /// 2^x = 2^floor(x) 2^r with r in [0, 1): a degree-6 minimax polynomial (error 3e-9). vreduceps
 /// takes r, and vscalefps floors by itself; both do the right thing with infinities and NaN.

@@ -10,9 +10,42 @@
 namespace dmamba::ops::cpu {
 namespace {
 
+/// Sixteen 32-bit words, for the random numbers.
+struct WordsPortable {
+  uint32_t v[16];
+
+  static WordsPortable set1(uint32_t x) {
+    WordsPortable w;
+    for (uint32_t& word : w.v) word = x;
+    return w;
+  }
+  /// first, first + 1, ..., first + 15.
+  static WordsPortable iota(uint32_t first) {
+    WordsPortable w;
+    for (uint32_t j = 0; j < 16; ++j) w.v[j] = first + j;
+    return w;
+  }
+  void store(uint32_t* p) const { std::memcpy(p, v, sizeof v); }
+};
+
+inline WordsPortable operator^(WordsPortable a, WordsPortable b) {
+  for (int j = 0; j < 16; ++j) a.v[j] ^= b.v[j];
+  return a;
+}
+/// The lower halves of the 64-bit products; the upper ones go to `high`.
+inline WordsPortable multiply(WordsPortable a, uint32_t factor, WordsPortable& high) {
+  for (int j = 0; j < 16; ++j) {
+    const uint64_t product = static_cast<uint64_t>(a.v[j]) * factor;
+    high.v[j] = static_cast<uint32_t>(product >> 32);
+    a.v[j] = static_cast<uint32_t>(product);
+  }
+  return a;
+}
+
 template <class R>
 struct VecScalar {
   using Real = R;
+  using Words = WordsPortable;
   static constexpr int kLanes = 1;
   R v;
 

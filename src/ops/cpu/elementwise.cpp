@@ -1,0 +1,76 @@
+// GELU and dropout on the CPU.
+#include <torch/library.h>
+
+#include <cmath>
+
+#include "src/ops/checks.h"
+#include "src/ops/cpu/dispatch.h"
+#include "src/ops/cpu/tensors.h"
+
+namespace dmamba::ops::cpu {
+namespace {
+
+using at::Tensor;
+
+/// Calls f(begin, end) over `count` elements in whole units.
+template <class F>
+void for_elements(int64_t count, const F& f) {
+  constexpr int64_t kUnit = kernels::kElementwiseUnit;
+  at::parallel_for(0, (count + kUnit - 1) / kUnit, 4, [&](int64_t begin, int64_t end) {
+    f(begin * kUnit, std::min(end * kUnit, count));
+  });
+}
+
+Tensor gelu_cpu(const Tensor& x) {
+  check_activation("gelu", "x", x);
+  const Tensor input = x.contiguous();
+  Tensor y = at::empty(x.sizes(), x.options());
+  const kernels::GeluParams p{input.numel(), storage_of(input), input.const_data_ptr(), nullptr,
+                              y.mutable_data_ptr()};
+  const KernelTable& table = kernels_for(p.storage);
+  for_elements(p.count, [&](int64_t begin, int64_t end) { table.gelu_forward(p, begin, end); });
+  return y;
+}
+
+Tensor gelu_backward_cpu(const Tensor& dy, const Tensor& x) {
+  check_activation("gelu_backward", "x", x);
+  TORCH_CHECK(dy.sizes() == x.sizes() && dy.scalar_type() == x.scalar_type(),
+              "gelu_backward: dy must be as x, ", x.sizes(), " ", x.scalar_type(), ", got ",
+              dy.sizes(), " ", dy.scalar_type());
+  const Tensor input = x.contiguous(), gradient = dy.contiguous();
+  Tensor dx = at::empty(x.sizes(), x.options());
+  const kernels::GeluParams p{input.numel(), storage_of(input), input.const_data_ptr(),
+                              gradient.const_data_ptr(), dx.mutable_data_ptr()};
+  const KernelTable& table = kernels_for(p.storage);
+  for_elements(p.count, [&](int64_t begin, int64_t end) { table.gelu_backward(p, begin, end); });
+  return dx;
+}
+
+Tensor dropout_cpu(const Tensor& x, double p, int64_t key) {
+  check_activation("dropout", "x", x);
+  TORCH_CHECK(p >= 0.0 && p < 1.0, "dropout: p must be in [0, 1), got ", p);
+  const Tensor input = x.contiguous();
+  Tensor y = at::empty(x.sizes(), x.options());
+  const double words = std::min(std::nearbyint(p * 4294967296.0), 4294967295.0);
+  const kernels::DropoutParams params{input.numel(),
+                                      storage_of(input),
+                                      static_cast<uint64_t>(key),
+                                      static_cast<uint32_t>(words),
+                                      1.0 / (1.0 - p),
+                                      input.const_data_ptr(),
+                                      y.mutable_data_ptr()};
+  const KernelTable& table = kernels_for(params.storage);
+  for_elements(params.count,
+               [&](int64_t begin, int64_t end) { table.dropout(params, begin, end); });
+  return y;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(dmamba, CPU, m) {
+  m.impl("gelu", &gelu_cpu);
+  m.impl("gelu_backward", &gelu_backward_cpu);
+  m.impl("dropout", &dropout_cpu);
+}
+
+}  // namespace dmamba::ops::cpu
