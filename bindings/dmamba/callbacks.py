@@ -16,7 +16,7 @@ class Callback:
     can be resumed from its latest checkpoint.
 
     Example:
-        >>> class Print(dmamba.Callback):
+        >>> class Print(dmamba.callbacks.Callback):
         ...     def on_log(self, run, row):
         ...         print(row["step"], row["training/loss"])
         >>> dmamba.train("hopper-sample", callbacks=[Print()])

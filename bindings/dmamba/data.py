@@ -176,9 +176,10 @@ def default_targets(store: _C.TrajectoryStore) -> list[float]:
 def resolve(config: _C.Config, store: _C.TrajectoryStore) -> _C.Config:
     """A copy of a configuration in which everything that comes from the data is filled in.
 
-    Fills dataset.environment, rtg_scale, max_episode_length and evaluation.targets where they are
-    empty, makes the timestep embedding cover the longest episode, and makes dataset.path absolute
-    where it is a file's, so that the run can be continued from another folder.
+    Fills dataset.environment, rtg_scale, max_episode_length (a known environment's time limit, else
+    the longest episode) and evaluation.targets where they are empty, makes the timestep embedding
+    cover every episode, and makes dataset.path absolute where it is a file's, so that the run
+    can be continued from another folder.
     """
     resolved = config.copy()
     dataset = resolved.dataset
@@ -187,8 +188,13 @@ def resolve(config: _C.Config, store: _C.TrajectoryStore) -> _C.Config:
     longest = int(store.episode_lengths.max())
     dataset.environment = dataset.environment or environment_of(store)
     dataset.rtg_scale = dataset.rtg_scale or rtg_scale(store)
-    dataset.max_episode_length = dataset.max_episode_length or longest
-    resolved.model.max_timestep = max(resolved.model.max_timestep, longest)
+    if not dataset.max_episode_length:
+        # A better policy than the dataset's may live longer: a known time limit comes first.
+        known = envs.find(dataset.environment)
+        dataset.max_episode_length = longest if known is None else known.max_episode_steps
+    resolved.model.max_timestep = max(
+        resolved.model.max_timestep, longest, dataset.max_episode_length
+    )
     if not resolved.evaluation.targets:
         resolved.evaluation.targets = default_targets(store)
     resolved.validate()

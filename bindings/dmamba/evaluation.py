@@ -201,12 +201,12 @@ def evaluate_model(
         seed: Of the environments and of the bootstrap.
         confidence: Of the intervals.
         num_envs: Environments at a time; None: 32, or fewer if there are fewer episodes.
-        max_episode_length: Time limit for an environment that has none of its own.
+        max_episode_length: Time limit in steps; 0, or one above the environment's own, leaves that.
         dataset: The training set's name or path, to label the score's constants.
         progress: Whether to show a bar.
         check: Called after every step; may raise to stop.
     """
-    _check_request(targets, episodes, num_envs)
+    _check_request(targets, episodes, seed, num_envs)
     started = time.perf_counter()
     vector = import_vector()
     check_dimensions(
@@ -223,7 +223,7 @@ def evaluate_model(
     ]
     slots = min(num_envs or DEFAULT_NUM_ENVS, len(jobs))
     returns = np.full((len(targets), episodes), np.nan)
-    lengths = np.zeros((len(targets), episodes), dtype=np.int64)
+    lengths: np.ndarray = np.zeros((len(targets), episodes), dtype=np.int64)
     environments = vector.make_vector(environment, slots, max_episode_length)
     try:
         actor = ArrayPolicy(model, policy, slots, info)
@@ -376,13 +376,17 @@ def format_result(result: dict[str, Any], dataset_mean: float | None = None) -> 
     )
 
 
-def _check_request(targets: Sequence[float], episodes: int, num_envs: int | None) -> None:
+def _check_request(
+    targets: Sequence[float], episodes: int, seed: int, num_envs: int | None
+) -> None:
     if len(targets) == 0:
         raise _C.ConfigError("evaluation.targets is empty: give at least one target return")
     if not np.isfinite(np.asarray(targets, dtype=np.float64)).all():
         raise _C.ConfigError(f"evaluation.targets must be finite, got {list(targets)}")
     if episodes < 1:
         raise _C.ConfigError(f"evaluation.episodes must be at least 1, got {episodes}")
+    if seed < 0:
+        raise _C.ConfigError(f"evaluation.seed must not be negative, got {seed}")
     if num_envs is not None and num_envs < 1:
         raise _C.ConfigError(f"num_envs must be at least 1, got {num_envs}")
 

@@ -34,7 +34,7 @@ def plot_run(run: Run, dataset_mean: float | None = None, path: Path | None = No
     path = run.plot_path if path is None else path
     evaluations = run.evaluations()
     figure = Figure(figsize=(11.0 if evaluations else 6.0, 4.2), dpi=120, layout="constrained")
-    panels = figure.subplots(1, 2 if evaluations else 1, squeeze=False)[0]
+    panels: list[Axes] = list(figure.subplots(1, 2 if evaluations else 1, squeeze=False)[0])
     figure.suptitle(f"{run.config.name}, seed {run.config.seed}")
     _draw_loss(panels[0], run.metrics())
     if evaluations:

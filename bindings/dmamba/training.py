@@ -91,7 +91,7 @@ def train(
         output: The run's folder; None: ``runs/NAME-seedSEED``.
         resume: Continue the run in the folder; it ends with the same bits as one that was never
             stopped. Only checkpoint and evaluation settings may differ from those it began with.
-        callbacks: Hooks; see :class:`dmamba.Callback`.
+        callbacks: Hooks; see :class:`dmamba.callbacks.Callback`.
         progress: Whether to show bars and print the result.
         evaluate: Whether to evaluate at all.
 
@@ -116,11 +116,20 @@ def train(
         _check_environment(resolved, store)
     if resume:
         _check_unchanged(Run(folder).config, resolved, folder)
+    model, trainer = _make_trainer(resolved, store)  # what cannot train leaves no folder behind
     with RunWriter(folder, resume=resume) as writer:
         session = _Session(resolved, store, writer, tuple(callbacks), progress, evaluate)
-        session.prepare()
+        session.prepare(model, trainer)
         session.execute()
     return writer.run
+
+
+def _make_trainer(config: _C.Config, store: _C.TrajectoryStore) -> tuple[nn.DMamba, _C.Trainer]:
+    """A model as the seed makes it, and its trainer at step 0."""
+    with torch.random.fork_rng(devices=[]):  # the caller's generator is left as it was
+        torch.manual_seed(config.seed)
+        model = nn.DMamba(store.state_dim, store.act_dim, config=config.model)
+    return model, _C.Trainer(config, store, model.cpp_module)
 
 
 class _Session:
@@ -144,15 +153,11 @@ class _Session:
         self.evaluates = evaluates
         self.seconds = {"training": 0.0, "evaluation": 0.0}
 
-    def prepare(self) -> None:
-        """Makes model and trainer, loads the latest checkpoint if there is one, opens the logs."""
+    def prepare(self, model: nn.DMamba, trainer: _C.Trainer) -> None:
+        """Loads the latest checkpoint if there is one, and opens the logs."""
+        self.model = model
+        self.trainer = trainer
         latest = self.run.latest_checkpoint()
-        with torch.random.fork_rng(devices=[]):  # the caller's generator is left as it was
-            torch.manual_seed(self.config.seed)
-            self.model = nn.DMamba(
-                self.store.state_dim, self.store.act_dim, config=self.config.model
-            )
-        self.trainer = _C.Trainer(self.config, self.store, self.model.cpp_module)
         if latest is not None:
             self.trainer.load(str(latest[1]))
         self.first_step = self.trainer.step

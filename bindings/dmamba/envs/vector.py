@@ -50,7 +50,7 @@ def make(environment: str, max_episode_steps: int = 0) -> gymnasium.Env:
 
     Args:
         environment: gymnasium id.
-        max_episode_steps: Time limit for an environment that is registered without one.
+        max_episode_steps: Time limit; 0, or one above the environment's own, leaves that.
 
     Raises:
         ConfigError: Unknown id, missing simulator, or spaces that are not plain vectors.
@@ -63,12 +63,13 @@ def make(environment: str, max_episode_steps: int = 0) -> gymnasium.Env:
         except (gymnasium.error.Error, ImportError) as error:
             raise _C.ConfigError(f"environment {environment!r} cannot be made: {error}") from error
     _check_spaces(environment, env)
-    if env.spec is None or env.spec.max_episode_steps is None:
-        if max_episode_steps <= 0:
-            raise _C.ConfigError(
-                f"environment {environment!r} has no time limit, so an episode may never end; "
-                "set dataset.max_episode_length"
-            )
+    own = None if env.spec is None else env.spec.max_episode_steps
+    if own is None and max_episode_steps <= 0:
+        raise _C.ConfigError(
+            f"environment {environment!r} has no time limit, so an episode may never end; "
+            "set dataset.max_episode_length"
+        )
+    if max_episode_steps > 0 and (own is None or max_episode_steps < own):
         env = gymnasium.wrappers.TimeLimit(env, max_episode_steps)
     return env
 

@@ -49,8 +49,9 @@ def selective_scan(
         if segment_starts is not None:
             h = h * (~segment_starts[:, t, None, None])
         decay = torch.exp(dt[:, t, :, None] * A)
-        h = decay * h + (dt[:, t] * u[:, t]).unsqueeze(-1) * B[:, t, None, :]
-        outputs.append((h * C[:, t, None, :]).sum(-1))
+        inputs = (dt[:, t] * u[:, t]).unsqueeze(-1) * B[:, t, None, :]
+        h = torch.addcmul(inputs, decay, h)
+        outputs.append((h @ C[:, t, :, None]).squeeze(-1))
     out = _finish(torch.stack(outputs, 1), u, D, z)
     return (out, h) if return_last_state else out
 

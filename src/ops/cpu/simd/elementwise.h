@@ -97,18 +97,15 @@ template <class V, class T>
 void dropout_typed(const DropoutParams& p, int64_t begin, int64_t end) {
   using R = typename V::Real;
   constexpr int64_t kStretch = 64;
-  R factor[kStretch];
+  const V scale = V::set1(static_cast<R>(p.scale));
   for (int64_t i = begin; i < end; i += kStretch) {
     uint32_t word[kStretch];
     philox_lanes<V>(static_cast<uint64_t>(i / kStretch) * 16, p.key, word);
-    for (int e = 0; e < kStretch; ++e) {
-      factor[e] = word[e] >= p.threshold ? static_cast<R>(p.scale) : R(0);
-    }
     const int64_t stop = end - i < kStretch ? end - i : kStretch;
     for (int64_t e = 0; e < stop; e += V::kLanes) {
       const int n = static_cast<int>(stop - e < V::kLanes ? stop - e : V::kLanes);
       const V x = V::load(static_cast<const T*>(p.x) + i + e, n);
-      (x * V::load(factor + e, V::kLanes)).store(static_cast<T*>(p.out) + i + e, n);
+      where_at_least(word + e, p.threshold, x * scale).store(static_cast<T*>(p.out) + i + e, n);
     }
   }
 }

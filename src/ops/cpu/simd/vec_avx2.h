@@ -116,6 +116,12 @@ inline Vec256 times_exp2(Vec256 x, Vec256 n) {
   };
   return {_mm256_mul_ps(_mm256_mul_ps(x.v, power(half)), power(_mm256_sub_epi32(whole, half)))};
 }
+/// x in the lanes whose word reaches the threshold, zero in the others.
+inline Vec256 where_at_least(const uint32_t* words, uint32_t threshold, Vec256 x) {
+  const __m256i word = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words));
+  const __m256i larger = _mm256_max_epu32(word, _mm256_set1_epi32(static_cast<int>(threshold)));
+  return {_mm256_and_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(word, larger)), x.v)};
+}
 /// `a` in the lanes where x has a minus sign, `b` in the others.
 inline Vec256 select_negative(Vec256 x, Vec256 a, Vec256 b) {
   return {_mm256_blendv_ps(b.v, a.v, x.v)};

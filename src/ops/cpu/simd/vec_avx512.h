@@ -85,6 +85,12 @@ inline Vec512 fma(Vec512 a, Vec512 b, Vec512 c) { return {_mm512_fmadd_ps(a.v, b
 // max_ps returns its second operand where either is NaN.
 inline Vec512 max_keep_nan(Vec512 floor, Vec512 x) { return {_mm512_max_ps(floor.v, x.v)}; }
 inline Vec512 negative_abs(Vec512 x) { return {_mm512_or_ps(x.v, _mm512_set1_ps(-0.0f))}; }
+/// x in the lanes whose word reaches the threshold, zero in the others.
+inline Vec512 where_at_least(const uint32_t* words, uint32_t threshold, Vec512 x) {
+  const __mmask16 kept = _mm512_cmpge_epu32_mask(_mm512_loadu_si512(words),
+                                                 _mm512_set1_epi32(static_cast<int>(threshold)));
+  return {_mm512_maskz_mov_ps(kept, x.v)};
+}
 /// `a` in the lanes where x has a minus sign, `b` in the others.
 inline Vec512 select_negative(Vec512 x, Vec512 a, Vec512 b) {
   return {_mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(x.v)), b.v, a.v)};

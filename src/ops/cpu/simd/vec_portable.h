@@ -98,6 +98,10 @@ VecScalar<R> exp2(VecScalar<R> x) {
   return {std::exp2(x.v)};
 }
 template <class R>
+VecScalar<R> where_at_least(const uint32_t* words, uint32_t threshold, VecScalar<R> x) {
+  return {*words >= threshold ? x.v : R(0)};
+}
+template <class R>
 VecScalar<R> softplus(VecScalar<R> x) {
   return {(x.v > 0 ? x.v : R(0)) + std::log1p(std::exp(-std::fabs(x.v)))};
 }

@@ -1,0 +1,191 @@
+"""Types of the C++ extension; the sources are bindings/*.cpp."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+class Error(RuntimeError): ...
+class DataError(Error): ...
+class ConfigError(Error): ...
+class CheckpointError(Error): ...
+
+def set_log_level(level: str) -> None: ...
+def log_level() -> str: ...
+def cpu_capabilities() -> list[str]: ...
+def cpu_capability() -> str: ...
+def set_cpu_capability(name: str) -> None: ...
+
+class DatasetConfig:
+    path: str
+    environment: str
+    rtg_scale: float
+    max_episode_length: int
+    def to_dict(self) -> dict[str, Any]: ...
+    def copy(self) -> DatasetConfig: ...
+
+class ModelConfig:
+    d_model: int
+    n_layer: int
+    context_length: int
+    token_mixer: list[str]
+    channel_mixing: str
+    padding: str
+    initialization: str
+    dropout: float
+    embedding_dropout: float
+    d_state: int
+    d_conv: int
+    expand: int
+    dt_rank: int
+    max_timestep: int
+    def to_dict(self) -> dict[str, Any]: ...
+    def copy(self) -> ModelConfig: ...
+
+class TrainingConfig:
+    steps: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    decay: str
+    beta1: float
+    beta2: float
+    epsilon: float
+    warmup_steps: int
+    schedule: str
+    final_learning_rate: float
+    gradient_clip: float
+    log_every: int
+    checkpoint_every: int
+    keep_checkpoints: int
+    threads: int
+    device: str
+    def to_dict(self) -> dict[str, Any]: ...
+    def copy(self) -> TrainingConfig: ...
+
+class EvaluationConfig:
+    targets: list[float]
+    episodes: int
+    every: int
+    policy: str
+    confidence: float
+    seed: int
+    def to_dict(self) -> dict[str, Any]: ...
+    def copy(self) -> EvaluationConfig: ...
+
+class Config:
+    name: str
+    seed: int
+    dataset: DatasetConfig
+    model: ModelConfig
+    training: TrainingConfig
+    evaluation: EvaluationConfig
+    @staticmethod
+    def load(path: str) -> Config: ...
+    @staticmethod
+    def parse(text: str, source: str = "<text>") -> Config: ...
+    def override(self, overrides: Sequence[str]) -> None: ...
+    def to_yaml(self, with_docs: bool = False) -> str: ...
+    def to_dict(self) -> dict[str, Any]: ...
+    def copy(self) -> Config: ...
+    def validate(self) -> None: ...
+
+class TrajectoryStore:
+    @property
+    def name(self) -> str: ...
+    @property
+    def state_dim(self) -> int: ...
+    @property
+    def act_dim(self) -> int: ...
+    @property
+    def num_transitions(self) -> int: ...
+    @property
+    def num_episodes(self) -> int: ...
+    @property
+    def dropped_transitions(self) -> int: ...
+    @property
+    def metadata(self) -> dict[str, str]: ...
+    @property
+    def episode_lengths(self) -> NDArray[np.int64]: ...
+    @property
+    def episode_returns(self) -> NDArray[np.float64]: ...
+    def episode(self, index: int) -> dict[str, Any]: ...
+    def summary(self) -> dict[str, Any]: ...
+    def state_statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
+    def __len__(self) -> int: ...
+
+def open_dataset(path: str, format: str = "auto") -> TrajectoryStore: ...
+
+class SegmentSampler:
+    def __init__(
+        self,
+        store: TrajectoryStore,
+        batch_size: int,
+        context_length: int,
+        seed: int,
+        paper_padding: bool,
+        rtg_scale: float,
+        state_mean: Sequence[float],
+        state_std: Sequence[float],
+        max_timestep: int,
+    ) -> None: ...
+    def sample(
+        self, step: int
+    ) -> tuple[
+        NDArray[np.float32],
+        NDArray[np.float32],
+        NDArray[np.float32],
+        NDArray[np.int64],
+        NDArray[np.bool_],
+    ]: ...
+    def segment(self, step: int, index: int) -> tuple[int, int, int]: ...
+
+class Mamba(torch.nn.Module):
+    """The C++ module as ``torch.nn.cpp.ModuleWrapper`` shows it; see ``dmamba.nn.Mamba``."""
+
+    cpp_module: Any
+    def __init__(
+        self, d_model: int, d_state: int, d_conv: int, expand: int, dt_rank: int
+    ) -> None: ...
+
+class DMamba(torch.nn.Module):
+    """The C++ module as ``torch.nn.cpp.ModuleWrapper`` shows it; see ``dmamba.nn.DMamba``."""
+
+    cpp_module: Any
+    state_dim: int
+    act_dim: int
+    config: ModelConfig
+    def __init__(self, state_dim: int, act_dim: int, config: ModelConfig) -> None: ...
+
+class Policy:
+    def __init__(
+        self,
+        model: Any,
+        kind: str,
+        num_envs: int,
+        rtg_scale: float,
+        state_mean: Sequence[float],
+        state_std: Sequence[float],
+    ) -> None: ...
+    def reset(self, which: torch.Tensor, targets: torch.Tensor) -> None: ...
+    def act(self, observations: torch.Tensor) -> torch.Tensor: ...
+    def observe(self, rewards: torch.Tensor) -> None: ...
+
+class Trainer:
+    def __init__(self, config: Config, store: TrajectoryStore, model: Any) -> None: ...
+    @property
+    def step(self) -> int: ...
+    @property
+    def finished(self) -> bool: ...
+    @property
+    def state_mean(self) -> list[float]: ...
+    @property
+    def state_std(self) -> list[float]: ...
+    def run(self, seconds: float = 0.2, max_steps: int = -1) -> list[dict[str, Any]]: ...
+    def save(self, folder: str) -> None: ...
+    def load(self, folder: str) -> None: ...
+
+def read_checkpoint(folder: str) -> dict[str, Any]: ...
+def load_parameters(folder: str, model: Any) -> None: ...

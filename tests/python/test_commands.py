@@ -1,0 +1,112 @@
+"""The command line: every command once, and how errors end."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import tiny
+
+import dmamba
+from dmamba.commands import COMMANDS, main
+
+
+@pytest.fixture
+def recipe(dataset, elsewhere):
+    """A configuration file that trains in a second."""
+    (elsewhere / "tiny.yaml").write_text(json.dumps(tiny(dataset, steps=8)))
+    return "tiny.yaml"
+
+
+def test_info(capsys):
+    assert main(["info"]) == 0
+    facts = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert facts["dmamba"] == dmamba.__version__
+    assert facts["instructions"] in ("portable", "avx2", "avx512")
+    assert facts["CUDA"].startswith(("no: ", "yes"))
+
+
+def test_data_info(dataset, capsys):
+    assert main(["data", "info", str(dataset), "hopper-medium"]) == 0
+    out = capsys.readouterr().out
+    assert str(dataset) in out and "hopper-medium.hdf5" in out and out.count("D4RL score") == 2
+
+
+def test_train_then_evaluate(recipe, elsewhere, capsys):
+    assert main(["train", recipe, "--output", "out", "evaluation.episodes=2", "seed=5"]) == 0
+    out = capsys.readouterr().out
+    assert "dataset mean" in out and "run folder  out" in out
+    assert dmamba.Run("out").config.seed == 5
+    arguments = ["--targets", "100", "300", "--episodes", "2", "--policy", "recurrent"]
+    assert main(["evaluate", "out", *arguments, "--seed", "3", "--output", "result.json"]) == 0
+    out = capsys.readouterr().out
+    assert "recurrent policy, 2 episodes a target, seed 3" in out and "dataset mean" in out
+    result = json.loads((elsewhere / "result.json").read_text())
+    assert [row["target"] for row in result["targets"]] == [100.0, 300.0]
+    assert f"{result['targets'][1]['return_mean']:.1f}" in out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--resume", "out"],
+        ["--resume", "--output", "out"],
+        ["tiny.yaml", "--resume", "--output", "out"],
+        ["tiny.yaml", "--output", "out", "--resume", "seed=7"],
+        ["--resume", "out", "seed=7"],
+    ],
+)
+def test_the_ways_to_resume(recipe, words):
+    assert main(["train", recipe, "--output", "out", "--no-evaluate", "--no-progress"]) == 0
+    assert main(["train", *words, "--no-evaluate", "--no-progress"]) == 0
+    assert dmamba.Run("out").summary()["times"]["first_step"] == 8
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train"], "no CONFIG given"),
+        (["train", "nothing"], "no configuration named 'nothing'"),
+        (["train", "hopper-sample", "training.stepz=3"], "training.stepz"),
+        (["train", "hopper-sample", "--resume"], "not a run folder"),
+        (["train", "hopper-sample", "--log-level", "loud"], "loud"),
+        (["train", "--resume", "a", "--output", "b"], "--output must not"),
+        (["evaluate", "nowhere"], "nowhere: no such folder"),
+        (["data", "info", "nowhere.hdf5"], "dataset 'nowhere.hdf5' not found"),
+        (["fly"], "no command 'fly'"),
+    ],
+)
+def test_errors_are_one_line_and_exit_code_2(words, message, capsys):
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("dmamba: error: ") and message in err.splitlines()[0]
+    assert "Traceback" not in err and out == ""
+
+
+def test_wrong_usage_is_argparse_s_to_report(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", "run", "--episodes", "many"])
+    assert stop.value.code == 2
+    assert "--episodes" in capsys.readouterr().err
+
+
+def test_help_lists_the_commands(capsys):
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in COMMANDS)
+    assert main([]) == 2
+    capsys.readouterr()
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"dmamba {dmamba.__version__}\n"
+    for name in COMMANDS:
+        with pytest.raises(SystemExit) as stop:
+            main([name, "--help"])
+        assert stop.value.code == 0
+        assert COMMANDS[name].HELP.split()[0] in capsys.readouterr().out
+
+
+def test_as_a_process():
+    command = [sys.executable, "-m", "dmamba", "evaluate", "nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == "dmamba: error: nowhere: no such folder\n"

@@ -1,0 +1,50 @@
+"""The picture of a run."""
+
+import copy
+import warnings
+
+import matplotlib.image
+import pytest
+
+from dmamba import plots
+from dmamba.run import Run, RunWriter
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def size(path):
+    assert path.read_bytes().startswith(PNG)
+    height, width = matplotlib.image.imread(path).shape[:2]
+    return width, height
+
+
+def test_the_training_leaves_a_plot(trained):
+    assert trained.plot_path == trained.folder / "plots" / "training.png"
+    width, height = size(trained.plot_path)
+    assert width > 2 * height, "two panels"
+    assert [entry.name for entry in trained.plot_path.parent.iterdir()] == ["training.png"]
+
+
+def test_without_evaluations_there_is_one_panel(tmp_path, trained):
+    with RunWriter(tmp_path / "run", resume=False) as writer:
+        writer.start(trained.config, 0)
+    width, height = size(plots.plot_run(Run(tmp_path / "run")))
+    assert width < 2 * height
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [[100.0], [100.0, 72000.0], [-500.0, 20.0], [0.0, 0.0]],
+    ids=["one", "far", "negative", "zero"],
+)
+def test_any_targets_can_be_drawn(tmp_path, trained, monkeypatch, targets):
+    result = copy.deepcopy(trained.evaluations()[-1])
+    rows = [copy.deepcopy(result["targets"][0]) for _ in targets]
+    for row, target in zip(rows, targets, strict=True):
+        row["target"], row["return_interval"] = target, None
+    result["targets"] = rows
+    result["environment"] = "CartPole-v1"
+    monkeypatch.setattr(Run, "evaluations", lambda self: [result, result])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        size(plots.plot_run(trained, 50.0, tmp_path / "new" / "plot.png"))
