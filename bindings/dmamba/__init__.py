@@ -12,14 +12,14 @@ from . import _build_info
 
 
 def _check_torch() -> None:
-    """Refuses a torch that the extension was not built for, before the linker does so unreadably."""
+    """Refuses a torch that the extension was not built for; the linker would do so unreadably."""
     minor = ".".join(torch.__version__.split(".")[:2])
     if minor != _build_info.torch_minor:
         raise ImportError(
-            f"dmamba {_build_info.version} was built for torch {_build_info.torch_minor}, but torch "
-            f"{torch.__version__} is installed. Rebuild it: pip install --no-build-isolation "
-            f"--force-reinstall --no-deps <the dmamba source folder>, or install torch "
-            f"{_build_info.torch_version}."
+            f"dmamba {_build_info.version} was built for torch {_build_info.torch_minor}, "
+            f"but torch {torch.__version__} is installed. Rebuild it: pip install "
+            f"--no-build-isolation --force-reinstall --no-deps <the dmamba source folder>, "
+            f"or install torch {_build_info.torch_version}."
         )
 
 

@@ -1,8 +1,8 @@
 """Modules: C++ inside, ordinary ``torch.nn.Module`` outside.
 
-``state_dict``, ``parameters``, ``.to``, ``deepcopy``, pickling, optimizers and hooks on the outermost
-module work as ever. Children live in C++: their hooks do not fire, and ``torch.compile`` leaves the
-module whole (the ops alone compile into a graph, see :mod:`dmamba.ops`).
+``state_dict``, ``parameters``, ``.to``, ``deepcopy``, pickling, optimizers and hooks on the
+outermost module work as ever. Children live in C++: their hooks do not fire, and ``torch.compile``
+leaves the module whole (the ops alone compile into a graph, see :mod:`dmamba.ops`).
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class _Child(ModuleWrapper):
 
 
 def _rebuild(
-    cls: type[_CppModule], arguments: tuple, state: dict[str, Tensor], training: bool
-) -> _CppModule:
+    cls: type[Any], arguments: tuple[Any, ...], state: dict[str, Tensor], training: bool
+) -> Any:
     module = cls(*arguments)
     for name, tensor in module.named_parameters():
         tensor.data = tensor.data.to(state[name])
@@ -56,13 +56,13 @@ class _CppModule:
     Mixed in before a class bound by ``torch::python::bind_module``.
     """
 
-    _arguments: tuple
+    _arguments: tuple[Any, ...]
 
     def _adopt(self, *arguments: Any) -> None:
         self._arguments = arguments
         _complete(self)
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         state = self.state_dict()  # type: ignore[attr-defined]
         return _rebuild, (type(self), self._arguments, state, self.training)  # type: ignore[attr-defined]
 
@@ -130,7 +130,9 @@ class DMamba(_CppModule, _C.DMamba):  # type: ignore[misc]
         >>> model = DMamba(state_dim=11, act_dim=3, d_model=64, context_length=20)
     """
 
-    def __init__(self, state_dim: int, act_dim: int, config: ModelConfig | None = None, **options):
+    def __init__(
+        self, state_dim: int, act_dim: int, config: ModelConfig | None = None, **options: Any
+    ):
         config = ModelConfig() if config is None else config.copy()
         fields = config.to_dict()
         for name, value in options.items():

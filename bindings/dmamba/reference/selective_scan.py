@@ -69,8 +69,8 @@ def selective_scan_materialized(
 ) -> Tensor:
     """Scans after materialising exp(delta A) and delta B u for all tokens.
 
-    This is how the reference function of mamba_ssm goes about it: (batch, L, d_inner, d_state) floats
-    twice, which is what makes it slow.
+    This is how the reference function of mamba_ssm goes about it: (batch, L, d_inner, d_state)
+    floats twice, which is what makes it slow.
     """
     dt = _step_sizes(delta, delta_bias, delta_softplus, None)
     decay = torch.exp(torch.einsum("bld,dn->bldn", dt, A))
