@@ -69,7 +69,7 @@ TEST(DMamba, ActionSeesItsStateAndThePastOnly) {
   torch::NoGradGuard no_grad;
   const Inputs in = make_inputs(1, 6);
   const Tensor before = predict(model, in);
-  const auto first_changed = [&](Tensor Inputs::*field) {
+  const auto first_changed = [&](Tensor Inputs::* field) {
     Inputs other = in;
     other.*field = (in.*field).clone();
     (other.*field).select(1, 3).add_(0.5);
@@ -151,8 +151,8 @@ TEST(DMamba, StepsEqualForward) {
   for (int64_t t = 0; t < 6; ++t) {
     const Tensor previous = t > 0 ? in.actions.select(1, t - 1) : torch::full({2, 2}, 9.0);
     const Tensor first = torch::full({2}, t == 0, torch::kBool);
-    const Tensor out = model->step({previous, in.returns_to_go.select(1, t),
-                                    in.states.select(1, t), in.timesteps.select(1, t), first},
+    const Tensor out = model->step({previous, in.returns_to_go.select(1, t), in.states.select(1, t),
+                                    in.timesteps.select(1, t), first},
                                    state);
     EXPECT_LE(largest(out - whole.select(1, t)), 1e-6) << "step " << t;
   }

@@ -122,10 +122,10 @@ TEST(Policy, WindowedFeedsTheModelWhatTrainingWould) {
   actions.back() = torch::zeros({1, 2});
   model->eval();
   torch::NoGradGuard no_grad;
-  const Tensor expected =
-      model->forward(torch::stack(states, 1), torch::stack(actions, 1), torch::stack(rtgs, 1),
-                     torch::arange(4).unsqueeze(0))
-          .select(1, 3);
+  const Tensor expected = model
+                              ->forward(torch::stack(states, 1), torch::stack(actions, 1),
+                                        torch::stack(rtgs, 1), torch::arange(4).unsqueeze(0))
+                              .select(1, 3);
   EXPECT_LE((last - expected).abs().max().item<double>(), 2e-6);
 }
 

@@ -60,7 +60,8 @@ TEST(Mamba, MaskedTokenLeavesTheSsmStateAndAStartBeginsAnew) {
   mamba->step(x.narrow(1, 3, 1), {torch::zeros({1, 1}, torch::kBool), {}}, *state);
   EXPECT_TRUE(torch::equal(held.ssm, before));
   // A padded start of a segment leaves nothing of what was before.
-  const ops::TokenFlags begin{torch::zeros({1, 1}, torch::kBool), torch::ones({1, 1}, torch::kBool)};
+  const ops::TokenFlags begin{torch::zeros({1, 1}, torch::kBool),
+                              torch::ones({1, 1}, torch::kBool)};
   mamba->step(x.narrow(1, 3, 1), begin, *state);
   EXPECT_EQ(largest(held.ssm), 0.0);
   EXPECT_EQ(largest(held.conv), 0.0);
@@ -99,10 +100,14 @@ TEST(Mamba, InitialValuesAreThoseOfMambaSsm) {
 TEST(Mamba, ParametersAreNamedAsInMambaSsm) {
   Mamba mamba = make_mamba();
   const std::vector<std::pair<std::string, std::vector<int64_t>>> expected{
-      {"A_log", {72, 5}},          {"D", {72}},
-      {"in_proj.weight", {144, 24}}, {"conv1d.weight", {72, 1, 3}},
-      {"conv1d.bias", {72}},       {"x_proj.weight", {12, 72}},
-      {"dt_proj.weight", {72, 2}}, {"dt_proj.bias", {72}},
+      {"A_log", {72, 5}},
+      {"D", {72}},
+      {"in_proj.weight", {144, 24}},
+      {"conv1d.weight", {72, 1, 3}},
+      {"conv1d.bias", {72}},
+      {"x_proj.weight", {12, 72}},
+      {"dt_proj.weight", {72, 2}},
+      {"dt_proj.bias", {72}},
       {"out_proj.weight", {24, 72}}};
   const auto parameters = mamba->named_parameters();
   EXPECT_EQ(parameters.size(), expected.size());

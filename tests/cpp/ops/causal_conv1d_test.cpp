@@ -224,8 +224,7 @@ TEST(CausalConv1d, StepByStepEqualsTheWholeSequence) {
                              c.initial_state->transpose(1, 2).contiguous().transpose(1, 2)}) {
           std::vector<Tensor> outs;
           for (int64_t t = 0; t < 31; ++t) {
-            outs.push_back(
-                causal_conv1d_update(state, c.x.select(1, t), c.weight, c.bias, c.silu));
+            outs.push_back(causal_conv1d_update(state, c.x.select(1, t), c.weight, c.bias, c.silu));
           }
           expect_close(at::stack(outs, 1), out, 2e-7, "out");
           expect_close(state, last, 0.0, "state");
@@ -280,11 +279,10 @@ TEST(CausalConv1d, ErrorsNameOpArgumentAndShapes) {
   EXPECT_EQ(message_of([&] { c.run(); }),
             "causal_conv1d: weight must be (d_inner, width) = (37, width), got [36, 4]");
   Tensor state = at::zeros({2, 37, 4});
-  EXPECT_EQ(message_of([&] {
-              causal_conv1d_update(state, at::zeros({2, 37}), at::zeros({37, 4}));
-            }),
-            "causal_conv1d_update: initial_state must be (batch, d_inner, width - 1) = "
-            "[2, 37, 3], got [2, 37, 4]");
+  EXPECT_EQ(
+      message_of([&] { causal_conv1d_update(state, at::zeros({2, 37}), at::zeros({37, 4})); }),
+      "causal_conv1d_update: initial_state must be (batch, d_inner, width - 1) = "
+      "[2, 37, 3], got [2, 37, 4]");
 }
 
 }  // namespace

@@ -24,10 +24,9 @@ TEST(CpuCapability, FindsWhatTheProcessorHas) {
     return std::find(names.begin(), names.end(), name) != names.end();
   };
   EXPECT_EQ(has("avx2"), __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"));
-  EXPECT_EQ(has("avx512"), __builtin_cpu_supports("avx512f") &&
-                               __builtin_cpu_supports("avx512dq") &&
-                               __builtin_cpu_supports("avx512bw") &&
-                               __builtin_cpu_supports("avx512vl"));
+  EXPECT_EQ(has("avx512"),
+            __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"));
 }
 #endif
 

@@ -20,7 +20,7 @@ TEST(Gelu, ValueAndDerivativeMatchErf) {
     const Tensor slope = phi + exact * at::exp(-0.5 * exact * exact) / std::sqrt(2 * M_PI);
     for_each_capability([&] {
       Tensor x = exact.to(at::kFloat).requires_grad_();
-      const Tensor y = gelu(x);
+      const Tensor y = ops::gelu(x);
       y.sum().backward();
       if (size == 0) return;
       expect_close(y.detach(), exact * phi, 5e-7, "y");
@@ -32,9 +32,9 @@ TEST(Gelu, ValueAndDerivativeMatchErf) {
 TEST(Gelu, KeepsItsTails) {
   const float inf = INFINITY;
   for_each_capability([&] {
-    const Tensor y = gelu(torch::tensor({inf, -inf, 0.0f, 1e30f, -1e30f}));
+    const Tensor y = ops::gelu(torch::tensor({inf, -inf, 0.0f, 1e30f, -1e30f}));
     EXPECT_TRUE(at::equal(y, torch::tensor({inf, -0.0f, 0.0f, 1e30f, -0.0f}))) << y;
-    EXPECT_TRUE(std::isnan(gelu(torch::tensor({NAN})).item<float>()));
+    EXPECT_TRUE(std::isnan(ops::gelu(torch::tensor({NAN})).item<float>()));
   });
 }
 
@@ -42,47 +42,47 @@ TEST(Dropout, MaskIsThatOfItsKeyOnEveryInstructionSetAndType) {
   const SettingsGuard guard;
   for (const int64_t size : kSizes) {
     set_cpu_capability("portable");
-    const Tensor expected = dropout(at::ones({size}), 0.3, -17);
+    const Tensor expected = ops::dropout(at::ones({size}), 0.3, -17);
     for_each_capability([&] {
-      EXPECT_TRUE(at::equal(dropout(at::ones({size}), 0.3, -17), expected));
+      EXPECT_TRUE(at::equal(ops::dropout(at::ones({size}), 0.3, -17), expected));
       for (const auto dtype : {at::kDouble, at::kBFloat16}) {
-        EXPECT_TRUE(at::equal(dropout(at::ones({size}, dtype), 0.3, -17) != 0, expected != 0));
+        EXPECT_TRUE(at::equal(ops::dropout(at::ones({size}, dtype), 0.3, -17) != 0, expected != 0));
       }
     });
     expect_same_bits_for_any_threads(
-        [&] { return std::vector<Tensor>{dropout(at::ones({size}), 0.3, -17)}; });
+        [&] { return std::vector<Tensor>{ops::dropout(at::ones({size}), 0.3, -17)}; });
   }
 }
 
 TEST(Dropout, DropsItsShareScalesTheRestAndKnowsItsKeys) {
   const int64_t n = 200000;
   for (const double p : {0.1, 0.5, 0.9}) {
-    const Tensor y = dropout(at::ones({n}), p, 5);
+    const Tensor y = ops::dropout(at::ones({n}), p, 5);
     const double kept = (y != 0).sum().item<double>() / static_cast<double>(n);
     EXPECT_NEAR(kept, 1 - p, 4 * std::sqrt(p * (1 - p) / static_cast<double>(n)));
     EXPECT_FLOAT_EQ(y.max().item<float>(), static_cast<float>(1 / (1 - p)));
-    EXPECT_FALSE(at::equal(y, dropout(at::ones({n}), p, 6)));
+    EXPECT_FALSE(at::equal(y, ops::dropout(at::ones({n}), p, 6)));
   }
-  EXPECT_TRUE(at::equal(dropout(at::ones({n}), 0.0, 5), at::ones({n})));
+  EXPECT_TRUE(at::equal(ops::dropout(at::ones({n}), 0.0, 5), at::ones({n})));
 }
 
 TEST(Dropout, GradientPassesWhereTheValueDid) {
   Tensor x = torch::randn({3, 777}).requires_grad_();
-  const Tensor y = dropout(x, 0.4, 99);
+  const Tensor y = ops::dropout(x, 0.4, 99);
   y.sum().backward();
-  EXPECT_TRUE(at::equal(x.grad(), dropout(at::ones({3, 777}), 0.4, 99)));
+  EXPECT_TRUE(at::equal(x.grad(), ops::dropout(at::ones({3, 777}), 0.4, 99)));
 }
 
 TEST(Elementwise, StridedInputsGiveTheSameBits) {
   const Tensor x = torch::randn({9, 37});
-  EXPECT_TRUE(at::equal(gelu(strided(x)), gelu(x)));
-  EXPECT_TRUE(at::equal(dropout(strided(x), 0.3, 3), dropout(x, 0.3, 3)));
+  EXPECT_TRUE(at::equal(ops::gelu(strided(x)), ops::gelu(x)));
+  EXPECT_TRUE(at::equal(ops::dropout(strided(x), 0.3, 3), ops::dropout(x, 0.3, 3)));
 }
 
 TEST(Elementwise, ErrorsNameOpAndValue) {
-  EXPECT_EQ(message_of([] { dropout(at::ones({2}), 1.0, 0); }),
+  EXPECT_EQ(message_of([] { ops::dropout(at::ones({2}), 1.0, 0); }),
             "dropout: p must be in [0, 1), got 1");
-  EXPECT_EQ(message_of([] { gelu(at::ones({2}, at::kInt)); }),
+  EXPECT_EQ(message_of([] { ops::gelu(at::ones({2}, at::kInt)); }),
             "gelu: x must be float32, bfloat16 or float64, got Int");
 }
 

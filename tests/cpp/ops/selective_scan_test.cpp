@@ -68,8 +68,7 @@ std::tuple<Tensor, Tensor> reference(const Scan& s) {
   const Tensor D_ = s.D ? real(*s.D) : at::zeros({d_inner}, at::kDouble);
   const Tensor bias_ = s.delta_bias ? real(*s.delta_bias) : at::zeros({d_inner}, at::kDouble);
   const Tensor z_ = s.z ? real(*s.z) : at::zeros_like(u_);
-  const Tensor mask_ =
-      s.flags.mask ? s.flags.mask->contiguous() : at::ones({batch, L}, at::kBool);
+  const Tensor mask_ = s.flags.mask ? s.flags.mask->contiguous() : at::ones({batch, L}, at::kBool);
   const Tensor starts_ = s.flags.segment_starts ? s.flags.segment_starts->contiguous()
                                                 : at::zeros({batch, L}, at::kBool);
   Tensor h_ = s.initial_state ? real(*s.initial_state).clone()

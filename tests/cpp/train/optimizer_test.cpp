@@ -1,0 +1,139 @@
+// AdamW against its equations in fp64, decay groups, the clip.
+#include "dmamba/train/optimizer.h"
+
+#include <map>
+#include <set>
+
+#include "tests/cpp/train/test_support.h"
+
+namespace dmamba::train {
+namespace {
+
+using testing::make_model;
+using testing::small_run;
+using torch::Tensor;
+
+/// A gradient for each parameter that depends on step and position alone.
+Tensor made_up_gradient(const Tensor& parameter, int64_t step) {
+  const Tensor i = torch::arange(parameter.numel(), torch::kDouble);
+  return (i * 0.31 + static_cast<double>(step)).sin().view(parameter.sizes());
+}
+
+void set_gradients(AdamW& optimizer, int64_t step, double scale = 1.0) {
+  for (const Slot& slot : optimizer.slots()) {
+    Tensor parameter = slot.parameter;
+    parameter.mutable_grad() =
+        (made_up_gradient(parameter, step) * scale).to(parameter.scalar_type());
+  }
+}
+
+bool in_decayed_group(const std::string& name) {
+  static const std::set<std::string> undecayed{"embed_timestep.weight",
+                                               "embed_return.bias",
+                                               "embed_state.bias",
+                                               "embed_action.bias",
+                                               "embed_ln.weight",
+                                               "embed_ln.bias",
+                                               "predict_action.0.bias",
+                                               "transformer.ln_f.weight",
+                                               "transformer.ln_f.bias",
+                                               "transformer.h.0.norm_mamba.weight",
+                                               "transformer.h.0.norm_mamba.bias",
+                                               "transformer.h.0.ln_2.weight",
+                                               "transformer.h.0.ln_2.bias",
+                                               "transformer.h.0.mlp_channels.0.bias",
+                                               "transformer.h.0.mlp_channels.2.bias",
+                                               "transformer.h.0.mamba.A_log",
+                                               "transformer.h.0.mamba.D",
+                                               "transformer.h.0.mamba.conv1d.bias",
+                                               "transformer.h.0.mamba.dt_proj.bias"};
+  return undecayed.count(name) == 0;
+}
+
+TEST(AdamW, MatchesTheEquationsInBothDecaySettings) {
+  for (const char* decay : {"matrices", "all"}) {
+    const config::Config run = small_run();
+    config::TrainingConfig training = run.training;
+    training.decay = decay;
+    training.weight_decay = 0.1;
+    training.gradient_clip = 0.0;
+    model::DMamba model = make_model(run);
+    AdamW optimizer(*model, training);
+    struct Reference {
+      Tensor p, m, v;
+    };
+    std::map<std::string, Reference> references;
+    for (const Slot& slot : optimizer.slots()) {
+      const Tensor p = slot.parameter.detach().to(torch::kDouble).clone();
+      references[slot.name] = {p, torch::zeros_like(p), torch::zeros_like(p)};
+    }
+    ASSERT_EQ(references.size(), model->named_parameters().size());
+    for (int64_t step = 1; step <= 5; ++step) {
+      const double rate = 1e-2 / static_cast<double>(step);
+      set_gradients(optimizer, step);
+      optimizer.step(rate);
+      for (auto& [name, r] : references) {
+        const bool decays = std::string(decay) == "all" || in_decayed_group(name);
+        const Tensor g = made_up_gradient(r.p, step);
+        r.p = r.p * (1 - rate * (decays ? 0.1 : 0.0));
+        r.m = 0.9 * r.m + 0.1 * g;
+        r.v = 0.999 * r.v + 0.001 * g * g;
+        const double t = static_cast<double>(step);
+        const Tensor m = r.m / (1 - std::pow(0.9, t)), v = r.v / (1 - std::pow(0.999, t));
+        r.p = r.p - rate * m / (v.sqrt() + 1e-8);
+      }
+    }
+    EXPECT_EQ(optimizer.steps(), 5);
+    for (const Slot& slot : optimizer.slots()) {
+      const Tensor& expected = references[slot.name].p;
+      const double error =
+          (slot.parameter.detach().to(torch::kDouble) - expected).abs().max().item<double>();
+      EXPECT_LE(error, 2e-6 * (1 + expected.abs().max().item<double>()))
+          << decay << " " << slot.name;
+    }
+  }
+}
+
+TEST(AdamW, DecayedParametersComeFirst) {
+  model::DMamba model = make_model(small_run());
+  const AdamW optimizer(*model, small_run().training);
+  bool seen_undecayed = false;
+  for (const Slot& slot : optimizer.slots()) {
+    seen_undecayed = seen_undecayed || !in_decayed_group(slot.name);
+    EXPECT_EQ(in_decayed_group(slot.name), !seen_undecayed) << slot.name;
+  }
+}
+
+TEST(AdamW, ClipsToTheGlobalNormAndReturnsTheNormBefore) {
+  for (const double scale : {1.0, 1e-6}) {
+    config::TrainingConfig training = small_run().training;
+    training.gradient_clip = 0.25;
+    model::DMamba model = make_model(small_run());
+    AdamW optimizer(*model, training);
+    set_gradients(optimizer, 1, scale);
+    double sum = 0;
+    for (const Slot& slot : optimizer.slots()) {
+      sum += slot.parameter.grad().to(torch::kDouble).square().sum().item<double>();
+    }
+    const double norm = std::sqrt(sum), factor = std::min(1.0, 0.25 / norm);
+    EXPECT_NEAR(optimizer.step(1e-3).item<double>(), norm, 1e-5 * norm);
+    // The first moment after one step is a tenth of the clipped gradient.
+    for (const Slot& slot : optimizer.slots()) {
+      const Tensor expected = 0.1 * scale * factor * made_up_gradient(slot.parameter, 1);
+      EXPECT_LE((slot.first_moment - expected).abs().max().item<double>(),
+                1e-5 * 0.1 * scale * factor + 1e-12)
+          << slot.name;
+    }
+  }
+}
+
+TEST(AdamW, ForgetsGradientsAfterAStep) {
+  model::DMamba model = make_model(small_run());
+  AdamW optimizer(*model, small_run().training);
+  set_gradients(optimizer, 1);
+  optimizer.step(1e-3);
+  for (const Slot& slot : optimizer.slots()) EXPECT_FALSE(slot.parameter.grad().defined());
+}
+
+}  // namespace
+}  // namespace dmamba::train
