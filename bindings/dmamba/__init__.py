@@ -35,6 +35,7 @@ from ._C import (  # noqa: E402
     Policy,
     set_log_level,
 )
+from .callbacks import Callback  # noqa: E402
 from .evaluation import evaluate  # noqa: E402
 from .official import from_official  # noqa: E402
 from .run import Run  # noqa: E402
@@ -43,6 +44,7 @@ from .training import train  # noqa: E402
 __version__ = _build_info.version
 
 __all__ = [
+    "Callback",
     "CheckpointError",
     "Config",
     "ConfigError",

@@ -18,17 +18,17 @@ using testing::small_run;
 using testing::TemporaryFolder;
 
 /// A trainer some steps into its run.
-struct Run {
+struct TinyRun {
   config::Config config;
   model::DMamba model;
   Trainer trainer;
 
-  explicit Run(const config::Config& c = small_run(), uint64_t seed = 1)
+  explicit TinyRun(const config::Config& c = small_run(), uint64_t seed = 1)
       : config(c), model(make_model(c, seed)), trainer(c, make_store(), model) {}
 };
 
 fs::path save_after(int64_t steps, const TemporaryFolder& folder) {
-  Run run;
+  TinyRun run;
   run.trainer.run(1e9, steps);
   run.trainer.save(folder / "ckpt");
   return folder / "ckpt";
@@ -36,7 +36,7 @@ fs::path save_after(int64_t steps, const TemporaryFolder& folder) {
 
 TEST(Checkpoint, GivesBackStateAndParameters) {
   const TemporaryFolder folder;
-  Run run;
+  TinyRun run;
   run.trainer.run(1e9, 7);
   run.trainer.save(folder / "ckpt");
   const TrainingState state = read_training_state(folder / "ckpt");
@@ -84,7 +84,7 @@ TEST(Checkpoint, ReplacesAnEarlierOneAndIgnoresWhatAKilledRunLeft) {
 
 TEST(Checkpoint, FolderMayBeWrittenWithATrailingSlash) {
   const TemporaryFolder folder;
-  Run run;
+  TinyRun run;
   run.trainer.save(folder / "ckpt/");
   EXPECT_EQ(read_training_state(folder / "ckpt").step, 0);
 }
@@ -92,14 +92,14 @@ TEST(Checkpoint, FolderMayBeWrittenWithATrailingSlash) {
 TEST(Checkpoint, UnwritablePlaceIsAnErrorThatNamesIt) {
   const TemporaryFolder folder;
   testing::write(folder / "file", "");
-  Run run;
+  TinyRun run;
   expect_contains(message_of<Error>([&] { run.trainer.save(folder / "file/ckpt"); }),
                   {(folder / "file/ckpt").string()});
 }
 
 TEST(Checkpoint, MissingFolderAndFilesAreNamed) {
   const TemporaryFolder folder;
-  Run run;
+  TinyRun run;
   expect_contains(message_of<CheckpointError>([&] { run.trainer.load(folder / "none"); }),
                   {(folder / "none").string(), "state.json"});
   for (const char* name : {"model.safetensors", "optimizer.safetensors"}) {
@@ -118,7 +118,7 @@ TEST(Checkpoint, TruncatedFilesAreNamed) {
     const std::string whole = testing::read(ckpt / name);
     for (const size_t size : {size_t{0}, size_t{5}, whole.size() / 2, whole.size() - 2}) {
       testing::write(ckpt / name, whole.substr(0, size));
-      Run run;
+      TinyRun run;
       expect_contains(message_of<CheckpointError>([&] { run.trainer.load(ckpt); }),
                       {(ckpt / name).string()});
     }
@@ -170,12 +170,12 @@ TEST(Checkpoint, ResumingAnotherRunIsRefused) {
   const fs::path ckpt = save_after(3, folder);
   config::Config other = small_run();
   other.seed = 12;
-  Run reseeded(other);
+  TinyRun reseeded(other);
   expect_contains(message_of<CheckpointError>([&] { reseeded.trainer.load(ckpt); }),
                   {ckpt.string(), "seed"});
   other = small_run();
   other.model.padding = "paper";
-  Run repadded(other);
+  TinyRun repadded(other);
   expect_contains(message_of<CheckpointError>([&] { repadded.trainer.load(ckpt); }),
                   {ckpt.string(), "model"});
 }
