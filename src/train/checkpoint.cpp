@@ -114,8 +114,9 @@ json to_json(const TrainingState& s) {
 
 }  // namespace
 
-void save_checkpoint(const fs::path& folder, const TrainingState& state,
+void save_checkpoint(const fs::path& path, const TrainingState& state,
                      const torch::nn::Module& model, const AdamW& optimizer) {
+  const fs::path folder = path.has_filename() ? path : path.parent_path();  // "a/b/" is "a/b"
   const fs::path fresh = folder.parent_path() / ("." + folder.filename().string() + ".tmp");
   try {
     fs::remove_all(fresh);

@@ -12,7 +12,7 @@ import dmamba
 
 
 def last_checkpoint(run):
-    return sorted((Path(run.path) / "checkpoints").iterdir())[-1]
+    return sorted((Path(run.folder) / "checkpoints").iterdir())[-1]
 
 
 def test_safetensors_package_reads_the_model(trained):

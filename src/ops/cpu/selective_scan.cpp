@@ -109,7 +109,7 @@ selective_scan_backward_cpu(const Tensor& dout, const OptionalTensor& dlast_stat
   const auto real = u.options().dtype(parameter_dtype(u.scalar_type()));
   const Tensor absent = at::empty({0}, u.options());
   Tensor du = at::empty(u.sizes(), u.options()), ddelta = at::empty_like(du);
-  Tensor dz = p.z.data ? at::empty_like(du) : absent;
+  Tensor dz = present(z) ? at::empty_like(du) : absent;
   Tensor dinitial = present(initial_state) ? empty_state(u, p.batch, p.d_inner, p.d_state) : absent;
   Tensor dA = at::empty({p.batch, p.d_state, p.d_inner}, real);
   Tensor dD = at::empty({p.D ? p.batch : 0, p.d_inner}, real);
@@ -118,7 +118,7 @@ selective_scan_backward_cpu(const Tensor& dout, const OptionalTensor& dlast_stat
   Tensor dC = at::empty_like(dB);
   p.du = sequence(du);
   p.ddelta = sequence(ddelta);
-  if (p.z.data) p.dz = sequence(dz);
+  if (present(z)) p.dz = sequence(dz);
   if (present(initial_state)) p.dinitial_state = state_view(dinitial);
   p.dA_partial = dA.mutable_data_ptr();
   p.dD_partial = p.D ? dD.mutable_data_ptr() : nullptr;
