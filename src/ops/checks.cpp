@@ -70,6 +70,10 @@ at::Tensor empty_state(const at::Tensor& activations, const c10::SymInt& batch,
   return at::empty_symint({batch, width, d_inner}, options).transpose(1, 2);
 }
 
+at::Tensor absent_gradient(const at::Tensor& activations) {
+  return at::empty({0}, activations.options());
+}
+
 void check_selective_scan(const char* op, const at::Tensor& u, const at::Tensor& delta,
                           const at::Tensor& A, const at::Tensor& B, const at::Tensor& C,
                           const OptionalTensor& D, const OptionalTensor& z,

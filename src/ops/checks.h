@@ -34,4 +34,8 @@ at::ScalarType parameter_dtype(at::ScalarType activations);
 at::Tensor empty_state(const at::Tensor& activations, const c10::SymInt& batch,
                        const c10::SymInt& d_inner, const c10::SymInt& width);
 
+/// The gradient of an input that was absent: empty, and a tensor of its own each time, because the
+/// results of an op must not share memory.
+at::Tensor absent_gradient(const at::Tensor& activations);
+
 }  // namespace dmamba::ops

@@ -12,11 +12,11 @@ using at::Tensor;
 Tensor contiguous_like(const Tensor& t) { return at::empty_symint(t.sym_sizes(), t.options()); }
 
 Tensor gradient_of(const OptionalTensor& t, const Tensor& like) {
-  return t.has_value() && t->defined() ? contiguous_like(*t) : at::empty({0}, like.options());
+  return t.has_value() && t->defined() ? contiguous_like(*t) : absent_gradient(like);
 }
 
 Tensor gradient_of_state(const OptionalTensor& state, const Tensor& like) {
-  if (!state.has_value() || !state->defined()) return at::empty({0}, like.options());
+  if (!state.has_value() || !state->defined()) return absent_gradient(like);
   return empty_state(like, state->sym_size(0), state->sym_size(1), state->sym_size(2));
 }
 

@@ -161,7 +161,19 @@ def test_opcheck():
         torch.ops.dmamba.selective_scan_backward.default,
         (torch.ones_like(out), torch.ones_like(last), *args, kept, 2),
     )
+    bare = [plain[name] for name in ("u", "delta", "A", "B", "C")]
+    nothing = (None, None, None, False, None, None, None)
+    out, _, kept = SCAN(*bare)
+    opcheck(
+        torch.ops.dmamba.selective_scan_backward.default,
+        (torch.ones_like(out), None, *bare, *nothing, kept, 0),
+    )
     conv, flags = conv_inputs(2, 5, 6, 4)
+    opcheck(
+        torch.ops.dmamba.causal_conv1d_backward.default,
+        (torch.ones(2, 5, 6), None, conv["x"].detach(), conv["weight"].detach())
+        + (None, True, None, None, None),
+    )
     detached = {name: tensor.detach() for name, tensor in conv.items()}
     for t in (conv, detached):
         rest = (flags["mask"], flags["segment_starts"], t["initial_state"])

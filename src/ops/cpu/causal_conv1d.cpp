@@ -72,10 +72,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> causal_conv1d_backward_cpu(
   p.dout = in.rows(dout);
   p.dlast_state = in.state(dlast_state);
   const auto real = x.options().dtype(parameter_dtype(x.scalar_type()));
-  const Tensor absent = at::empty({0}, x.options());
   Tensor dx = at::empty(x.sizes(), x.options());
   // The kernel leaves gradients of initial inputs that a segment's start cut off unwritten.
-  Tensor dinitial = absent;
+  Tensor dinitial = absent_gradient(x);
   if (present(initial_state)) {
     dinitial = empty_state(x, p.batch, p.d_inner, p.width - 1).zero_();
     p.dinitial_state = state_view(dinitial);
@@ -90,7 +89,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> causal_conv1d_backward_cpu(
             table.conv_scratch(p), [&](int64_t begin, int64_t end, void* scratch) {
               table.conv_backward(p, begin, end, scratch);
             });
-  return {dx, sum_parts(dweight).t().contiguous(), p.bias ? sum_parts(dbias) : absent, dinitial};
+  return {dx, sum_parts(dweight).t().contiguous(), p.bias ? sum_parts(dbias) : absent_gradient(x),
+          dinitial};
 }
 
 Tensor causal_conv1d_update_cpu(Tensor& state, const Tensor& x, const Tensor& weight,

@@ -107,10 +107,10 @@ selective_scan_backward_cpu(const Tensor& dout, const OptionalTensor& dlast_stat
   p.n_groups = (p.d_inner + p.group_channels - 1) / p.group_channels;
 
   const auto real = u.options().dtype(parameter_dtype(u.scalar_type()));
-  const Tensor absent = at::empty({0}, u.options());
   Tensor du = at::empty(u.sizes(), u.options()), ddelta = at::empty_like(du);
-  Tensor dz = present(z) ? at::empty_like(du) : absent;
-  Tensor dinitial = present(initial_state) ? empty_state(u, p.batch, p.d_inner, p.d_state) : absent;
+  Tensor dz = present(z) ? at::empty_like(du) : absent_gradient(u);
+  Tensor dinitial =
+      present(initial_state) ? empty_state(u, p.batch, p.d_inner, p.d_state) : absent_gradient(u);
   Tensor dA = at::empty({p.batch, p.d_state, p.d_inner}, real);
   Tensor dD = at::empty({p.D ? p.batch : 0, p.d_inner}, real);
   Tensor dbias = at::empty({p.delta_bias ? p.batch : 0, p.d_inner}, real);
@@ -136,9 +136,9 @@ selective_scan_backward_cpu(const Tensor& dout, const OptionalTensor& dlast_stat
           sum_parts(dA).t().contiguous(),
           sum_parts(dB).to(B.scalar_type()),
           sum_parts(dC).to(C.scalar_type()),
-          p.D ? sum_parts(dD) : absent,
+          p.D ? sum_parts(dD) : absent_gradient(u),
           dz,
-          p.delta_bias ? sum_parts(dbias) : absent,
+          p.delta_bias ? sum_parts(dbias) : absent_gradient(u),
           dinitial};
 }
 
