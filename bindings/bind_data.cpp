@@ -10,8 +10,6 @@ namespace dmamba::bindings {
 namespace {
 
 using data::TrajectoryStore;
-template <class T>
-using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
 
 py::dict episode_arrays(const TrajectoryStore& store, int64_t i) {
   const int64_t n = store.num_episodes();
@@ -100,8 +98,9 @@ void bind_data(py::module_& m) {
           "state_statistics",
           [](const TrajectoryStore& s) {
             const auto statistics = data::state_statistics(s);
-            return py::make_tuple(Array<float>(statistics.mean.size(), statistics.mean.data()),
-                                  Array<float>(statistics.std.size(), statistics.std.data()));
+            return py::make_tuple(
+                py::array_t<float>(statistics.mean.size(), statistics.mean.data()),
+                py::array_t<float>(statistics.std.size(), statistics.std.data()));
           },
           "Mean and standard deviation of the states, each (state_dim,) float32.")
       .def("__len__", &TrajectoryStore::num_episodes);

@@ -61,17 +61,17 @@ Tensor AdamW::step(double learning_rate) {
     at::_foreach_mul_(gradient, (training_.gradient_clip / (norm + 1e-6)).clamp_max(1.0));
   }
   ++steps_;
+  const Tensor step_count = torch::full({}, static_cast<double>(steps_), norm.options());
   const auto apply = [&](size_t begin, size_t end, double decay) {
     if (begin == end) return;
-    std::vector<Tensor> parameters, gradients, first, second, steps;
+    std::vector<Tensor> parameters, gradients, first, second;
     for (size_t i = begin; i < end; ++i) {
       parameters.push_back(slots_[i].parameter);
       gradients.push_back(gradient[i]);
       first.push_back(slots_[i].first_moment);
       second.push_back(slots_[i].second_moment);
-      steps.push_back(torch::full({}, static_cast<double>(steps_),
-                                  torch::device(slots_[i].parameter.device())));
     }
+    const std::vector<Tensor> steps(end - begin, step_count);
     at::_fused_adamw_(parameters, gradients, first, second, {}, steps, learning_rate,
                       training_.beta1, training_.beta2, decay, training_.epsilon,
                       /*amsgrad=*/false, /*maximize=*/false);

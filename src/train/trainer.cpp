@@ -18,6 +18,12 @@ namespace {
 
 using torch::Tensor;
 
+/// The seed of the generator that a step's dropout draws from.
+uint64_t dropout_seed(uint64_t seed, int64_t step) {
+  const auto purpose = common::PhiloxPurpose::kDropout;
+  return common::Philox{seed}(static_cast<uint64_t>(step), 0, purpose).bits64(0);
+}
+
 /// Gives torch's default CPU generator back as it was.
 class GeneratorGuard {
  public:
@@ -37,16 +43,9 @@ class GeneratorGuard {
   }
 
  private:
-  static uint64_t dropout_seed(uint64_t seed, int64_t step);
-
   at::Generator generator_;
   Tensor saved_;
 };
-
-uint64_t GeneratorGuard::dropout_seed(uint64_t seed, int64_t step) {
-  const auto purpose = common::PhiloxPurpose::kDropout;
-  return common::Philox{seed}(static_cast<uint64_t>(step), 0, purpose).bits64(0);
-}
 
 TrainingState initial_state(const config::Config& config, const data::TrajectoryStore& store) {
   config::validate(config);

@@ -15,29 +15,12 @@
 #include <vector>
 
 #include "dmamba/data/trajectory_store.h"
+#include "tests/cpp/messages.h"
 
 namespace dmamba::data::testing {
 
-/// Runs `action`, which must throw an E, and returns the message.
-template <typename E>
-std::string message_of(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const E& error) {
-    return error.what();
-  } catch (const std::exception& error) {
-    ADD_FAILURE() << "another exception: " << error.what();
-    return "";
-  }
-  ADD_FAILURE() << "no exception";
-  return "";
-}
-
-inline void expect_contains(const std::string& text, const std::vector<std::string>& parts) {
-  for (const std::string& part : parts) {
-    EXPECT_NE(text.find(part), std::string::npos) << "'" << part << "' is not in: " << text;
-  }
-}
+using messages::expect_contains;
+using messages::message_of;
 
 /// Episodes of these lengths, every second one ended by a timeout, then `partial` loose
 /// transitions. state (2): row, 2 row; action (1): -row; reward: row + 1, with row counted over the

@@ -4,11 +4,13 @@
 #include <gtest/gtest.h>
 
 #include "dmamba/common/error.h"
+#include "tests/cpp/messages.h"
 #include "tests/cpp/model/test_support.h"
 
 namespace dmamba::model {
 namespace {
 
+using messages::message_of;
 using testing::Inputs;
 using testing::make_inputs;
 using testing::small_config;
@@ -18,16 +20,6 @@ double largest(const Tensor& t) { return t.abs().max().item<double>(); }
 
 Tensor predict(DMamba& model, const Inputs& in, const ops::OptionalTensor& mask = {}) {
   return model->forward(in.states, in.actions, in.returns_to_go, in.timesteps, mask);
-}
-
-template <class E, class Action>
-std::string message_of(Action action) {
-  try {
-    action();
-  } catch (const E& error) {
-    return error.what();
-  }
-  return "no such error";
 }
 
 TEST(DMamba, GoldenOutputAtAFixedSeed) {

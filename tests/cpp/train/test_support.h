@@ -15,8 +15,12 @@
 
 #include "dmamba/common/error.h"
 #include "dmamba/train/trainer.h"
+#include "tests/cpp/messages.h"
 
 namespace dmamba::train::testing {
+
+using messages::expect_contains;
+using messages::message_of;
 
 /// A folder of its own for each test, removed afterwards.
 class TemporaryFolder {
@@ -78,27 +82,6 @@ inline config::Config small_run() {
 inline model::DMamba make_model(const config::Config& config, uint64_t seed = 1) {
   torch::manual_seed(seed);
   return model::DMamba(3, 2, config.model);
-}
-
-/// The message of the E that `action` must throw.
-template <class E, class Action>
-std::string message_of(Action action) {
-  try {
-    action();
-  } catch (const E& error) {
-    return error.what();
-  } catch (const std::exception& error) {
-    ADD_FAILURE() << "another exception: " << error.what();
-    return "";
-  }
-  ADD_FAILURE() << "no exception";
-  return "";
-}
-
-inline void expect_contains(const std::string& text, const std::vector<std::string>& parts) {
-  for (const std::string& part : parts) {
-    EXPECT_NE(text.find(part), std::string::npos) << "'" << part << "' is not in: " << text;
-  }
 }
 
 inline std::string read(const std::filesystem::path& path) {
