@@ -16,7 +16,8 @@ struct CausalConv1dParams {
   bool silu;
 
   Sequence x;          // (batch, L, d_inner), storage type
-  const void* weight;  // (width, d_inner) contiguous: transposed, so that channels are contiguous
+  const void* weight;  // (d_inner, width), any strides; the CPU wants contiguous channels
+  int64_t weight_channel_stride, weight_tap_stride;
   const void* bias;    // (d_inner,), optional
   Flags mask;
   Flags segment_starts;
@@ -33,8 +34,8 @@ struct CausalConv1dBackwardParams : CausalConv1dParams {
   StateView dlast_state;  // optional
   Sequence dx;
   StateView dinitial_state;  // optional
-  void* dweight_partial;     // (batch, width, d_inner)
-  void* dbias_partial;       // (batch, d_inner), null without bias
+  void* dweight_partial;     // the CPU's: (batch, width, d_inner)
+  void* dbias_partial;       // the CPU's: (batch, d_inner), null without bias
 };
 
 }  // namespace dmamba::kernels

@@ -20,15 +20,16 @@ struct SelectiveScanParams {
 
   Sequence u, delta, z;  // (batch, L, d_inner), storage type
   Sequence B, C;         // (batch, L, d_state), storage type, d_state contiguous
-  const void* A;  // (d_state, d_inner) contiguous: transposed, so that channels are contiguous
+  const void* A;  // (d_inner, d_state), any strides; the CPU wants contiguous channels
+  int64_t A_channel_stride, A_state_stride;
   const void* D;  // (d_inner,)
   const void* delta_bias;  // (d_inner,)
   Flags mask;              // false: dt = 0
   Flags segment_starts;    // true: the state restarts from zero before this token
   StateView initial_state;
 
-  /// h after every `checkpoint_every` tokens, (batch, n_checkpoints, d_state, d_inner), where
-  /// n_checkpoints = (L - 1) / checkpoint_every; 0 keeps none.
+  /// h after every `checkpoint_every` tokens, batch x n_checkpoints x d_state x d_inner numbers in
+  /// the backend's own order, where n_checkpoints = (L - 1) / checkpoint_every; 0 keeps none.
   int64_t checkpoint_every;
   void* checkpoints;
 };
@@ -45,8 +46,8 @@ struct SelectiveScanBackwardParams : SelectiveScanParams {
   Sequence du, ddelta, dz;   // (batch, L, d_inner), storage type
   StateView dinitial_state;  // optional
 
-  /// Channels are walked in groups of `group_channels`; each (sequence, group) leaves its own sums,
-  /// which are added in a fixed order afterwards, so that threads don't change the bits.
+  /// The CPU's. Channels are walked in groups of `group_channels`; each (sequence, group) leaves its
+  /// own sums, which are added in a fixed order afterwards, so that threads don't change the bits.
   int64_t group_channels, n_groups;
   void* dA_partial;           // (batch, d_state, d_inner)
   void* dD_partial;           // (batch, d_inner), null without D

@@ -27,6 +27,8 @@ CausalConv1dParams common_params(Inputs& in, const Tensor& x, const Tensor& weig
   p.silu = silu;
   p.x = in.rows(x);
   p.weight = in.transposed(weight);
+  p.weight_channel_stride = 1;
+  p.weight_tap_stride = p.d_inner;
   p.bias = in.vector(bias);
   p.mask = in.flags(mask);
   p.segment_starts = in.flags(segment_starts);

@@ -33,6 +33,8 @@ SelectiveScanParams common_params(Inputs& in, const Tensor& u, const Tensor& del
   p.B = in.rows(B);
   p.C = in.rows(C);
   p.A = in.transposed(A);
+  p.A_channel_stride = 1;
+  p.A_state_stride = p.d_inner;
   p.D = in.vector(D);
   p.delta_bias = in.vector(delta_bias);
   p.mask = in.flags(mask);

@@ -1,0 +1,61 @@
+// What src/ops/cuda and the benchmarks call: the selective scan on a CUDA device.
+//
+// Storage is float32 or bfloat16, arithmetic fp32. Pointers are device pointers. A call enqueues on
+// `stream` and returns: no allocation, no synchronisation, so it can be captured in a CUDA graph.
+// The same inputs give the same bits, whatever the stream.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+
+#include "kernels/selective_scan/params.h"
+
+namespace dmamba::kernels {
+
+/// Tokens between the checkpoints of h that the forward pass leaves for the backward pass. Measured:
+/// docs/kernels.md.
+constexpr int64_t kScanCheckpointEvery = 16;
+
+/// Largest d_state of one launch.
+constexpr int64_t kScanMaxStates = 128;
+
+/// How a scan is cut into warps. A lane holds four states of `channels_per_lane` channels. The
+/// sequence is cut into chunks of `chunk_length` tokens (a multiple of kScanCheckpointEvery) that are
+/// walked at the same time and joined; chunk_length >= L is one chunk.
+struct SelectiveScanPlan {
+  int channels_per_lane;  // 1, 2 or 4
+  int64_t chunk_length;
+};
+
+/// The measured rule (docs/kernels.md): from sizes and the number of multiprocessors alone.
+SelectiveScanPlan plan_selective_scan_forward(const SelectiveScanParams& p, int multiprocessors);
+SelectiveScanPlan plan_selective_scan_backward(const SelectiveScanParams& p, int multiprocessors);
+
+/// Bytes of scratch (256-byte aligned) that a launch with this plan needs.
+size_t selective_scan_forward_workspace(const SelectiveScanParams& p,
+                                        const SelectiveScanPlan& plan);
+size_t selective_scan_backward_workspace(const SelectiveScanParams& p,
+                                         const SelectiveScanPlan& plan);
+
+/// checkpoint_every must be 0 or kScanCheckpointEvery. last_state.data may be null.
+cudaError_t launch_selective_scan_forward(const SelectiveScanForwardParams& p,
+                                          const SelectiveScanPlan& plan, void* workspace,
+                                          cudaStream_t stream);
+
+/// The summed gradients, written whole. All contiguous; null where the input was absent.
+struct SelectiveScanGradients {
+  float* dA;           // (d_inner, d_state)
+  void *dB, *dC;       // (batch, L, d_state), storage type
+  float* dD;           // (d_inner,)
+  float* ddelta_bias;  // (d_inner,)
+};
+
+/// The *_partial and group fields of `p` are the CPU's and are not read. checkpoint_every must be
+/// kScanCheckpointEvery, checkpoints those of the forward launch (any plan).
+cudaError_t launch_selective_scan_backward(const SelectiveScanBackwardParams& p,
+                                           const SelectiveScanGradients& gradients,
+                                           const SelectiveScanPlan& plan, void* workspace,
+                                           cudaStream_t stream);
+
+}  // namespace dmamba::kernels
