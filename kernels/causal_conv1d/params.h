@@ -18,7 +18,7 @@ struct CausalConv1dParams {
   Sequence x;          // (batch, L, d_inner), storage type
   const void* weight;  // (d_inner, width), any strides; the CPU wants contiguous channels
   int64_t weight_channel_stride, weight_tap_stride;
-  const void* bias;    // (d_inner,), optional
+  const void* bias;  // (d_inner,), optional
   Flags mask;
   Flags segment_starts;
   StateView initial_state;  // (batch, d_inner, width - 1), oldest first; optional

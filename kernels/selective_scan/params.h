@@ -20,9 +20,9 @@ struct SelectiveScanParams {
 
   Sequence u, delta, z;  // (batch, L, d_inner), storage type
   Sequence B, C;         // (batch, L, d_state), storage type, d_state contiguous
-  const void* A;  // (d_inner, d_state), any strides; the CPU wants contiguous channels
+  const void* A;         // (d_inner, d_state), any strides; the CPU wants contiguous channels
   int64_t A_channel_stride, A_state_stride;
-  const void* D;  // (d_inner,)
+  const void* D;           // (d_inner,)
   const void* delta_bias;  // (d_inner,)
   Flags mask;              // false: dt = 0
   Flags segment_starts;    // true: the state restarts from zero before this token
@@ -46,8 +46,9 @@ struct SelectiveScanBackwardParams : SelectiveScanParams {
   Sequence du, ddelta, dz;   // (batch, L, d_inner), storage type
   StateView dinitial_state;  // optional
 
-  /// The CPU's. Channels are walked in groups of `group_channels`; each (sequence, group) leaves its
-  /// own sums, which are added in a fixed order afterwards, so that threads don't change the bits.
+  /// The CPU's. Channels are walked in groups of `group_channels`; each (sequence, group) leaves
+  /// its own sums, which are added in a fixed order afterwards, so that threads don't change the
+  /// bits.
   int64_t group_channels, n_groups;
   void* dA_partial;           // (batch, d_state, d_inner)
   void* dD_partial;           // (batch, d_inner), null without D

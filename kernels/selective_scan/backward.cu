@@ -1,0 +1,132 @@
+// Launches the selective scan backward.
+#include <algorithm>
+
+#include "kernels/selective_scan/backward.cuh"
+#include "kernels/selective_scan/backward_carry.cuh"
+#include "kernels/selective_scan/gradients.cuh"
+#include "kernels/selective_scan/launch_common.cuh"
+
+namespace dmamba::kernels {
+namespace {
+
+int64_t channel_blocks_of(const SelectiveScanParams& p) {
+  int64_t blocks = 1;
+  with_shape<2>(p.d_state, [&](auto shape) {
+    constexpr int64_t kChannels =
+        BackwardShape<decltype(shape)>::kWarps * decltype(shape)::kChannels;
+    blocks = (p.d_inner + kChannels - 1) / kChannels;
+    return cudaSuccess;
+  });
+  return blocks;
+}
+
+/// Lays the scratch out; returns its floats. Every array begins at a multiple of 256 bytes.
+int64_t lay_out(const SelectiveScanParams& p, int64_t n_chunks, int64_t channel_blocks,
+                float* memory, BackwardWork* work) {
+  int64_t used = 0;
+  const auto take = [&](int64_t floats) {
+    float* at = memory + used;
+    used += (floats + 63) / 64 * 64;
+    return at;
+  };
+  const int64_t parts = p.batch * n_chunks;
+  work->parts.dA = take(parts * p.d_inner * p.d_state);
+  work->parts.dD = take(parts * p.d_inner);
+  work->parts.ddelta_bias = take(parts * p.d_inner);
+  work->parts.dBdC =
+      take(channel_blocks > 1 ? channel_blocks * p.batch * p.length * 2 * p.d_state : 0);
+  work->carries.factor = take(n_chunks > 1 ? carry_floats(p, n_chunks) : 0);
+  work->carries.state = take(n_chunks > 1 ? carry_floats(p, n_chunks) : 0);
+  return used;
+}
+
+template <class T, class Shape, int kTiles, bool kUsual>
+cudaError_t launch_tiles(const SelectiveScanBackwardParams& p, const BackwardWork& work,
+                         cudaStream_t stream) {
+  const int64_t blocks = p.batch * work.n_chunks * work.channel_blocks;
+  return launch(selective_scan_backward_kernel<Shape, T, kTiles, kUsual>, blocks,
+                BackwardShape<Shape>::kThreads, sizeof(BackwardShared<Shape, T, kTiles>), stream, p,
+                work);
+}
+
+/// The gradients that enter the chunks.
+template <class T>
+cudaError_t launch_carries(const SelectiveScanBackwardParams& p, const BackwardWork& work,
+                           cudaStream_t stream) {
+  const CarryWork carry{work.chunk_length, work.n_chunks, work.vectors, work.carries};
+  const cudaError_t error = with_shape<2>(p.d_state, [&](auto shape) {
+    constexpr int64_t kChannels = kCarryWarps * decltype(shape)::kChannels;
+    const int64_t blocks = p.batch * work.n_chunks * ((p.d_inner + kChannels - 1) / kChannels);
+    return launch(selective_scan_carry_kernel<decltype(shape), T>, blocks, 32 * kCarryWarps, 0,
+                  stream, p, carry);
+  });
+  if (error != cudaSuccess) return error;
+  return launch_join_chunks(work.carries, p.dlast_state, p, work.n_chunks, /*descending=*/true,
+                            stream);
+}
+
+template <class T>
+cudaError_t launch_storage(const SelectiveScanBackwardParams& p, const BackwardWork& work,
+                           cudaStream_t stream) {
+  return with_shape<2>(p.d_state, [&](auto shape) {
+    using Shape = decltype(shape);
+    const bool one = p.checkpoint_every == Shape::kSteps;
+    if constexpr (Shape::kStates == 16) {
+      if (p.delta_softplus && p.z.data != nullptr && work.vectors.channels && work.vectors.states &&
+          work.vectors.A && p.d_state == 16) {
+        return one ? launch_tiles<T, Shape, 1, true>(p, work, stream)
+                   : launch_tiles<T, Shape, 2, true>(p, work, stream);
+      }
+    }
+    return one ? launch_tiles<T, Shape, 1, false>(p, work, stream)
+               : launch_tiles<T, Shape, 2, false>(p, work, stream);
+  });
+}
+
+}  // namespace
+
+size_t selective_scan_backward_workspace(const SelectiveScanParams& p,
+                                         const SelectiveScanPlan& plan) {
+  BackwardWork work{};
+  return lay_out(p, chunks_of(p, plan), channel_blocks_of(p), nullptr, &work) * sizeof(float);
+}
+
+cudaError_t launch_selective_scan_backward(const SelectiveScanBackwardParams& p,
+                                           const SelectiveScanGradients& gradients,
+                                           const SelectiveScanPlan& plan, void* workspace,
+                                           cudaStream_t stream) {
+  if (!plan_is_valid(plan) || p.storage == Storage::kFloat64 || p.d_state > kScanMaxStates ||
+      !checkpoints_are_valid(p.checkpoint_every)) {
+    return cudaErrorInvalidValue;
+  }
+  const int64_t item = storage_bytes(p.storage);
+  BackwardWork work{};
+  work.chunk_length = static_cast<int>(std::min<int64_t>(plan.chunk_length, INT32_MAX));
+  work.n_chunks = static_cast<int>(chunks_of(p, plan));
+  work.channel_blocks = static_cast<int>(channel_blocks_of(p));
+  work.vectors.channels = p.d_inner % 4 == 0;
+  for (const Sequence& s : {p.u, p.delta, p.z, p.dout, p.du, p.ddelta, p.dz}) {
+    work.vectors.channels = work.vectors.channels && rows_aligned(s, 4, item);
+  }
+  work.vectors.states =
+      p.d_state % 4 == 0 && rows_aligned(p.B, 4, item) && rows_aligned(p.C, 4, item);
+  work.vectors.A = rows_of_A_aligned(p);
+  work.dB = gradients.dB;
+  work.dC = gradients.dC;
+  lay_out(p, work.n_chunks, work.channel_blocks, static_cast<float*>(workspace), &work);
+  if (p.batch > 0 && p.d_inner > 0) {
+    const bool bf16 = p.storage == Storage::kBFloat16;
+    cudaError_t error = cudaSuccess;
+    if (work.n_chunks > 1) {
+      error =
+          bf16 ? launch_carries<bfloat16>(p, work, stream) : launch_carries<float>(p, work, stream);
+      if (error != cudaSuccess) return error;
+    }
+    error =
+        bf16 ? launch_storage<bfloat16>(p, work, stream) : launch_storage<float>(p, work, stream);
+    if (error != cudaSuccess) return error;
+  }
+  return launch_sum_gradients(p, work, gradients, stream);
+}
+
+}  // namespace dmamba::kernels

@@ -1,0 +1,100 @@
+// One launch sums all partial gradients: dA, dD, ddelta_bias over (batch, chunk), dB and dC over
+// the channel blocks.
+#include "kernels/selective_scan/gradients.cuh"
+#include "kernels/selective_scan/launch_common.cuh"
+
+namespace dmamba::kernels {
+namespace {
+
+constexpr int kColumns = 32, kSlices = 8;  // of a block of 256 threads
+
+/// out[i] = sum over parts of in[part][i]: a column is summed by kSlices threads, each every
+/// kSlices-th part, then in order.
+struct ColumnSums {
+  const float* in;
+  float* out;
+  int64_t columns;
+};
+
+struct GradientSums {
+  int64_t parts;
+  ColumnSums sums[3];
+  int64_t first_block[4];  // of each of the three and of dB, dC
+  const float* dBdC;       // (blocks, tokens, 2, d_state)
+  void *dB, *dC;           // (tokens, d_state)
+  int64_t channel_blocks, tokens, d_state;
+};
+
+__device__ void sum_columns(const ColumnSums& job, int64_t parts, int64_t block) {
+  __shared__ float slices[kSlices][kColumns];
+  const int column = static_cast<int>(threadIdx.x) % kColumns;
+  const int slice = static_cast<int>(threadIdx.x) / kColumns;
+  const int64_t index = block * kColumns + column;
+  float sum = 0.0F;
+  if (index < job.columns) {
+#pragma unroll 8
+    for (int64_t part = slice; part < parts; part += kSlices) {
+      sum += job.in[part * job.columns + index];
+    }
+  }
+  slices[slice][column] = sum;
+  __syncthreads();
+  if (slice == 0 && index < job.columns) {
+#pragma unroll
+    for (int s = 1; s < kSlices; ++s) sum += slices[s][column];
+    job.out[index] = sum;
+  }
+}
+
+template <class T>
+__device__ void sum_channel_blocks(const GradientSums& g, int64_t block) {
+  const int64_t index = block * 256 + threadIdx.x, size = g.tokens * 2 * g.d_state;
+  if (index >= size) return;
+  float sum = 0.0F;
+#pragma unroll 4
+  for (int64_t b = 0; b < g.channel_blocks; ++b) sum += g.dBdC[b * size + index];
+  const int64_t token = index / (2 * g.d_state), n = index % g.d_state;
+  const bool is_dC = index / g.d_state % 2 != 0;
+  static_cast<T*>(is_dC ? g.dC : g.dB)[token * g.d_state + n] = from_float<T>(sum);
+}
+
+template <class T>
+__global__ void __launch_bounds__(256)
+    sum_gradients_kernel(const __grid_constant__ GradientSums g) {
+  const int64_t block = blockIdx.x;
+  if (block >= g.first_block[3]) return sum_channel_blocks<T>(g, block - g.first_block[3]);
+#pragma unroll
+  for (int i = 2; i >= 0; --i) {
+    if (block >= g.first_block[i]) return sum_columns(g.sums[i], g.parts, block - g.first_block[i]);
+  }
+}
+
+}  // namespace
+
+cudaError_t launch_sum_gradients(const SelectiveScanBackwardParams& p, const BackwardWork& work,
+                                 const SelectiveScanGradients& gradients, cudaStream_t stream) {
+  GradientSums g{};
+  g.parts = p.batch * work.n_chunks;
+  g.sums[0] = {work.parts.dA, gradients.dA, p.d_inner * p.d_state};
+  g.sums[1] = {work.parts.dD, gradients.dD, gradients.dD != nullptr ? p.d_inner : 0};
+  g.sums[2] = {work.parts.ddelta_bias, gradients.ddelta_bias,
+               gradients.ddelta_bias != nullptr ? p.d_inner : 0};
+  int64_t blocks = 0;
+  for (int i = 0; i < 3; ++i) {
+    g.first_block[i] = blocks;
+    blocks += (g.sums[i].columns + kColumns - 1) / kColumns;
+  }
+  g.first_block[3] = blocks;
+  g.dBdC = work.parts.dBdC;
+  g.dB = gradients.dB;
+  g.dC = gradients.dC;
+  g.channel_blocks = work.channel_blocks;
+  g.tokens = p.batch * p.length;
+  g.d_state = p.d_state;
+  if (work.channel_blocks > 1) blocks += (g.tokens * 2 * g.d_state + 255) / 256;
+  return p.storage == Storage::kBFloat16
+             ? launch(sum_gradients_kernel<bfloat16>, blocks, 256, 0, stream, g)
+             : launch(sum_gradients_kernel<float>, blocks, 256, 0, stream, g);
+}
+
+}  // namespace dmamba::kernels
