@@ -58,13 +58,16 @@ set(DMAMBA_WITH_CUDA ON)
 if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES AND NOT DEFINED ENV{CUDAARCHS})
   set(CMAKE_CUDA_ARCHITECTURES 90)
 endif()
-set(CMAKE_CUDA_STANDARD 20)
-set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 # torch's libraries hold the shared runtime already: a second one in the process would have an error
 # state of its own.
 set(CMAKE_CUDA_RUNTIME_LIBRARY Shared)
 enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)
+# CUDA sources are C++20 as all others are; CMake 3.25 doesn't know that nvcc speaks it since 12.
+if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
+  set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+  set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
+endif()
 set(DMAMBA_CUDA_ARCHITECTURES "${CMAKE_CUDA_ARCHITECTURES}")
 
 # dmamba_cuda: what host code that speaks to a device compiles and links with. torch_cuda itself is
