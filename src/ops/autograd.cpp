@@ -150,7 +150,7 @@ std::tuple<Tensor, Tensor, Tensor> selective_scan_autograd(
   }
   auto results = SelectiveScan::apply(
       u, delta, A, B, C, D, z, delta_bias, delta_softplus, mask, segment_starts, initial_state,
-      checkpoint_every > 0 ? checkpoint_every : default_checkpoint_every(u));
+      checkpoint_every > 0 ? checkpoint_every : checkpoint_interval(u));
   return {results[0], results[1], results[2]};
 }
 

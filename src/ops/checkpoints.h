@@ -12,8 +12,8 @@ constexpr int64_t kCpuCheckpointEvery = 64;
 /// What the CUDA kernels take (kernels/selective_scan/launch.h, which is CUDA's and not seen here).
 constexpr int64_t kCudaCheckpointEvery = 16;
 
-/// Tokens between checkpoints where the caller leaves it open, by the device of the activations.
-inline int64_t default_checkpoint_every(const at::Tensor& u) {
+/// Tokens between the checkpoints of h, for a scan over activations like these.
+inline int64_t checkpoint_interval(const at::Tensor& u) {
   return u.is_cuda() ? kCudaCheckpointEvery : kCpuCheckpointEvery;
 }
 
