@@ -38,7 +38,7 @@ def scan(batch: int, length: int, d_inner: int, d_state: int, dtype: torch.dtype
     torch.autograd.grad(ops.selective_scan(*bare, delta_softplus=True).float().sum(), bare)
     with torch.no_grad():
         first = (u[:, 0], delta[:, 0], A, B[:, 0], C[:, 0], D, z[:, 0], delta_bias)
-        ops.selective_state_update(state, *first, delta_softplus=True)
+        ops.selective_state_update(state.detach(), *first, delta_softplus=True)
 
 
 def conv(batch: int, length: int, d_inner: int, width: int, dtype: torch.dtype) -> None:
@@ -52,7 +52,7 @@ def conv(batch: int, length: int, d_inner: int, width: int, dtype: torch.dtype) 
     )
     torch.autograd.grad(out.float().sum() + last.sum(), (x, weight, bias, window))
     with torch.no_grad():
-        ops.causal_conv1d_update(window, x[:, 0], weight, bias)
+        ops.causal_conv1d_update(window.detach(), x[:, 0], weight, bias)
 
 
 def elementwise(count: int, dtype: torch.dtype) -> None:
