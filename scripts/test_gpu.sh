@@ -13,9 +13,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
 [[ -n ${PYTHON:-} || ! -x .venv/bin/python ]] || python=.venv/bin/python
 "$python" -c '
-import torch
-import dmamba
-from dmamba import _build_info
+try:
+    import torch
+    import dmamba
+    from dmamba import _build_info
+except ImportError as error:
+    raise SystemExit(f"error: {error}; PYTHON names a Python that has torch and dmamba")
 if _build_info.cuda_reason:
     raise SystemExit(f"error: this dmamba has no CUDA ops: {_build_info.cuda_reason}")
 if not torch.cuda.is_available():
