@@ -6,3 +6,5 @@ torch_minor: str
 torch_cuda: str
 compiler: str
 build_type: str
+cuda_architectures: str
+cuda_reason: str

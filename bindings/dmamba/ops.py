@@ -1,8 +1,9 @@
 """The operators of the Mamba block, as differentiable PyTorch functions.
 
 Activations are (batch, L, channels) with contiguous channels; storage is float32, bfloat16
-(arithmetic in float32) or float64. Parameters (A, D, biases, weights) and states are float32, or
-float64 with float64 activations. The same inputs give the same bits with any number of threads.
+(arithmetic in float32) or, on the CPU, float64. Parameters (A, D, biases, weights) and states are
+float32, or float64 with float64 activations. The same inputs give the same bits with any number of
+threads, and on a GPU on any stream.
 Wrong shapes, dtypes or devices raise RuntimeError naming the op and the argument.
 
 All are torch ops (``torch.ops.dmamba.*``): autograd, ``torch.compile`` and C++ see the same thing.

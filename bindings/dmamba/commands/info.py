@@ -29,8 +29,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _cuda() -> str:
-    if torch.version.cuda is None:
-        return "no: this torch is built for the CPU only"
+    if _build_info.cuda_reason:
+        return f"no: {_build_info.cuda_reason}"
+    architectures = _build_info.cuda_architectures.replace(";", ", ")
+    built = f"built for architectures {architectures}"
     if not torch.cuda.is_available():
-        return f"no: torch (CUDA {torch.version.cuda}) finds no usable GPU or driver"
-    return f"no: {torch.cuda.get_device_name()} is usable, but dmamba's ops run on the CPU only"
+        return f"no: {built}, but torch (CUDA {torch.version.cuda}) finds no usable GPU or driver"
+    major, minor = torch.cuda.get_device_capability()
+    return f"yes: {torch.cuda.get_device_name()}, capability {major}.{minor}; {built}"

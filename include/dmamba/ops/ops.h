@@ -1,9 +1,9 @@
 // The operators of the Mamba block, as C++ functions over the registered torch ops (dmamba::*).
 //
 // Activations are (batch, L, channels), channels contiguous; other strides are copied. Storage is
-// float32, bfloat16 (arithmetic in fp32) or float64 (throughout); parameters and states are float32
-// (float64 with float64 activations). All functions are differentiable but the *_update pair, and
-// thread-safe; the same inputs give the same bits with any number of threads.
+// float32, bfloat16 (arithmetic in fp32) or, on the CPU, float64 (throughout); parameters and
+// states are float32 (float64 with float64 activations). All functions are differentiable but the
+// *_update pair, and thread-safe; the same inputs give the same bits with any number of threads.
 //
 // Errors: c10::Error naming the op, the argument, the shape it needs and the one it got.
 #pragma once
@@ -78,5 +78,11 @@ std::string cpu_capability();
 /// Chooses the CPU kernels, for tests and comparisons. Throws dmamba::Error on a name that is not
 /// in cpu_capabilities(). Not to be called while ops run in other threads.
 void set_cpu_capability(const std::string& name);
+
+/// Forces how the CUDA kernels cut a scan, forward and backward, for tests and measurements: lanes
+/// hold four states of `channels_per_lane` channels (1, 2 or 4), chunks of `chunk_length` tokens (a
+/// multiple of 16) are walked at the same time. 0 leaves either to the measured rule. Throws
+/// dmamba::Error on other numbers and where the library was built without CUDA.
+void set_cuda_scan_plan(int channels_per_lane, int64_t chunk_length);
 
 }  // namespace dmamba::ops

@@ -7,37 +7,10 @@
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
-#include <optional>
 
-#include "kernels/common/types.h"
+#include "src/ops/tensors.h"
 
 namespace dmamba::ops::cpu {
-
-inline kernels::Storage storage_of(const at::Tensor& t) {
-  switch (t.scalar_type()) {
-    case at::kBFloat16:
-      return kernels::Storage::kBFloat16;
-    case at::kDouble:
-      return kernels::Storage::kFloat64;
-    default:
-      return kernels::Storage::kFloat32;
-  }
-}
-
-/// The tensor, or a copy whose last axis is contiguous.
-inline at::Tensor with_contiguous_rows(const at::Tensor& t) {
-  return t.stride(-1) == 1 || t.size(-1) == 1 ? t : t.contiguous();
-}
-
-inline kernels::Sequence sequence(const at::Tensor& t) {
-  return {t.data_ptr(), t.stride(0), t.stride(1)};
-}
-
-inline kernels::StateView state_view(const at::Tensor& t) {
-  return {t.data_ptr(), t.stride(0), t.stride(1), t.stride(2)};
-}
-
-inline bool present(const std::optional<at::Tensor>& t) { return t.has_value() && t->defined(); }
 
 /// Holds the contiguous copies that a call makes of its inputs, for as long as the call.
 class Inputs {

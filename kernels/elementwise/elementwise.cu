@@ -1,0 +1,219 @@
+// GELU and dropout on a CUDA device: elementwise, bound by memory.
+//
+//   gelu      y = x Phi(x)                      reads x, writes y:       2 n elements
+//   backward  dx = dy (Phi(x) + x Phi'(x))      reads x, dy, writes dx:  3 n elements
+//   dropout   y = keep ? x scale : 0            reads x, writes y:       2 n elements
+//
+// (Hendrycks and Gimpel, arXiv 1606.08415; Phi is the normal distribution function.) The floor is
+// those bytes at the device's copy bandwidth. Dropout draws one Philox block per four elements: in
+// fp32 ten rounds of integer arithmetic beside 32 bytes, which the memory hides.
+//
+// Arithmetic is fp32 whatever the storage. A lane takes 16 bytes at a time; an array whose address
+// is no multiple of 16, and the last lane's rest, go element by element.
+#include <cuda_bf16.h>
+
+#include "include/dmamba/common/philox.h"
+#include "kernels/elementwise/launch.h"
+
+namespace dmamba::kernels {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarp = 32;
+/// Enough to fill any device several times over; longer arrays are walked in strides of the grid.
+constexpr int64_t kMaxBlocks = 4096;
+
+template <class T>
+constexpr int kLaneElements = 16 / sizeof(T);
+
+/// What a lane loads and stores at once.
+template <class T>
+struct alignas(16) Pack {
+  T value[kLaneElements<T>];
+};
+
+__device__ float to_float(float x) { return x; }
+__device__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ void from_float(float x, float& out) { out = x; }
+__device__ void from_float(float x, __nv_bfloat16& out) { out = __float2bfloat16_rn(x); }
+
+/// The pack at x, its elements from `n` on zero. `whole`: 16 bytes are there and aligned.
+template <class T>
+__device__ Pack<T> load_pack(const T* x, int64_t n, bool whole) {
+  if (whole) return *reinterpret_cast<const Pack<T>*>(x);
+  Pack<T> pack;
+#pragma unroll
+  for (int i = 0; i < kLaneElements<T>; ++i) {
+    if (i < n) {
+      pack.value[i] = x[i];
+    } else {
+      from_float(0.0f, pack.value[i]);
+    }
+  }
+  return pack;
+}
+
+template <class T>
+__device__ void store_pack(const Pack<T>& pack, T* out, int64_t n, bool whole) {
+  if (whole) {
+    *reinterpret_cast<Pack<T>*>(out) = pack;
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kLaneElements<T>; ++i) {
+    if (i < n) out[i] = pack.value[i];
+  }
+}
+
+struct GeluForward {
+  __device__ static float apply(float x, float) { return x * normcdff(x); }
+};
+
+struct GeluBackward {
+  __device__ static float apply(float x, float dy) {
+    const float density = 0.3989422804014327f * expf(-0.5f * x * x);  // 1 / sqrt(2 pi)
+    return dy * fmaf(x, density, normcdff(x));
+  }
+};
+
+template <class T, class Op, bool kBackward>
+__global__ void __launch_bounds__(kThreads)
+    gelu_kernel(const T* __restrict__ x, const T* __restrict__ dy, T* __restrict__ out,
+                int64_t count, bool aligned) {
+  constexpr int kElements = kLaneElements<T>;
+  const int64_t stride = int64_t{gridDim.x} * kThreads * kElements;
+  for (int64_t i = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kElements; i < count;
+       i += stride) {
+    const int64_t rest = count - i;
+    const bool whole = aligned && rest >= kElements;
+    const Pack<T> in = load_pack(x + i, rest, whole);
+    const Pack<T> gradient = kBackward ? load_pack(dy + i, rest, whole) : in;
+    Pack<T> result;
+#pragma unroll
+    for (int e = 0; e < kElements; ++e) {
+      from_float(Op::apply(to_float(in.value[e]), to_float(gradient.value[e])), result.value[e]);
+    }
+    store_pack(result, out + i, rest, whole);
+  }
+}
+
+/// The keep bits of this lane's elements, lowest first, of the warp's tile of 32 lanes that opens
+/// with stretch `first_stretch`. Every lane draws blocks of its own, so that no two lanes draw the
+/// same; four ballots a block hand the bits to the lanes whose elements they are.
+template <int kElements>
+__device__ uint32_t keep_bits(uint64_t first_stretch, uint64_t key, uint32_t threshold, int lane) {
+  constexpr int kStretch = 64, kBlocks = 16;  // a stretch has 16 Philox blocks of 4 words
+  constexpr int kRounds = kElements * kWarp / kStretch / 2;  // two stretches a round
+  const uint32_t key_words[2] = {static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32)};
+  const int position = lane * kElements;  // of this lane's first element in the tile
+  const int stretch = position / kStretch, word = position % kStretch / kBlocks;
+  uint32_t bits = 0;
+#pragma unroll
+  for (int round = 0; round < kRounds; ++round) {
+    const uint64_t counter =
+        (first_stretch + 2 * round + lane / kBlocks) * kBlocks + lane % kBlocks;
+    const uint32_t counter_words[4] = {static_cast<uint32_t>(counter),
+                                       static_cast<uint32_t>(counter >> 32), 0, 0};
+    const common::PhiloxBlock block = common::philox4x32(counter_words, key_words);
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      const uint32_t kept = __ballot_sync(0xFFFFFFFFu, block.word[w] >= threshold);
+      if (w == word && round == stretch / 2) bits = kept;
+    }
+  }
+  return bits >> (stretch % 2 * kBlocks + position % kBlocks);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    dropout_kernel(const T* __restrict__ x, T* __restrict__ out, int64_t count, uint64_t key,
+                   const uint64_t* __restrict__ device_key, uint32_t threshold, float scale,
+                   bool aligned) {
+  constexpr int kElements = kLaneElements<T>;
+  static_assert(kElements * kWarp % 128 == 0, "a warp's tile is whole pairs of stretches");
+  if (device_key != nullptr) key = *device_key;
+  const int lane = threadIdx.x % kWarp;
+  const int64_t stride = int64_t{gridDim.x} * kThreads * kElements;
+  // The same for all lanes of a warp: they ballot together to the end.
+  int64_t tile = (int64_t{blockIdx.x} * kThreads + threadIdx.x - lane) * kElements;
+  for (; tile < count; tile += stride) {
+    const uint32_t keep =
+        keep_bits<kElements>(static_cast<uint64_t>(tile) / 64, key, threshold, lane);
+    const int64_t i = tile + lane * kElements;
+    const int64_t rest = count - i;
+    if (rest <= 0) continue;
+    const bool whole = aligned && rest >= kElements;
+    Pack<T> pack = load_pack(x + i, rest, whole);
+#pragma unroll
+    for (int e = 0; e < kElements; ++e) {
+      const bool kept = (keep >> e & 1u) != 0;
+      from_float(kept ? to_float(pack.value[e]) * scale : 0.0f, pack.value[e]);
+    }
+    store_pack(pack, out + i, rest, whole);
+  }
+}
+
+template <class T>
+unsigned blocks_for(int64_t count) {
+  constexpr int64_t kBlockElements = int64_t{kThreads} * kLaneElements<T>;
+  const int64_t blocks = (count + kBlockElements - 1) / kBlockElements;
+  return static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks);
+}
+
+bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+
+template <class T, class Op, bool kBackward>
+cudaError_t launch_gelu(const GeluParams& p, cudaStream_t stream) {
+  const bool aligned = is_aligned(p.x) && is_aligned(p.out) && (!kBackward || is_aligned(p.dy));
+  gelu_kernel<T, Op, kBackward><<<blocks_for<T>(p.count), kThreads, 0, stream>>>(
+      static_cast<const T*>(p.x), static_cast<const T*>(p.dy), static_cast<T*>(p.out), p.count,
+      aligned);
+  return cudaGetLastError();
+}
+
+template <class Op, bool kBackward>
+cudaError_t launch_gelu_stored(const GeluParams& p, cudaStream_t stream) {
+  if (p.count == 0) return cudaSuccess;
+  switch (p.storage) {
+    case Storage::kFloat32:
+      return launch_gelu<float, Op, kBackward>(p, stream);
+    case Storage::kBFloat16:
+      return launch_gelu<__nv_bfloat16, Op, kBackward>(p, stream);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+template <class T>
+cudaError_t launch_dropout_stored(const DropoutParams& p, const uint64_t* device_key,
+                                  cudaStream_t stream) {
+  dropout_kernel<T><<<blocks_for<T>(p.count), kThreads, 0, stream>>>(
+      static_cast<const T*>(p.x), static_cast<T*>(p.out), p.count, p.key, device_key, p.threshold,
+      static_cast<float>(p.scale), is_aligned(p.x) && is_aligned(p.out));
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+cudaError_t launch_gelu_forward(const GeluParams& p, cudaStream_t stream) {
+  return launch_gelu_stored<GeluForward, false>(p, stream);
+}
+
+cudaError_t launch_gelu_backward(const GeluParams& p, cudaStream_t stream) {
+  return launch_gelu_stored<GeluBackward, true>(p, stream);
+}
+
+cudaError_t launch_dropout(const DropoutParams& p, const uint64_t* device_key,
+                           cudaStream_t stream) {
+  if (p.count == 0) return cudaSuccess;
+  switch (p.storage) {
+    case Storage::kFloat32:
+      return launch_dropout_stored<float>(p, device_key, stream);
+    case Storage::kBFloat16:
+      return launch_dropout_stored<__nv_bfloat16>(p, device_key, stream);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+}  // namespace dmamba::kernels

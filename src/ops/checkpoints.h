@@ -1,0 +1,20 @@
+// How often the scan's forward pass keeps h for the backward pass: the autograd layer's choice.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+namespace dmamba::ops {
+
+/// Measured on the CPU (scripts/benchmark_ops.py): 32 to 128 cost the same, and 64 keeps
+/// d_state / 64 floats a channel and token.
+constexpr int64_t kCpuCheckpointEvery = 64;
+
+/// What the CUDA kernels take (kernels/selective_scan/launch.h, which is CUDA's and not seen here).
+constexpr int64_t kCudaCheckpointEvery = 16;
+
+/// Tokens between the checkpoints of h, for a scan over activations like these.
+inline int64_t checkpoint_interval(const at::Tensor& u) {
+  return u.is_cuda() ? kCudaCheckpointEvery : kCpuCheckpointEvery;
+}
+
+}  // namespace dmamba::ops

@@ -1,0 +1,64 @@
+// GELU and dropout on CUDA.
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/elementwise/launch.h"
+#include "src/ops/cuda/tensors.h"
+
+namespace dmamba::ops::cuda {
+namespace {
+
+using at::Tensor;
+
+Tensor gelu_cuda(const Tensor& x) {
+  constexpr const char* kOp = "gelu";
+  check_cuda_storage(kOp, "x", x);
+  Call call(kOp, x);
+  const Tensor input = x.contiguous();
+  Tensor y = at::empty(x.sizes(), x.options());
+  call.check(kernels::launch_gelu_forward(
+      {input.numel(), storage_of(input), input.const_data_ptr(), nullptr, y.mutable_data_ptr()},
+      call.stream()));
+  return y;
+}
+
+Tensor gelu_backward_cuda(const Tensor& dy, const Tensor& x) {
+  constexpr const char* kOp = "gelu_backward";
+  check_cuda_storage(kOp, "x", x);
+  check_gradient(kOp, "dy", dy, x, "x");
+  Call call(kOp, x);
+  const Tensor input = x.contiguous(), gradient = dy.contiguous();
+  Tensor dx = at::empty(x.sizes(), x.options());
+  call.check(
+      kernels::launch_gelu_backward({input.numel(), storage_of(input), input.const_data_ptr(),
+                                     gradient.const_data_ptr(), dx.mutable_data_ptr()},
+                                    call.stream()));
+  return dx;
+}
+
+Tensor dropout_cuda(const Tensor& x, double p, int64_t key) {
+  constexpr const char* kOp = "dropout";
+  check_cuda_storage(kOp, "x", x);
+  TORCH_CHECK(p >= 0.0 && p < 1.0, kOp, ": p must be in [0, 1), got ", p);
+  Call call(kOp, x);
+  const Tensor input = x.contiguous();
+  Tensor y = at::empty(x.sizes(), x.options());
+  const double words = std::min(std::nearbyint(p * 4294967296.0), 4294967295.0);
+  call.check(kernels::launch_dropout(
+      {input.numel(), storage_of(input), static_cast<uint64_t>(key), static_cast<uint32_t>(words),
+       1.0 / (1.0 - p), input.const_data_ptr(), y.mutable_data_ptr()},
+      /*device_key=*/nullptr, call.stream()));
+  return y;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(dmamba, CUDA, m) {
+  m.impl("gelu", &gelu_cuda);
+  m.impl("gelu_backward", &gelu_backward_cuda);
+  m.impl("dropout", &dropout_cuda);
+}
+
+}  // namespace dmamba::ops::cuda

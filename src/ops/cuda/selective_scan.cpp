@@ -1,0 +1,209 @@
+// The selective scan on CUDA: tensors to parameters, a plan and scratch, a launch.
+#include <torch/library.h>
+
+#include "src/ops/checkpoints.h"
+#include "src/ops/cuda/scan.h"
+#include "src/ops/cuda/tensors.h"
+
+namespace dmamba::ops::cuda {
+namespace {
+
+using at::Tensor;
+using kernels::SelectiveScanBackwardParams;
+using kernels::SelectiveScanForwardParams;
+using kernels::SelectiveScanParams;
+
+static_assert(kCudaCheckpointEvery == kernels::kScanCheckpointEvery);
+
+void check_inputs(const char* op, const ScanInputs& in) {
+  check_selective_scan(op, in.u, in.delta, in.A, in.B, in.C, in.D, in.z, in.delta_bias, in.mask,
+                       in.segment_starts, in.initial_state);
+  check_cuda_storage(op, "u", in.u);
+}
+
+SelectiveScanParams common_params(Inputs& views, const ScanInputs& in) {
+  SelectiveScanParams p{};
+  p.batch = in.u.size(0);
+  p.length = in.u.size(1);
+  p.d_inner = in.u.size(2);
+  p.d_state = in.d_state();
+  p.storage = storage_of(in.u);
+  p.delta_softplus = in.delta_softplus;
+  p.u = views.rows(in.u);
+  p.delta = views.rows(in.delta);
+  p.z = views.rows(in.z);
+  p.B = views.rows(in.B);
+  p.C = views.rows(in.C);
+  p.A = in.A.const_data_ptr();
+  p.A_channel_stride = in.A.stride(0);
+  p.A_state_stride = in.A.stride(1);
+  p.D = views.vector(in.D);
+  p.delta_bias = views.vector(in.delta_bias);
+  p.mask = views.flags(in.mask);
+  p.segment_starts = views.flags(in.segment_starts);
+  p.initial_state = Inputs::state(in.initial_state);
+  return p;
+}
+
+float* floats_or_null(const Tensor& t) {
+  return t.defined() ? t.mutable_data_ptr<float>() : nullptr;
+}
+
+void any_scan_forward(const char* op, const ScanInputs& in, const ScanOutputs& out,
+                      int64_t checkpoint_every) {
+  const bool wide = in.d_state() > kernels::kScanMaxStates;
+  (wide ? wide_scan_forward : scan_forward)(op, in, out, checkpoint_every);
+}
+
+std::tuple<Tensor, Tensor, Tensor> selective_scan_cuda(
+    const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C,
+    const OptionalTensor& D, const OptionalTensor& z, const OptionalTensor& delta_bias,
+    bool delta_softplus, const OptionalTensor& mask, const OptionalTensor& segment_starts,
+    const OptionalTensor& initial_state, int64_t checkpoint_every) {
+  constexpr const char* kOp = "selective_scan";
+  const ScanInputs in{
+      u, delta, A, B, C, D, z, delta_bias, delta_softplus, mask, segment_starts, initial_state};
+  check_inputs(kOp, in);
+  TORCH_CHECK(checkpoint_every == 0 || checkpoint_every == kCudaCheckpointEvery, kOp,
+              ": checkpoint_every must be 0 or ", kCudaCheckpointEvery, " on CUDA, got ",
+              checkpoint_every);
+  const int64_t n_checkpoints = checkpoint_every > 0 ? (u.size(1) - 1) / checkpoint_every : 0;
+  ScanOutputs out{
+      at::empty(u.sizes(), u.options()), empty_state(u, u.size(0), u.size(2), A.size(1)), {}};
+  out.checkpoints =
+      at::empty({u.size(0), n_checkpoints, A.size(1), u.size(2)}, out.last_state.options());
+  any_scan_forward(kOp, in, out, checkpoint_every);
+  return {out.out, out.last_state, out.checkpoints};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
+selective_scan_backward_cuda(const Tensor& dout, const OptionalTensor& dlast_state, const Tensor& u,
+                             const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C,
+                             const OptionalTensor& D, const OptionalTensor& z,
+                             const OptionalTensor& delta_bias, bool delta_softplus,
+                             const OptionalTensor& mask, const OptionalTensor& segment_starts,
+                             const OptionalTensor& initial_state, const Tensor& checkpoints,
+                             int64_t checkpoint_every) {
+  constexpr const char* kOp = "selective_scan_backward";
+  const ScanInputs in{
+      u, delta, A, B, C, D, z, delta_bias, delta_softplus, mask, segment_starts, initial_state};
+  check_inputs(kOp, in);
+  check_gradient(kOp, "dout", dout, u, "u");
+  check_state_gradient(kOp, dlast_state, u, in.d_state());
+  TORCH_CHECK(checkpoint_every == kCudaCheckpointEvery, kOp, ": checkpoint_every must be ",
+              kCudaCheckpointEvery, " on CUDA, got ", checkpoint_every);
+  TORCH_CHECK(checkpoints.numel() == checkpoint_numel(in, in.d_state(), checkpoint_every) &&
+                  checkpoints.scalar_type() == at::kFloat && checkpoints.is_contiguous() &&
+                  checkpoints.device() == u.device(),
+              kOp, ": checkpoints must be those of the forward pass with checkpoint_every = ",
+              checkpoint_every, ", got ", checkpoints.sizes());
+  const auto contiguous_like = [](const OptionalTensor& t) {
+    return present(t) ? at::empty(t->sizes(), t->options()) : Tensor();
+  };
+  const ScanGradients g{
+      contiguous_like(u),
+      contiguous_like(delta),
+      contiguous_like(A),
+      contiguous_like(B),
+      contiguous_like(C),
+      contiguous_like(D),
+      contiguous_like(z),
+      contiguous_like(delta_bias),
+      present(initial_state) ? empty_state(u, u.size(0), u.size(2), A.size(1)) : Tensor()};
+  const bool wide = in.d_state() > kernels::kScanMaxStates;
+  (wide ? wide_scan_backward : scan_backward)(kOp, in, dout, dlast_state, checkpoints, g);
+  return {g.du,
+          g.ddelta,
+          g.dA,
+          g.dB,
+          g.dC,
+          or_absent_gradient(g.dD, u),
+          or_absent_gradient(g.dz, u),
+          or_absent_gradient(g.ddelta_bias, u),
+          or_absent_gradient(g.dinitial_state, u)};
+}
+
+Tensor selective_state_update_cuda(Tensor& state, const Tensor& u, const Tensor& delta,
+                                   const Tensor& A, const Tensor& B, const Tensor& C,
+                                   const OptionalTensor& D, const OptionalTensor& z,
+                                   const OptionalTensor& delta_bias, bool delta_softplus) {
+  constexpr const char* kOp = "selective_state_update";
+  const auto one_token = [&](const char* name, const Tensor& t, const char* shape) {
+    TORCH_CHECK(t.dim() == 2, kOp, ": ", name, " must be ", shape, ", got ", t.sizes());
+    return t.unsqueeze(1);
+  };
+  OptionalTensor z1;
+  if (present(z)) z1 = one_token("z", *z, "(batch, d_inner)");
+  const ScanInputs in{one_token("u", u, "(batch, d_inner)"),
+                      one_token("delta", delta, "(batch, d_inner)"),
+                      A,
+                      one_token("B", B, "(batch, d_state)"),
+                      one_token("C", C, "(batch, d_state)"),
+                      D,
+                      z1,
+                      delta_bias,
+                      delta_softplus,
+                      {},
+                      {},
+                      state};
+  check_inputs(kOp, in);
+  Tensor out = at::empty(u.sizes(), u.options());
+  any_scan_forward(kOp, in, {out.unsqueeze(1), state, {}}, /*checkpoint_every=*/0);
+  return out;
+}
+
+}  // namespace
+
+void scan_forward(const char* op, const ScanInputs& in, const ScanOutputs& out,
+                  int64_t checkpoint_every) {
+  if (in.u.numel() == 0) return;
+  Call call(op, in.u);
+  Inputs views;
+  SelectiveScanForwardParams p{common_params(views, in), sequence(out.out),
+                               state_view(out.last_state)};
+  p.checkpoint_every = checkpoint_every;
+  p.checkpoints = checkpoint_every > 0 ? out.checkpoints.mutable_data_ptr() : nullptr;
+  const kernels::SelectiveScanPlan plan = forward_plan(p, call.multiprocessors());
+  void* scratch = call.scratch(kernels::selective_scan_forward_workspace(p, plan));
+  call.check(kernels::launch_selective_scan_forward(p, plan, scratch, call.stream()));
+}
+
+void scan_backward(const char* op, const ScanInputs& in, const Tensor& dout,
+                   const OptionalTensor& dlast_state, const Tensor& checkpoints,
+                   const ScanGradients& gradients) {
+  if (in.u.numel() == 0) {
+    // Sums over nothing; the other gradients have no elements.
+    for (const Tensor& sum :
+         {gradients.dA, gradients.dB, gradients.dC, gradients.dD, gradients.ddelta_bias}) {
+      if (sum.defined()) sum.zero_();
+    }
+    return;
+  }
+  Call call(op, in.u);
+  Inputs views;
+  SelectiveScanBackwardParams p{};
+  static_cast<SelectiveScanParams&>(p) = common_params(views, in);
+  p.checkpoint_every = kCudaCheckpointEvery;
+  p.checkpoints = checkpoints.data_ptr();
+  p.dout = views.rows(dout);
+  p.dlast_state = Inputs::state(dlast_state);
+  p.du = sequence(gradients.du);
+  p.ddelta = sequence(gradients.ddelta);
+  if (gradients.dz.defined()) p.dz = sequence(gradients.dz);
+  p.dinitial_state = Inputs::state(gradients.dinitial_state);
+  const kernels::SelectiveScanGradients sums{
+      floats_or_null(gradients.dA), gradients.dB.mutable_data_ptr(),
+      gradients.dC.mutable_data_ptr(), floats_or_null(gradients.dD),
+      floats_or_null(gradients.ddelta_bias)};
+  const kernels::SelectiveScanPlan plan = backward_plan(p, call.multiprocessors());
+  void* scratch = call.scratch(kernels::selective_scan_backward_workspace(p, plan));
+  call.check(kernels::launch_selective_scan_backward(p, sums, plan, scratch, call.stream()));
+}
+
+TORCH_LIBRARY_IMPL(dmamba, CUDA, m) {
+  m.impl("selective_scan", &selective_scan_cuda);
+  m.impl("selective_scan_backward", &selective_scan_backward_cuda);
+  m.impl("selective_state_update", &selective_state_update_cuda);
+}
+
+}  // namespace dmamba::ops::cuda

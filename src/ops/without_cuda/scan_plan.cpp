@@ -1,0 +1,12 @@
+// What dmamba/ops/ops.h says of CUDA, in a library that was built without it.
+#include "dmamba/common/error.h"
+#include "dmamba/ops/ops.h"
+
+namespace dmamba::ops {
+
+void set_cuda_scan_plan(int channels_per_lane, int64_t chunk_length) {
+  throw Error(
+      "set_cuda_scan_plan: this dmamba was built without CUDA kernels; dmamba info says why");
+}
+
+}  // namespace dmamba::ops
