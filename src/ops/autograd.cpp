@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "src/ops/calls.h"
+#include "src/ops/checkpoints.h"
 
 namespace dmamba::ops {
 namespace {
@@ -11,11 +12,6 @@ namespace {
 using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-/// Tokens between the checkpoints of h that the forward pass keeps for the backward pass; measured
-/// on the CPU (scripts/benchmark_ops.py): 32 to 128 cost the same, and 64 keeps d_state / 64 floats
-/// a channel and token.
-constexpr int64_t kCheckpointEvery = 64;
 
 Tensor or_undefined(const OptionalTensor& t) { return t.has_value() ? *t : Tensor(); }
 OptionalTensor or_absent(const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; }
@@ -152,9 +148,9 @@ std::tuple<Tensor, Tensor, Tensor> selective_scan_autograd(
     return calls::selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, mask,
                                  segment_starts, initial_state, checkpoint_every);
   }
-  auto results = SelectiveScan::apply(u, delta, A, B, C, D, z, delta_bias, delta_softplus, mask,
-                                      segment_starts, initial_state,
-                                      checkpoint_every > 0 ? checkpoint_every : kCheckpointEvery);
+  auto results = SelectiveScan::apply(
+      u, delta, A, B, C, D, z, delta_bias, delta_softplus, mask, segment_starts, initial_state,
+      checkpoint_every > 0 ? checkpoint_every : checkpoint_interval(u));
   return {results[0], results[1], results[2]};
 }
 
@@ -184,7 +180,11 @@ TORCH_LIBRARY_IMPL(dmamba, Autograd, m) {
   m.impl("gelu", &gelu_autograd);
   m.impl("dropout", &dropout_autograd);
   m.impl("gelu_backward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("bias_gelu_", torch::autograd::autogradNotImplementedFallback());
+  m.impl("multiply_sum_", torch::autograd::autogradNotImplementedFallback());
   m.impl("selective_scan_backward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("selective_scan_backward_out", torch::autograd::autogradNotImplementedFallback());
+  m.impl("causal_conv1d_backward_out", torch::autograd::autogradNotImplementedFallback());
   m.impl("causal_conv1d_backward", torch::autograd::autogradNotImplementedFallback());
   m.impl("selective_state_update", torch::autograd::autogradNotImplementedFallback());
   m.impl("causal_conv1d_update", torch::autograd::autogradNotImplementedFallback());
