@@ -15,6 +15,29 @@ struct GeluParams {
   void* out;       // y forward, dx backward
 };
 
+/// y = GELU(x + bias), and x becomes the slope GELU'(x + bias): x and y (rows, channels)
+/// contiguous, bias (channels,) fp32 (fp64 with fp64 activations). Value and slope share the costly
+/// parts, and the backward pass is left with one product.
+struct BiasGeluParams {
+  int64_t rows, channels;
+  Storage storage;
+  void* x;
+  const void* bias;
+  void* out;
+};
+
+/// dy *= slope, and the sum of the products over the rows: dy, slope (rows, channels) contiguous.
+struct MultiplySumParams {
+  int64_t rows, channels;
+  Storage storage;
+  void* dy;
+  const void* slope;
+  void* sum_partial;  // the CPU's: (ceil(rows / kRowsPerUnit), channels)
+};
+
+/// Rows that one unit of the two ops above covers.
+constexpr int64_t kRowsPerUnit = 32;
+
 /// y = x / (1 - p) where a Philox word reaches p 2^32, else 0. Element e of a stretch of 64 takes
 /// word e / 16 of the block whose counter is 16 stretch + e % 16, so that 16 lanes work side by
 /// side.

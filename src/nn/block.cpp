@@ -3,6 +3,7 @@
 
 #include "dmamba/common/error.h"
 #include "dmamba/nn/elementwise.h"
+#include "src/nn/channel_mlp.h"
 
 namespace dmamba::nn {
 
@@ -25,7 +26,11 @@ BlockImpl::BlockImpl(const std::string& mixer, const config::ModelConfig& config
 }
 
 torch::Tensor BlockImpl::mix_channels(const torch::Tensor& x) {
-  return mlp_ ? x + mlp_->forward(ln_2_(x)) : x;
+  if (!mlp_) return x;
+  const auto &first = mlp_->at<torch::nn::LinearImpl>(0),
+             &second = mlp_->at<torch::nn::LinearImpl>(2);
+  const auto mixed = channel_mlp(ln_2_(x), first.weight, first.bias, second.weight, second.bias);
+  return x + mlp_->at<DropoutImpl>(3).forward(mixed);
 }
 
 torch::Tensor BlockImpl::forward(torch::Tensor x, const ops::TokenFlags& flags) {

@@ -1,9 +1,10 @@
-// The Mamba block: projections through ATen, convolution and scan through our ops.
+// The Mamba block: parameters, the outer projections, the states.
 #include "dmamba/nn/mamba.h"
 
 #include <cmath>
 
 #include "dmamba/common/error.h"
+#include "src/nn/mamba_inner.h"
 
 namespace dmamba::nn {
 namespace {
@@ -35,6 +36,21 @@ Tensor initial_dt_bias(int64_t d_inner) {
   return dt + torch::log(-torch::expm1(-dt));
 }
 
+void check_input(const Tensor& x, int64_t d_model) {
+  TORCH_CHECK(x.dim() == 3 && x.size(2) == d_model,
+              "Mamba: x must be (batch, L, d_model = ", d_model, "), got ", x.sizes());
+}
+
+MambaInnerParameters inner_parameters(const MambaImpl& m) {
+  return {m.conv1d->weight.squeeze(1),
+          m.conv1d->bias,
+          m.x_proj->weight,
+          m.dt_proj->weight,
+          m.dt_proj->bias,
+          m.A_log,
+          m.D};
+}
+
 }  // namespace
 
 MambaImpl::MambaImpl(const MambaOptions& options) : options_(checked(options)) {
@@ -62,32 +78,9 @@ MambaImpl::MambaImpl(const MambaOptions& options) : options_(checked(options)) {
   D = register_parameter("D", torch::ones({d_inner}));
 }
 
-torch::Tensor MambaImpl::mix(const Tensor& x, const ops::TokenFlags& flags, MambaState* state) {
-  TORCH_CHECK(x.dim() == 3 && x.size(2) == options_.d_model,
-              "Mamba: x must be (batch, L, d_model = ", options_.d_model, "), got ", x.sizes());
-  const auto from = [state](Tensor MambaState::* part) {
-    return state != nullptr ? ops::OptionalTensor(state->*part) : std::nullopt;
-  };
-  const auto projected = in_proj(x).chunk(2, -1);
-  const auto [u, conv_state] =
-      ops::causal_conv1d(projected[0], conv1d->weight.squeeze(1), conv1d->bias, /*silu=*/true,
-                         flags, from(&MambaState::conv));
-  const auto parts =
-      x_proj(u).split_with_sizes({options_.dt_rank, options_.d_state, options_.d_state}, -1);
-  // The bias joins inside the scan, before the softplus.
-  const Tensor delta = torch::matmul(parts[0], dt_proj->weight.t());
-  const auto [y, ssm_state] = ops::selective_scan(
-      u, delta, -torch::exp(A_log), parts[1], parts[2], D, projected[1], dt_proj->bias,
-      /*delta_softplus=*/true, flags, from(&MambaState::ssm));
-  if (state != nullptr) {
-    state->conv = conv_state;
-    state->ssm = ssm_state;
-  }
-  return out_proj(y);
-}
-
 torch::Tensor MambaImpl::forward(const Tensor& x, const ops::TokenFlags& flags) {
-  return mix(x, flags, nullptr);
+  check_input(x, options_.d_model);
+  return out_proj(mamba_inner(in_proj(x), inner_parameters(*this), flags));
 }
 
 std::unique_ptr<MixerState> MambaImpl::initial_state(int64_t batch) const {
@@ -101,7 +94,9 @@ std::unique_ptr<MixerState> MambaImpl::initial_state(int64_t batch) const {
 
 torch::Tensor MambaImpl::step(const Tensor& x, const ops::TokenFlags& flags, MixerState& state) {
   torch::NoGradGuard no_grad;
-  return mix(x, flags, &dynamic_cast<MambaState&>(state));
+  check_input(x, options_.d_model);
+  auto& now = dynamic_cast<MambaState&>(state);
+  return out_proj(mamba_inner_step(in_proj(x), inner_parameters(*this), flags, now.conv, now.ssm));
 }
 
 }  // namespace dmamba::nn

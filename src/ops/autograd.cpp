@@ -180,7 +180,11 @@ TORCH_LIBRARY_IMPL(dmamba, Autograd, m) {
   m.impl("gelu", &gelu_autograd);
   m.impl("dropout", &dropout_autograd);
   m.impl("gelu_backward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("bias_gelu_", torch::autograd::autogradNotImplementedFallback());
+  m.impl("multiply_sum_", torch::autograd::autogradNotImplementedFallback());
   m.impl("selective_scan_backward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("selective_scan_backward_out", torch::autograd::autogradNotImplementedFallback());
+  m.impl("causal_conv1d_backward_out", torch::autograd::autogradNotImplementedFallback());
   m.impl("causal_conv1d_backward", torch::autograd::autogradNotImplementedFallback());
   m.impl("selective_state_update", torch::autograd::autogradNotImplementedFallback());
   m.impl("causal_conv1d_update", torch::autograd::autogradNotImplementedFallback());

@@ -38,6 +38,21 @@ selective_scan_backward(const Tensor& dout, const OptionalTensor& dlast_state, c
                  segment_starts, initial_state, checkpoints, checkpoint_every);
 }
 
+inline std::tuple<Tensor, Tensor, Tensor, Tensor> selective_scan_backward_out(
+    const Tensor& dout, const OptionalTensor& dlast_state, const Tensor& u, const Tensor& delta,
+    const Tensor& A, const Tensor& B, const Tensor& C, const OptionalTensor& D,
+    const OptionalTensor& z, const OptionalTensor& delta_bias, bool delta_softplus,
+    const OptionalTensor& mask, const OptionalTensor& segment_starts,
+    const OptionalTensor& initial_state, const Tensor& checkpoints, int64_t checkpoint_every,
+    const Tensor& du, const Tensor& ddelta, const Tensor& dB, const Tensor& dC,
+    const OptionalTensor& dz) {
+  static const auto op =
+      find_op<decltype(selective_scan_backward_out)>("dmamba::selective_scan_backward_out");
+  return op.call(dout, dlast_state, u, delta, A, B, C, D, z, delta_bias, delta_softplus, mask,
+                 segment_starts, initial_state, checkpoints, checkpoint_every, du, ddelta, dB, dC,
+                 dz);
+}
+
 inline Tensor selective_state_update(Tensor& state, const Tensor& u, const Tensor& delta,
                                      const Tensor& A, const Tensor& B, const Tensor& C,
                                      const OptionalTensor& D, const OptionalTensor& z,
@@ -65,6 +80,15 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> causal_conv1d_backward(
   return op.call(dout, dlast_state, x, weight, bias, silu, mask, segment_starts, initial_state);
 }
 
+inline std::tuple<Tensor, Tensor, Tensor> causal_conv1d_backward_out(
+    const Tensor& dout, const OptionalTensor& dlast_state, const Tensor& x, const Tensor& weight,
+    const OptionalTensor& bias, bool silu, const OptionalTensor& mask,
+    const OptionalTensor& segment_starts, const OptionalTensor& initial_state, const Tensor& dx) {
+  static const auto op =
+      find_op<decltype(causal_conv1d_backward_out)>("dmamba::causal_conv1d_backward_out");
+  return op.call(dout, dlast_state, x, weight, bias, silu, mask, segment_starts, initial_state, dx);
+}
+
 inline Tensor causal_conv1d_update(Tensor& state, const Tensor& x, const Tensor& weight,
                                    const OptionalTensor& bias, bool silu) {
   static const auto op = find_op<decltype(causal_conv1d_update)>("dmamba::causal_conv1d_update");
@@ -79,6 +103,16 @@ inline Tensor gelu(const Tensor& x) {
 inline Tensor gelu_backward(const Tensor& dy, const Tensor& x) {
   static const auto op = find_op<decltype(gelu_backward)>("dmamba::gelu_backward");
   return op.call(dy, x);
+}
+
+inline Tensor bias_gelu_(const Tensor& x, const Tensor& bias) {
+  static const auto op = find_op<decltype(bias_gelu_)>("dmamba::bias_gelu_");
+  return op.call(x, bias);
+}
+
+inline Tensor multiply_sum_(const Tensor& dy, const Tensor& slope) {
+  static const auto op = find_op<decltype(multiply_sum_)>("dmamba::multiply_sum_");
+  return op.call(dy, slope);
 }
 
 inline Tensor dropout(const Tensor& x, double p, int64_t key) {

@@ -54,6 +54,16 @@ constexpr const char* kFlag = "(one flag a token)";
 
 }  // namespace
 
+void check_gradient(const char* op, const char* name, const at::Tensor& gradient,
+                    const at::Tensor& input) {
+  TORCH_CHECK(gradient.sym_sizes() == input.sym_sizes(), op, ": ", name, " must be ",
+              input.sym_sizes(), " as its input is, got ", gradient.sym_sizes());
+  check_dtype(op, name, gradient, input.scalar_type(), "as its input is");
+  check_device(op, name, gradient, input, "its input");
+  TORCH_CHECK(gradient.sym_size(-1) <= 1 || gradient.sym_stride(-1) == 1, op, ": ", name,
+              " must have a contiguous last axis, got strides ", gradient.sym_strides());
+}
+
 void check_activation(const char* op, const char* name, const at::Tensor& t) {
   const auto dtype = t.scalar_type();
   TORCH_CHECK(dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kDouble, op, ": ", name,

@@ -23,6 +23,11 @@ void check_causal_conv1d(const char* op, const at::Tensor& x, const at::Tensor& 
                          const OptionalTensor& bias, const OptionalTensor& mask,
                          const OptionalTensor& segment_starts, const OptionalTensor& initial_state);
 
+/// Checks a tensor that takes the gradient `name` of `input`: its sizes, dtype and device, and a
+/// contiguous last axis.
+void check_gradient(const char* op, const char* name, const at::Tensor& gradient,
+                    const at::Tensor& input);
+
 /// Checks that t is float32, bfloat16 or float64.
 void check_activation(const char* op, const char* name, const at::Tensor& t);
 

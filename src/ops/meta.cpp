@@ -46,6 +46,18 @@ selective_scan_backward_meta(const Tensor& dout, const OptionalTensor& dlast_sta
           gradient_of(z, u),  gradient_of(delta_bias, u), gradient_of_state(initial_state, u)};
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor> selective_scan_backward_out_meta(
+    const Tensor& dout, const OptionalTensor& dlast_state, const Tensor& u, const Tensor& delta,
+    const Tensor& A, const Tensor& B, const Tensor& C, const OptionalTensor& D,
+    const OptionalTensor& z, const OptionalTensor& delta_bias, bool delta_softplus,
+    const OptionalTensor& mask, const OptionalTensor& segment_starts,
+    const OptionalTensor& initial_state, const Tensor& checkpoints, int64_t checkpoint_every,
+    const Tensor& du, const Tensor& ddelta, const Tensor& dB, const Tensor& dC,
+    const OptionalTensor& dz) {
+  return {contiguous_like(A), gradient_of(D, u), gradient_of(delta_bias, u),
+          gradient_of_state(initial_state, u)};
+}
+
 Tensor selective_state_update_meta(Tensor& state, const Tensor& u, const Tensor& delta,
                                    const Tensor& A, const Tensor& B, const Tensor& C,
                                    const OptionalTensor& D, const OptionalTensor& z,
@@ -70,6 +82,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> causal_conv1d_backward_meta(
           gradient_of_state(initial_state, x)};
 }
 
+std::tuple<Tensor, Tensor, Tensor> causal_conv1d_backward_out_meta(
+    const Tensor& dout, const OptionalTensor& dlast_state, const Tensor& x, const Tensor& weight,
+    const OptionalTensor& bias, bool silu, const OptionalTensor& mask,
+    const OptionalTensor& segment_starts, const OptionalTensor& initial_state, const Tensor& dx) {
+  return {contiguous_like(weight), gradient_of(bias, x), gradient_of_state(initial_state, x)};
+}
+
 Tensor causal_conv1d_update_meta(Tensor& state, const Tensor& x, const Tensor& weight,
                                  const OptionalTensor& bias, bool silu) {
   return contiguous_like(x);
@@ -77,6 +96,10 @@ Tensor causal_conv1d_update_meta(Tensor& state, const Tensor& x, const Tensor& w
 
 Tensor gelu_meta(const Tensor& x) { return contiguous_like(x); }
 Tensor gelu_backward_meta(const Tensor& dy, const Tensor& x) { return contiguous_like(x); }
+Tensor bias_gelu_meta(const Tensor& x, const Tensor& bias) { return contiguous_like(x); }
+Tensor multiply_sum_meta(const Tensor& dy, const Tensor& slope) {
+  return at::empty_symint({dy.sym_size(1)}, dy.options().dtype(parameter_dtype(dy.scalar_type())));
+}
 Tensor dropout_meta(const Tensor& x, double p, int64_t key) { return contiguous_like(x); }
 
 }  // namespace
@@ -84,12 +107,16 @@ Tensor dropout_meta(const Tensor& x, double p, int64_t key) { return contiguous_
 TORCH_LIBRARY_IMPL(dmamba, Meta, m) {
   m.impl("selective_scan", &selective_scan_meta);
   m.impl("selective_scan_backward", &selective_scan_backward_meta);
+  m.impl("selective_scan_backward_out", &selective_scan_backward_out_meta);
   m.impl("selective_state_update", &selective_state_update_meta);
   m.impl("causal_conv1d", &causal_conv1d_meta);
   m.impl("causal_conv1d_backward", &causal_conv1d_backward_meta);
+  m.impl("causal_conv1d_backward_out", &causal_conv1d_backward_out_meta);
   m.impl("causal_conv1d_update", &causal_conv1d_update_meta);
   m.impl("gelu", &gelu_meta);
   m.impl("gelu_backward", &gelu_backward_meta);
+  m.impl("bias_gelu_", &bias_gelu_meta);
+  m.impl("multiply_sum_", &multiply_sum_meta);
   m.impl("dropout", &dropout_meta);
 }
 

@@ -42,9 +42,6 @@ class MambaImpl : public TokenMixer {
   torch::Tensor A_log, D;             // (d_inner, d_state), (d_inner,)
 
  private:
-  /// Convolution and scan from the given states; leaves the states after the last token in them.
-  torch::Tensor mix(const torch::Tensor& x, const ops::TokenFlags& flags, MambaState* state);
-
   MambaOptions options_;
 };
 TORCH_MODULE(Mamba);

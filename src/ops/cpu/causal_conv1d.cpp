@@ -61,12 +61,13 @@ std::tuple<Tensor, Tensor> causal_conv1d_cpu(const Tensor& x, const Tensor& weig
   return {out, last_state};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> causal_conv1d_backward_cpu(
+std::tuple<Tensor, Tensor, Tensor> causal_conv1d_backward_out_cpu(
     const Tensor& dout, const OptionalTensor& dlast_state, const Tensor& x, const Tensor& weight,
     const OptionalTensor& bias, bool silu, const OptionalTensor& mask,
-    const OptionalTensor& segment_starts, const OptionalTensor& initial_state) {
-  check_causal_conv1d("causal_conv1d_backward", x, weight, bias, mask, segment_starts,
-                      initial_state);
+    const OptionalTensor& segment_starts, const OptionalTensor& initial_state, const Tensor& dx) {
+  constexpr const char* kOp = "causal_conv1d_backward";
+  check_causal_conv1d(kOp, x, weight, bias, mask, segment_starts, initial_state);
+  check_gradient(kOp, "dx", dx, x);
   Inputs in;
   CausalConv1dBackwardParams p{};
   static_cast<CausalConv1dParams&>(p) =
@@ -74,7 +75,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> causal_conv1d_backward_cpu(
   p.dout = in.rows(dout);
   p.dlast_state = in.state(dlast_state);
   const auto real = x.options().dtype(parameter_dtype(x.scalar_type()));
-  Tensor dx = at::empty(x.sizes(), x.options());
   // The kernel leaves gradients of initial inputs that a segment's start cut off unwritten.
   Tensor dinitial = absent_gradient(x);
   if (present(initial_state)) {
@@ -91,8 +91,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> causal_conv1d_backward_cpu(
             table.conv_scratch(p), [&](int64_t begin, int64_t end, void* scratch) {
               table.conv_backward(p, begin, end, scratch);
             });
-  return {dx, sum_parts(dweight).t().contiguous(), p.bias ? sum_parts(dbias) : absent_gradient(x),
+  return {sum_parts(dweight).t().contiguous(), p.bias ? sum_parts(dbias) : absent_gradient(x),
           dinitial};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> causal_conv1d_backward_cpu(
+    const Tensor& dout, const OptionalTensor& dlast_state, const Tensor& x, const Tensor& weight,
+    const OptionalTensor& bias, bool silu, const OptionalTensor& mask,
+    const OptionalTensor& segment_starts, const OptionalTensor& initial_state) {
+  const Tensor dx = at::empty(x.sizes(), x.options());
+  auto [dweight, dbias, dinitial] = causal_conv1d_backward_out_cpu(
+      dout, dlast_state, x, weight, bias, silu, mask, segment_starts, initial_state, dx);
+  return {dx, dweight, dbias, dinitial};
 }
 
 Tensor causal_conv1d_update_cpu(Tensor& state, const Tensor& x, const Tensor& weight,
@@ -115,6 +125,7 @@ Tensor causal_conv1d_update_cpu(Tensor& state, const Tensor& x, const Tensor& we
 TORCH_LIBRARY_IMPL(dmamba, CPU, m) {
   m.impl("causal_conv1d", &causal_conv1d_cpu);
   m.impl("causal_conv1d_backward", &causal_conv1d_backward_cpu);
+  m.impl("causal_conv1d_backward_out", &causal_conv1d_backward_out_cpu);
   m.impl("causal_conv1d_update", &causal_conv1d_update_cpu);
 }
 

@@ -46,6 +46,52 @@ Tensor gelu_backward_cpu(const Tensor& dy, const Tensor& x) {
   return dx;
 }
 
+/// Calls f(begin, end) over the units of the ops on rows.
+template <class F>
+void for_rows(int64_t rows, const F& f) {
+  at::parallel_for(0, (rows + kernels::kRowsPerUnit - 1) / kernels::kRowsPerUnit, 1, f);
+}
+
+void check_matrix(const char* op, const char* name, const Tensor& t) {
+  check_activation(op, name, t);
+  TORCH_CHECK(t.dim() == 2 && t.is_contiguous(), op, ": ", name,
+              " must be (rows, channels), contiguous, got ", t.sizes(), " with strides ",
+              t.strides());
+}
+
+Tensor bias_gelu_cpu(const Tensor& x, const Tensor& bias) {
+  check_matrix("bias_gelu_", "x", x);
+  TORCH_CHECK(
+      bias.sizes() == x.sizes().slice(1) && bias.scalar_type() == parameter_dtype(x.scalar_type()),
+      "bias_gelu_: bias must be (channels,) = ", x.sizes().slice(1), " ",
+      parameter_dtype(x.scalar_type()), ", got ", bias.sizes(), " ", bias.scalar_type());
+  const Tensor shift = bias.contiguous(), y = at::empty(x.sizes(), x.options());
+  const kernels::BiasGeluParams p{
+      x.size(0),           x.size(1), storage_of(x), x.mutable_data_ptr(), shift.const_data_ptr(),
+      y.mutable_data_ptr()};
+  const KernelTable& table = kernels_for(p.storage);
+  for_rows(p.rows, [&](int64_t begin, int64_t end) { table.bias_gelu(p, begin, end); });
+  return y;
+}
+
+Tensor multiply_sum_cpu(const Tensor& dy, const Tensor& slope) {
+  check_matrix("multiply_sum_", "dy", dy);
+  check_matrix("multiply_sum_", "slope", slope);
+  check_gradient("multiply_sum_", "dy", dy, slope);
+  const int64_t units = (dy.size(0) + kernels::kRowsPerUnit - 1) / kernels::kRowsPerUnit;
+  const Tensor sums =
+      at::empty({units, dy.size(1)}, dy.options().dtype(parameter_dtype(dy.scalar_type())));
+  const kernels::MultiplySumParams p{dy.size(0),
+                                     dy.size(1),
+                                     storage_of(dy),
+                                     dy.mutable_data_ptr(),
+                                     slope.const_data_ptr(),
+                                     sums.mutable_data_ptr()};
+  const KernelTable& table = kernels_for(p.storage);
+  for_rows(p.rows, [&](int64_t begin, int64_t end) { table.multiply_sum(p, begin, end); });
+  return sum_parts(sums);
+}
+
 Tensor dropout_cpu(const Tensor& x, double p, int64_t key) {
   check_activation("dropout", "x", x);
   TORCH_CHECK(p >= 0.0 && p < 1.0, "dropout: p must be in [0, 1), got ", p);
@@ -70,6 +116,8 @@ Tensor dropout_cpu(const Tensor& x, double p, int64_t key) {
 TORCH_LIBRARY_IMPL(dmamba, CPU, m) {
   m.impl("gelu", &gelu_cpu);
   m.impl("gelu_backward", &gelu_backward_cpu);
+  m.impl("bias_gelu_", &bias_gelu_cpu);
+  m.impl("multiply_sum_", &multiply_sum_cpu);
   m.impl("dropout", &dropout_cpu);
 }
 

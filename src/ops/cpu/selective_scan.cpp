@@ -87,16 +87,23 @@ int64_t channels_per_group(int64_t batch, int64_t d_inner) {
   return std::max(kLeast, (channels + kLeast - 1) / kLeast * kLeast);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
-selective_scan_backward_cpu(const Tensor& dout, const OptionalTensor& dlast_state, const Tensor& u,
-                            const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C,
-                            const OptionalTensor& D, const OptionalTensor& z,
-                            const OptionalTensor& delta_bias, bool delta_softplus,
-                            const OptionalTensor& mask, const OptionalTensor& segment_starts,
-                            const OptionalTensor& initial_state, const Tensor& checkpoints,
-                            int64_t checkpoint_every) {
-  check_selective_scan("selective_scan_backward", u, delta, A, B, C, D, z, delta_bias, mask,
-                       segment_starts, initial_state);
+std::tuple<Tensor, Tensor, Tensor, Tensor> selective_scan_backward_out_cpu(
+    const Tensor& dout, const OptionalTensor& dlast_state, const Tensor& u, const Tensor& delta,
+    const Tensor& A, const Tensor& B, const Tensor& C, const OptionalTensor& D,
+    const OptionalTensor& z, const OptionalTensor& delta_bias, bool delta_softplus,
+    const OptionalTensor& mask, const OptionalTensor& segment_starts,
+    const OptionalTensor& initial_state, const Tensor& checkpoints, int64_t checkpoint_every,
+    const Tensor& du, const Tensor& ddelta, const Tensor& dB_out, const Tensor& dC_out,
+    const OptionalTensor& dz) {
+  constexpr const char* kOp = "selective_scan_backward";
+  check_selective_scan(kOp, u, delta, A, B, C, D, z, delta_bias, mask, segment_starts,
+                       initial_state);
+  check_gradient(kOp, "du", du, u);
+  check_gradient(kOp, "ddelta", ddelta, u);
+  check_gradient(kOp, "dB", dB_out, B);
+  check_gradient(kOp, "dC", dC_out, C);
+  TORCH_CHECK(present(z) == present(dz), kOp, ": dz must be given exactly where z is");
+  if (present(dz)) check_gradient(kOp, "dz", *dz, u);
   Inputs in;
   SelectiveScanBackwardParams p{};
   static_cast<SelectiveScanParams&>(p) = common_params(
@@ -109,8 +116,6 @@ selective_scan_backward_cpu(const Tensor& dout, const OptionalTensor& dlast_stat
   p.n_groups = (p.d_inner + p.group_channels - 1) / p.group_channels;
 
   const auto real = u.options().dtype(parameter_dtype(u.scalar_type()));
-  Tensor du = at::empty(u.sizes(), u.options()), ddelta = at::empty_like(du);
-  Tensor dz = present(z) ? at::empty_like(du) : absent_gradient(u);
   Tensor dinitial =
       present(initial_state) ? empty_state(u, p.batch, p.d_inner, p.d_state) : absent_gradient(u);
   Tensor dA = at::empty({p.batch, p.d_state, p.d_inner}, real);
@@ -120,7 +125,7 @@ selective_scan_backward_cpu(const Tensor& dout, const OptionalTensor& dlast_stat
   Tensor dC = at::empty_like(dB);
   p.du = sequence(du);
   p.ddelta = sequence(ddelta);
-  if (present(z)) p.dz = sequence(dz);
+  if (present(dz)) p.dz = sequence(*dz);
   if (present(initial_state)) p.dinitial_state = state_view(dinitial);
   p.dA_partial = dA.mutable_data_ptr();
   p.dD_partial = p.D ? dD.mutable_data_ptr() : nullptr;
@@ -133,15 +138,28 @@ selective_scan_backward_cpu(const Tensor& dout, const OptionalTensor& dlast_stat
             table.scan_backward_scratch(p), [&](int64_t begin, int64_t end, void* scratch) {
               table.scan_backward(p, begin, end, scratch);
             });
-  return {du,
-          ddelta,
-          sum_parts(dA).t().contiguous(),
-          sum_parts(dB).to(B.scalar_type()),
-          sum_parts(dC).to(C.scalar_type()),
-          p.D ? sum_parts(dD) : absent_gradient(u),
-          dz,
-          p.delta_bias ? sum_parts(dbias) : absent_gradient(u),
-          dinitial};
+  dB_out.copy_(sum_parts(dB));
+  dC_out.copy_(sum_parts(dC));
+  return {sum_parts(dA).t().contiguous(), p.D ? sum_parts(dD) : absent_gradient(u),
+          p.delta_bias ? sum_parts(dbias) : absent_gradient(u), dinitial};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
+selective_scan_backward_cpu(const Tensor& dout, const OptionalTensor& dlast_state, const Tensor& u,
+                            const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C,
+                            const OptionalTensor& D, const OptionalTensor& z,
+                            const OptionalTensor& delta_bias, bool delta_softplus,
+                            const OptionalTensor& mask, const OptionalTensor& segment_starts,
+                            const OptionalTensor& initial_state, const Tensor& checkpoints,
+                            int64_t checkpoint_every) {
+  const auto like = [](const Tensor& t) { return at::empty(t.sizes(), t.options()); };
+  const Tensor du = like(u), ddelta = like(u), dB = like(B), dC = like(C);
+  const OptionalTensor dz = present(z) ? OptionalTensor(like(u)) : std::nullopt;
+  auto [dA, dD, ddelta_bias, dinitial] = selective_scan_backward_out_cpu(
+      dout, dlast_state, u, delta, A, B, C, D, z, delta_bias, delta_softplus, mask, segment_starts,
+      initial_state, checkpoints, checkpoint_every, du, ddelta, dB, dC, dz);
+  return {du,          ddelta,  dA, dB, dC, dD, dz.has_value() ? *dz : absent_gradient(u),
+          ddelta_bias, dinitial};
 }
 
 Tensor selective_state_update_cpu(Tensor& state, const Tensor& u, const Tensor& delta,
@@ -177,6 +195,7 @@ Tensor selective_state_update_cpu(Tensor& state, const Tensor& u, const Tensor& 
 TORCH_LIBRARY_IMPL(dmamba, CPU, m) {
   m.impl("selective_scan", &selective_scan_cpu);
   m.impl("selective_scan_backward", &selective_scan_backward_cpu);
+  m.impl("selective_scan_backward_out", &selective_scan_backward_out_cpu);
   m.impl("selective_state_update", &selective_state_update_cpu);
 }
 

@@ -1,4 +1,4 @@
-// GELU and dropout over contiguous arrays.
+// GELU, alone and with its bias, and dropout, over contiguous arrays.
 #pragma once
 
 #include "kernels/elementwise/params.h"
@@ -8,9 +8,11 @@
 namespace dmamba::ops::cpu {
 namespace {
 
+using kernels::BiasGeluParams;
 using kernels::DropoutParams;
 using kernels::GeluParams;
-using kernels::kElementwiseUnit;
+using kernels::kRowsPerUnit;
+using kernels::MultiplySumParams;
 
 /// Phi(x), the normal distribution function, and e^(-x^2 / 2). With t = |x| / sqrt(2) and
 /// w = 1 / (1 + 0.35 t), erfc(t) = e^(-t^2) P(w); P is a degree-9 minimax polynomial, so that even
@@ -54,17 +56,70 @@ void gelu_forward_typed(const GeluParams& p, int64_t begin, int64_t end) {
   }
 }
 
-/// dx = dy (Phi(x) + x Phi'(x)).
+/// GELU'(x) = Phi(x) + x Phi'(x).
+template <class V>
+V gelu_slope(V x, const Normal<V>& normal) {
+  const V inverse_root =
+      V::set1(static_cast<typename V::Real>(0.3989422804014327));  // 1/sqrt(2 pi)
+  return fma(x * inverse_root, normal.bell, normal.phi);
+}
+
 template <class V, class T>
 void gelu_backward_typed(const GeluParams& p, int64_t begin, int64_t end) {
-  using R = typename V::Real;
-  const V inverse_root = V::set1(static_cast<R>(0.3989422804014327));  // 1 / sqrt(2 pi)
   for (int64_t i = begin; i < end; i += V::kLanes) {
     const int n = static_cast<int>(end - i < V::kLanes ? end - i : V::kLanes);
     const V x = V::load(static_cast<const T*>(p.x) + i, n);
     const V dy = V::load(static_cast<const T*>(p.dy) + i, n);
-    const Normal<V> normal = normal_distribution(x);
-    (dy * fma(x * inverse_root, normal.bell, normal.phi)).store(static_cast<T*>(p.out) + i, n);
+    (dy * gelu_slope(x, normal_distribution(x))).store(static_cast<T*>(p.out) + i, n);
+  }
+}
+
+template <class V, class T>
+void bias_gelu_typed(const BiasGeluParams& p, int64_t begin, int64_t end) {
+  const int64_t last = end * kRowsPerUnit < p.rows ? end * kRowsPerUnit : p.rows;
+  for (int64_t r = begin * kRowsPerUnit; r < last; ++r) {
+    T* x_row = static_cast<T*>(p.x) + r * p.channels;
+    T* y_row = static_cast<T*>(p.out) + r * p.channels;
+    for (int64_t c = 0; c < p.channels; c += V::kLanes) {
+      const int n = static_cast<int>(p.channels - c < V::kLanes ? p.channels - c : V::kLanes);
+      const V x = V::load(x_row + c, n) + load_channel<V>(p.bias, c, n);
+      const Normal<V> normal = normal_distribution(x);
+      (x * normal.phi).store(y_row + c, n);
+      gelu_slope(x, normal).store(x_row + c, n);
+    }
+  }
+}
+
+/// Four columns of vectors at a time: a row's stretch is whole cache lines, the sums stay in
+/// registers.
+template <class V, class T>
+void multiply_sum_typed(const MultiplySumParams& p, int64_t begin, int64_t end) {
+  using R = typename V::Real;
+  constexpr int64_t kColumns = 4, kStretch = kColumns * V::kLanes;
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const int64_t first = unit * kRowsPerUnit;
+    const int64_t last = first + kRowsPerUnit < p.rows ? first + kRowsPerUnit : p.rows;
+    R* sums = static_cast<R*>(p.sum_partial) + unit * p.channels;
+    for (int64_t c = 0; c < p.channels; c += kStretch) {
+      V sum[kColumns];
+      int n[kColumns];
+      for (int64_t k = 0; k < kColumns; ++k) {
+        const int64_t left = p.channels - c - k * V::kLanes;
+        n[k] = static_cast<int>(left < 0 ? 0 : left < V::kLanes ? left : V::kLanes);
+        sum[k] = V::set1(0);
+      }
+      for (int64_t r = first; r < last; ++r) {
+        T* dy = static_cast<T*>(p.dy) + r * p.channels + c;
+        const T* slope = static_cast<const T*>(p.slope) + r * p.channels + c;
+        for (int64_t k = 0; k < kColumns && n[k] > 0; ++k) {
+          const V d = V::load(dy + k * V::kLanes, n[k]) * V::load(slope + k * V::kLanes, n[k]);
+          d.store(dy + k * V::kLanes, n[k]);
+          sum[k] = sum[k] + d;
+        }
+      }
+      for (int64_t k = 0; k < kColumns && n[k] > 0; ++k)
+        sum[k].store(sums + c + k * V::kLanes, n[k]);
+    }
   }
 }
 

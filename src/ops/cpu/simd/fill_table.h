@@ -66,6 +66,13 @@ constexpr KernelTable make_table(const char* name) {
   t.dropout = [](const DropoutParams& p, int64_t begin, int64_t end) {
     with_storage<V>(p.storage, [&](auto tag) { dropout_typed<V, decltype(tag)>(p, begin, end); });
   };
+  t.bias_gelu = [](const BiasGeluParams& p, int64_t begin, int64_t end) {
+    with_storage<V>(p.storage, [&](auto tag) { bias_gelu_typed<V, decltype(tag)>(p, begin, end); });
+  };
+  t.multiply_sum = [](const MultiplySumParams& p, int64_t begin, int64_t end) {
+    with_storage<V>(p.storage,
+                    [&](auto tag) { multiply_sum_typed<V, decltype(tag)>(p, begin, end); });
+  };
   return t;
 }
 

@@ -6,8 +6,10 @@
 //
 // where dy_t = dout_t SiLU(z_t). The walk goes backwards over stretches of L between checkpoints:
 // each stretch is recomputed from its checkpoint with h and a kept in scratch, then walked back, so
-// the exponentials are taken once more and memory does not grow with L. dB and dC are summed over
-// the channels of a group in vector form and folded once a stretch.
+// the exponentials are taken once more and memory does not grow with L. dB and dC are sums over
+// channels, that is over lanes: sixteen states' vectors are folded into one of sixteen sums at once
+// (Vec::sum_each), because keeping them apart until the end costs more in traffic with the second
+// level cache.
 #pragma once
 
 #include "src/ops/cpu/simd/scan_forward.h"
@@ -22,12 +24,19 @@ inline int64_t stretch_length(const SelectiveScanBackwardParams& p) {
   return p.checkpoint_every > 0 && p.checkpoint_every < p.length ? p.checkpoint_every : p.length;
 }
 
+/// Vectors that hold one number a state.
+template <class V>
+int64_t state_vectors(int64_t d_state) {
+  return (d_state + V::kLanes - 1) / V::kLanes;
+}
+
 /// Scratch of one (sequence, group); pointers into one allocation.
 template <class V>
 struct BackwardScratch {
   V *A, *none;                     // (n): of the block at work; zeros, the state before a segment
-  V *h, *a, *dt, *u, *dy, *slope;  // of the block at work: (s + 1, n), (s, n), then (s)
-  V *dB, *dC;                      // (s, n), summed over the group's channels, lane by lane
+  V *h, *a;                        // of the block at work: (s + 1, n), (s, n)
+  V *dt, *u, *dy, *slope, *dgate;  // (s): as in the equations; softplus', dout SiLU'(z)
+  V *dB, *dC;                      // (s, n / lanes): a state a lane, summed over the group
   V *g, *dA, *dD, *dbias;          // (blocks, n) twice, (blocks) twice: carried across stretches
 
   BackwardScratch(const SelectiveScanBackwardParams& p, V* memory) {
@@ -47,8 +56,9 @@ struct BackwardScratch {
     u = take(s);
     dy = take(s);
     slope = take(s);
-    dB = take(s * n);
-    dC = take(s * n);
+    dgate = take(s);
+    dB = take(s * state_vectors<V>(n));
+    dC = take(s * state_vectors<V>(n));
     g = take(blocks * n);
     dA = take(blocks * n);
     dD = take(blocks);
@@ -58,64 +68,92 @@ struct BackwardScratch {
   static size_t bytes(const SelectiveScanBackwardParams& p) {
     const int64_t s = stretch_length(p), n = p.d_state;
     const int64_t blocks = (p.group_channels + V::kLanes - 1) / V::kLanes;
-    return static_cast<size_t>(n * (3 + 4 * s) + 4 * s + blocks * (2 * n + 2)) * sizeof(V);
+    return static_cast<size_t>(n * (3 + 2 * s) + s * (5 + 2 * state_vectors<V>(n)) +
+                               blocks * (2 * n + 2)) *
+           sizeof(V);
   }
 };
 
-/// Recomputes tokens [t0, t1): h, a, dt, u, dy and the softplus' slope into scratch; writes dz.
-template <class V, class T, int kStates>
-void recompute_stretch(const SelectiveScanBackwardParams& p, const Block<V>& k, int64_t t0,
-                       int64_t t1, const BackwardScratch<V>& w) {
-  using R = typename V::Real;
-  const int64_t d_state = kStates > 0 ? kStates : p.d_state;
-  const V D = load_channel<V>(p.D, k.c, k.n), bias = load_channel<V>(p.delta_bias, k.c, k.n);
-  const V zero = V::set1(0), one = V::set1(1), log2e = V::set1(static_cast<R>(kLog2E));
+/// Calls term(n) for each state and adds its sum over the lanes to lane n of `sums`.
+template <class V, int kStates, class Term>
+void add_sums(int64_t d_state, V* sums, const Term& term) {
+  const auto or_zero = [&](int64_t n) __attribute__((always_inline)) {
+    return (kStates > 0 && kStates % V::kLanes == 0) || n < d_state ? term(n) : V::set1(0);
+  };
+#pragma GCC unroll 16
+  for (int64_t n = 0; n < (kStates > 0 ? kStates : d_state); n += V::kLanes) {
+    V& sum = sums[n / V::kLanes];
+    sum =
+        sum + V::sum_each([&](int64_t i) __attribute__((always_inline)) { return or_zero(n + i); });
+  }
+}
+
+/// What does not depend on the state, for tokens [t0, t1): dt, u, dy, slope and dgate. Apart from
+/// the recurrence, so that the processor works on several tokens at a time.
+template <class V, class T>
+void prepare_stretch(const SelectiveScanBackwardParams& p, const Block<V>& k, int64_t t0,
+                     int64_t t1, const BackwardScratch<V>& w) {
+  const V bias = load_channel<V>(p.delta_bias, k.c, k.n), zero = V::set1(0), one = V::set1(1);
   for (int64_t t = t0; t < t1; ++t) {
     const int64_t i = t - t0;
     prefetch_row<T>(p.u, k.b, t + kAhead, p.length, k.c);
     prefetch_row<T>(p.delta, k.b, t + kAhead, p.length, k.c);
     prefetch_row<T>(p.z, k.b, t + kAhead, p.length, k.c);
     prefetch_row<T>(p.dout, k.b, t + kAhead, p.length, k.c);
+    w.u[i] = V::load(row<const T>(p.u, k.b, t) + k.c, k.n);
+    SoftplusPair<V> dt{zero, zero};
+    if (flag(p.mask, k.b, p.length, t, true)) {
+      const V raw = V::load(row<const T>(p.delta, k.b, t) + k.c, k.n) + bias;
+      dt = p.delta_softplus ? softplus_pair(raw) : SoftplusPair<V>{raw, one};
+    }
+    w.dt[i] = dt.value;
+    w.slope[i] = dt.slope;
+    const V dout = V::load(row<const T>(p.dout, k.b, t) + k.c, k.n);
+    w.dy[i] = dout;
+    if (p.z.data) {
+      const V z = V::load(row<const T>(p.z, k.b, t) + k.c, k.n);
+      const V sigma = sigmoid(z);
+      w.dy[i] = dout * z * sigma;
+      w.dgate[i] = dout * silu_derivative(z, sigma);
+    }
+  }
+}
+
+/// Recomputes h and a of tokens [t0, t1) into scratch; adds to dC; writes dz.
+template <class V, class T, int kStates>
+void recompute_stretch(const SelectiveScanBackwardParams& p, const Block<V>& k, int64_t t0,
+                       int64_t t1, const BackwardScratch<V>& w) {
+  using R = typename V::Real;
+  const int64_t d_state = kStates > 0 ? kStates : p.d_state;
+  const V D = load_channel<V>(p.D, k.c, k.n);
+  const V zero = V::set1(0), one = V::set1(1), log2e = V::set1(static_cast<R>(kLog2E));
+  for (int64_t t = t0; t < t1; ++t) {
+    const int64_t i = t - t0;
     prefetch_row<T>(p.dz, k.b, t + kAhead, p.length, k.c);
+    const bool live = flag(p.mask, k.b, p.length, t, true);
     const bool restart = flag(p.segment_starts, k.b, p.length, t, false);
     const V* before = restart ? w.none : w.h + i * d_state;
     V* after = w.h + (i + 1) * d_state;
     V* a = w.a + i * d_state;
-    const V u = V::load(row<const T>(p.u, k.b, t) + k.c, k.n);
     const T* B = row<const T>(p.B, k.b, t);
     const T* C = row<const T>(p.C, k.b, t);
-    const bool live = flag(p.mask, k.b, p.length, t, true);
-    V dt = zero, slope = zero;
-    if (live) {
-      dt = V::load(row<const T>(p.delta, k.b, t) + k.c, k.n) + bias;
-      slope = p.delta_softplus ? sigmoid(dt) : one;
-      if (p.delta_softplus) dt = softplus(dt);
-    }
-    const V dt_log2e = dt * log2e, dtu = dt * u;
-    V y0 = D * u, y1 = zero;
-#pragma GCC unroll 16
-    for (int64_t n = 0; n < d_state; ++n) {
-      a[n] = live ? exp2(dt_log2e * w.A[n]) : one;
-      after[n] = live ? fma(a[n], before[n], dtu * broadcast<V>(B + n)) : before[n];
-      V& y = n % 2 == 0 ? y0 : y1;
-      y = fma(after[n], broadcast<V>(C + n), y);
-    }
-    const V dout = V::load(row<const T>(p.dout, k.b, t) + k.c, k.n);
-    V dy = dout;
-    if (p.z.data) {
-      const V z = V::load(row<const T>(p.z, k.b, t) + k.c, k.n);
-      const V sigma = sigmoid(z);
-      dy = dout * z * sigma;
-      (dout * (y0 + y1) * silu_derivative(z, sigma)).store(row<T>(p.dz, k.b, t) + k.c, k.n);
-    }
-    w.dt[i] = dt;
-    w.u[i] = u;
-    w.dy[i] = dy;
-    w.slope[i] = slope;
+    const V u = w.u[i], dt = w.dt[i], dy = w.dy[i], dt_log2e = dt * log2e, dtu = dt * u;
+    V y[2] = {D * u, zero};  // two sums, so that one addition does not wait for the other
+    add_sums<V, kStates>(d_state, w.dC + i * state_vectors<V>(d_state),
+                         [&](int64_t n) __attribute__((always_inline)) {
+                           a[n] = live ? exp2(dt_log2e * w.A[n]) : one;
+                           const V h =
+                               live ? fma(a[n], before[n], dtu * broadcast<V>(B + n)) : before[n];
+                           after[n] = h;
+                           V& sum = y[n / 4 % 2];
+                           sum = fma(h, broadcast<V>(C + n), sum);
+                           return dy * h;
+                         });
+    if (p.z.data) (w.dgate[i] * (y[0] + y[1])).store(row<T>(p.dz, k.b, t) + k.c, k.n);
   }
 }
 
-/// Walks the recomputed stretch backwards, adding to the sums of block `j` of the group.
+/// Walks the recomputed stretch backwards, adding to dB and to the sums of block `j` of the group.
 template <class V, class T, int kStates>
 void walk_back(const SelectiveScanBackwardParams& p, const Block<V>& k, int64_t j, int64_t t0,
                int64_t t1, const BackwardScratch<V>& w) {
@@ -132,24 +170,22 @@ void walk_back(const SelectiveScanBackwardParams& p, const Block<V>& k, int64_t 
     prefetch_row<T>(p.ddelta, k.b, t - kAhead, p.length, k.c);
     const bool restart = flag(p.segment_starts, k.b, p.length, t, false);
     const V* before = restart ? w.none : w.h + i * d_state;
-    const V *after = w.h + (i + 1) * d_state, *a = w.a + i * d_state;
-    V *dB = w.dB + i * d_state, *dC = w.dC + i * d_state;
+    const V* a = w.a + i * d_state;
     const T* B = row<const T>(p.B, k.b, t);
     const T* C = row<const T>(p.C, k.b, t);
     const V dt = w.dt[i], u = w.u[i], dy = w.dy[i], dtu = dt * u;
     V sum_B = zero, sum_A = zero;
-#pragma GCC unroll 16
-    for (int64_t n = 0; n < d_state; ++n) {
-      const V g_n = fma(dy, broadcast<V>(C + n), g[n]);
-      dC[n] = fma(dy, after[n], dC[n]);
-      dB[n] = fma(g_n, dtu, dB[n]);
-      sum_B = fma(g_n, broadcast<V>(B + n), sum_B);
-      const V carried = g_n * a[n];
-      const V through_a = carried * before[n];
-      sum_A = fma(through_a, w.A[n], sum_A);
-      dA[n] = fma(through_a, dt, dA[n]);
-      g[n] = carried;
-    }
+    add_sums<V, kStates>(d_state, w.dB + i * state_vectors<V>(d_state),
+                         [&](int64_t n) __attribute__((always_inline)) {
+                           const V g_n = fma(dy, broadcast<V>(C + n), g[n]);
+                           sum_B = fma(g_n, broadcast<V>(B + n), sum_B);
+                           const V carried = g_n * a[n];
+                           const V through_a = carried * before[n];
+                           sum_A = fma(through_a, w.A[n], sum_A);
+                           dA[n] = fma(through_a, dt, dA[n]);
+                           g[n] = carried;
+                           return g_n * dtu;
+                         });
     if (restart) {
       for (int64_t n = 0; n < d_state; ++n) g[n] = zero;
     }
@@ -223,18 +259,24 @@ void scan_backward_unit(const SelectiveScanBackwardParams& p, int64_t b, int64_t
   }
   for (int64_t t0 = (p.length - 1) / stretch * stretch; t0 >= 0; t0 -= stretch) {
     const int64_t t1 = t0 + stretch < p.length ? t0 + stretch : p.length;
-    for (int64_t i = 0; i < (t1 - t0) * d_state; ++i) w.dB[i] = w.dC[i] = V::set1(0);
+    const int64_t vectors = state_vectors<V>(d_state);
+    for (int64_t i = 0; i < (t1 - t0) * vectors; ++i) w.dB[i] = w.dC[i] = V::set1(0);
     for (int64_t c = first, j = 0; c < last; c += lanes, ++j) {
       const Block<V> k = block(c);
       enter_stretch(p, k, t0, w);
+      prepare_stretch<V, T>(p, k, t0, t1, w);
       recompute_stretch<V, T, kStates>(p, k, t0, t1, w);
       walk_back<V, T, kStates>(p, k, j, t0, t1, w);
       if (t0 == 0) leave_block(p, k, j, w);
     }
-    const int64_t at = ((group * p.batch + b) * p.length + t0) * d_state;
-    for (int64_t i = 0; i < (t1 - t0) * d_state; ++i) {
-      static_cast<R*>(p.dB_partial)[at + i] = w.dB[i].sum();
-      static_cast<R*>(p.dC_partial)[at + i] = w.dC[i].sum();
+    for (int64_t t = t0; t < t1; ++t) {
+      const int64_t at = ((group * p.batch + b) * p.length + t) * d_state;
+      for (int64_t i = 0; i < vectors; ++i) {
+        const int64_t n = i * lanes, left = d_state - n;
+        const int used = static_cast<int>(left < lanes ? left : lanes);
+        w.dB[(t - t0) * vectors + i].store(static_cast<R*>(p.dB_partial) + at + n, used);
+        w.dC[(t - t0) * vectors + i].store(static_cast<R*>(p.dC_partial) + at + n, used);
+      }
     }
   }
 }

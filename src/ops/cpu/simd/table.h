@@ -36,6 +36,10 @@ struct KernelTable {
   void (*gelu_forward)(const kernels::GeluParams&, int64_t begin, int64_t end);
   void (*gelu_backward)(const kernels::GeluParams&, int64_t begin, int64_t end);
   void (*dropout)(const kernels::DropoutParams&, int64_t begin, int64_t end);
+
+  // Units of kRowsPerUnit rows.
+  void (*bias_gelu)(const kernels::BiasGeluParams&, int64_t begin, int64_t end);
+  void (*multiply_sum)(const kernels::MultiplySumParams&, int64_t begin, int64_t end);
 };
 
 /// Units of the scan's forward and of both directions of the convolution: (sequence, `lanes`

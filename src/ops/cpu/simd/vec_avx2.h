@@ -91,10 +91,28 @@ struct Vec256 {
         _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1)));
     for (int i = 0; i < n; ++i) p[i].bits = part[i];
   }
-  float sum() const {
-    const __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    const __m128 t = _mm_add_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_add_ss(t, _mm_shuffle_ps(t, t, 1)));
+  /// Lane i: the sum over the lanes of term(i), each term asked for once; see vec_avx512.h.
+  template <class Term>
+  static Vec256 sum_each(const Term& term) {
+    const auto join2 = [](__m256 a, __m256 b) {
+      return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+    };
+    const auto join4 = [](__m256 a, __m256 b) {
+      const __m256d x = _mm256_castps_pd(a), y = _mm256_castps_pd(b);
+      return _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(x, y)),
+                           _mm256_castpd_ps(_mm256_unpackhi_pd(x, y)));
+    };
+    const auto join8 = [](__m256 a, __m256 b) {
+      return _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xDD));
+    };
+    const auto two = [&](int64_t i) __attribute__((always_inline)) {
+      const __m256 a = term(i).v;
+      return join2(a, term(i + 4).v);
+    };
+    const __m256 p = two(0);
+    const __m256 pq = join4(p, two(1));
+    const __m256 r = two(2);
+    return {join8(pq, join4(r, two(3)))};
   }
 };
 

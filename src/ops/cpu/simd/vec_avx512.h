@@ -2,13 +2,15 @@
 //
 // The contract every Vec keeps: Real is the arithmetic type, kLanes the width; load and store take
 // the number of lanes in use (kLanes, or fewer at the end of a row: the others read as zero and are
-// not written) and convert from and to the storage type; exp2 and softplus are accurate to about an
-// ulp over the whole range, and NaN goes in as NaN and comes out as NaN.
+// not written) and convert from and to the storage type; sum_each folds as many vectors as a vector
+// has lanes; exp2 and softplus are accurate to about two ulp over the whole range, and NaN goes in
+// as NaN and comes out as NaN.
 #pragma once
 
 #include <immintrin.h>
 
 #include "kernels/common/types.h"
+#include "src/ops/cpu/simd/math.h"
 
 namespace dmamba::ops::cpu {
 namespace {
@@ -74,7 +76,36 @@ struct Vec512 {
       _mm256_mask_storeu_epi16(p, lanes(n), half);
     }
   }
-  float sum() const { return _mm512_reduce_add_ps(v); }
+  /// Lane i: the sum over the lanes of term(i), each term asked for once. Halves of sums are joined
+  /// in a binary tree as the terms come, so that few of them are alive at a time.
+  template <class Term>
+  static Vec512 sum_each(const Term& term) {
+    // Sums of 2, 4, 8, 16 vectors, with 8, 4, 2, 1 lanes left to each.
+    const auto join2 = [](__m512 a, __m512 b) {
+      return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xEE));
+    };
+    const auto join4 = [](__m512 a, __m512 b) {
+      return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xDD));
+    };
+    const auto join8 = [](__m512 a, __m512 b) {
+      const __m512d x = _mm512_castps_pd(a), y = _mm512_castps_pd(b);
+      return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)),
+                           _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
+    };
+    const auto join16 = [](__m512 a, __m512 b) {
+      return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xDD));
+    };
+    const auto four = [&](int64_t i) __attribute__((always_inline)) {
+      const __m512 a = term(i).v, b = term(i + 4).v;
+      const __m512 ab = join2(a, b);
+      const __m512 c = term(i + 8).v, d = term(i + 12).v;
+      return join4(ab, join2(c, d));
+    };
+    const __m512 p = four(0);
+    const __m512 pq = join8(p, four(1));
+    const __m512 r = four(2);
+    return {join16(pq, join8(r, four(3)))};
+  }
 };
 
 inline Vec512 operator+(Vec512 a, Vec512 b) { return {_mm512_add_ps(a.v, b.v)}; }
@@ -96,18 +127,11 @@ inline Vec512 select_negative(Vec512 x, Vec512 a, Vec512 b) {
   return {_mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(x.v)), b.v, a.v)};
 }
 
-/// 2^x = 2^floor(x) 2^r with r in [0, 1): a degree-6 minimax polynomial (error 3e-9). vreduceps
-/// takes r, and vscalefps floors by itself; both do the right thing with infinities and NaN.
+/// 2^x as in math.h; vreduceps takes the fraction, and both it and vscalefps do the right thing
+/// with infinities and NaN.
 inline Vec512 exp2(Vec512 x) {
-  const Vec512 r{_mm512_reduce_ps(x.v, 0x09)};
-  Vec512 p = Vec512::set1(2.18657848e-4f);
-  p = fma(p, r, Vec512::set1(1.23913318e-3f));
-  p = fma(p, r, Vec512::set1(9.68418631e-3f));
-  p = fma(p, r, Vec512::set1(5.54806302e-2f));
-  p = fma(p, r, Vec512::set1(2.40230454e-1f));
-  p = fma(p, r, Vec512::set1(6.93146933e-1f));
-  p = fma(p, r, Vec512::set1(1.0f));
-  return {_mm512_scalef_ps(p.v, x.v)};
+  const Vec512 r{_mm512_reduce_ps(x.v, 0x08)};
+  return {_mm512_scalef_ps(exp2_fraction(r).v, _mm512_sub_ps(x.v, r.v))};
 }
 
 }  // namespace

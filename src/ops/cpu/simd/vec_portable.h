@@ -70,7 +70,10 @@ struct VecScalar {
     }
     p->bits = static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
   }
-  R sum() const { return v; }
+  template <class Term>
+  static VecScalar sum_each(const Term& term) {
+    return term(0);
+  }
 };
 
 template <class R>
