@@ -45,12 +45,20 @@ Normal<VecScalar<R>> normal_distribution(VecScalar<R> x) {
   return {{half * std::erfc(-x.v * root_half)}, {std::exp(-half * x.v * x.v)}};
 }
 
+/// x brought into [-40, 40], NaN kept. Beyond, Phi is 0 or 1 and its derivative 0 in every type: no
+/// other result changes, but an infinite x no longer makes NaN of its product with that zero.
+template <class V>
+V where_phi_changes(V x) {
+  return max_keep_nan(V::set1(-40), min_keep_nan(V::set1(40), x));
+}
+
 template <class V, class T>
 void gelu_forward_typed(const GeluParams& p, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; i += V::kLanes) {
     const int n = static_cast<int>(end - i < V::kLanes ? end - i : V::kLanes);
     const V x = V::load(static_cast<const T*>(p.x) + i, n);
-    (x * normal_distribution(x).phi).store(static_cast<T*>(p.out) + i, n);
+    const V bounded = max_keep_nan(V::set1(-40), x);  // a large x stays itself
+    (bounded * normal_distribution(bounded).phi).store(static_cast<T*>(p.out) + i, n);
   }
 }
 
@@ -61,7 +69,7 @@ void gelu_backward_typed(const GeluParams& p, int64_t begin, int64_t end) {
   const V inverse_root = V::set1(static_cast<R>(0.3989422804014327));  // 1 / sqrt(2 pi)
   for (int64_t i = begin; i < end; i += V::kLanes) {
     const int n = static_cast<int>(end - i < V::kLanes ? end - i : V::kLanes);
-    const V x = V::load(static_cast<const T*>(p.x) + i, n);
+    const V x = where_phi_changes(V::load(static_cast<const T*>(p.x) + i, n));
     const V dy = V::load(static_cast<const T*>(p.dy) + i, n);
     const Normal<V> normal = normal_distribution(x);
     (dy * fma(x * inverse_root, normal.bell, normal.phi)).store(static_cast<T*>(p.out) + i, n);
