@@ -1,7 +1,9 @@
 // Checkpoints: what is written comes back; whatever is wrong is named and changes nothing.
 #include "dmamba/train/checkpoint.h"
 
+#include <atomic>
 #include <functional>
+#include <thread>
 
 #include "tests/cpp/train/test_support.h"
 
@@ -178,6 +180,22 @@ TEST(Checkpoint, ResumingAnotherRunIsRefused) {
   TinyRun repadded(other);
   expect_contains(message_of<CheckpointError>([&] { repadded.trainer.load(ckpt); }),
                   {ckpt.string(), "model.padding was masked, now paper"});
+}
+
+TEST(Checkpoint, AReaderFindsAWholeOneAtAnyMoment) {
+  const TemporaryFolder folder;
+  TinyRun run;
+  run.trainer.save(folder / "ckpt");
+  std::atomic<bool> done = false;
+  int64_t missing = 0;
+  std::thread reader([&] {
+    const fs::path state = folder / "ckpt/state.json";
+    while (!done) missing += fs::exists(state) ? 0 : 1;
+  });
+  for (int i = 0; i < 50; ++i) run.trainer.save(folder / "ckpt");
+  done = true;
+  reader.join();
+  EXPECT_EQ(missing, 0);
 }
 
 /// The message of loading a checkpoint of small_run() into a run with another config; empty where
