@@ -6,9 +6,13 @@ Example:
     >>> results = dmamba.evaluate(run, targets=[1800, 3600], episodes=100)
 """
 
-import torch
+from ._openmp import import_torch
 
-from . import _build_info
+import_torch()
+
+import torch  # noqa: E402
+
+from . import _build_info  # noqa: E402
 
 
 def _check_torch() -> None:

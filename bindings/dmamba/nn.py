@@ -2,7 +2,9 @@
 
 ``state_dict``, ``parameters``, ``.to``, ``deepcopy``, pickling, optimizers and hooks on the
 outermost module work as ever. Children live in C++: their hooks do not fire, and ``torch.compile``
-leaves the module whole (the ops alone compile into a graph, see :mod:`dmamba.ops`).
+leaves the module whole (the ops alone compile into a graph, see :mod:`dmamba.ops`). Parameters live
+there too: their values, dtype and device can change, but no other tensor can take their place, so
+``torch.func.functional_call`` raises NotImplementedError.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.cpp import ModuleWrapper
+from torch.nn.cpp import ModuleWrapper, OrderedDictWrapper
 
 from . import _C
 from ._C import ModelConfig
@@ -30,9 +32,57 @@ def _complete(module: Any) -> None:
             module.__dict__.pop(name, None)
     module.__dict__.pop("forward", None)
     module._modules = {name: _Child(child) for name, child in cpp._modules.items()}
+    module._parameters = _Parameters(cpp, "_parameters")
+    for parameter in module._parameters.values():
+        parameter._is_param = True  # makes it an instance of torch.nn.Parameter
 
 
-class _Child(ModuleWrapper):
+class _Parameters(OrderedDictWrapper):
+    """The parameters of a C++ module, which holds on to its own tensors."""
+
+    def __setitem__(self, name: str, tensor: Tensor | None) -> None:
+        raise NotImplementedError(
+            f"parameter '{name}' of a dmamba module lives in C++: another tensor cannot take its "
+            "place, so torch.func.functional_call does not work. Change its values instead, with "
+            "load_state_dict (of a copy.deepcopy, to keep the module as it is) or .data.copy_()"
+        )
+
+    def __delitem__(self, name: str) -> None:
+        self[name] = None
+
+
+class _LoadsIntoCpp:
+    """Makes ``load_state_dict(assign=True)`` work; mixed in before a ModuleWrapper."""
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        errors = len(error_msgs)
+        super()._load_from_state_dict(  # type: ignore[misc]
+            state_dict,
+            prefix,
+            {**local_metadata, "assign_to_params_buffers": False},
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
+        )
+        if not local_metadata.get("assign_to_params_buffers") or len(error_msgs) > errors:
+            return
+        for name, parameter in self._parameters.items():  # type: ignore[attr-defined]
+            if prefix + name in state_dict:
+                parameter.grad = None  # may be of another dtype or device now
+                parameter.data = state_dict[prefix + name].detach()
+
+
+class _Child(_LoadsIntoCpp, ModuleWrapper):
     """A C++ submodule as Python sees it, its own children included."""
 
     def __init__(self, cpp_module: Any):
@@ -41,16 +91,22 @@ class _Child(ModuleWrapper):
 
 
 def _rebuild(
-    cls: type[Any], arguments: tuple[Any, ...], state: dict[str, Tensor], training: bool
+    cls: type[Any],
+    arguments: tuple[Any, ...],
+    state: dict[str, Tensor],
+    frozen: list[str],
+    training: dict[str, bool],
 ) -> Any:
     module = cls(*arguments)
-    for name, tensor in module.named_parameters():
-        tensor.data = tensor.data.to(state[name])
-    module.load_state_dict(state)
-    return module.train(training)
+    module.load_state_dict(state, assign=True)
+    for name in frozen:
+        module.get_parameter(name).requires_grad_(False)
+    for name, child in module.named_modules():  # parents come first: setting one sets all below it
+        child.training = training[name]
+    return module
 
 
-class _CppModule:
+class _CppModule(_LoadsIntoCpp):
     """What pybind11's module bindings lack: nested children, deepcopy and pickle.
 
     Mixed in before a class bound by ``torch::python::bind_module``.
@@ -63,8 +119,11 @@ class _CppModule:
         _complete(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        state = self.state_dict()  # type: ignore[attr-defined]
-        return _rebuild, (type(self), self._arguments, state, self.training)  # type: ignore[attr-defined]
+        module: Any = self
+        frozen = [n for n, p in module.named_parameters() if not p.requires_grad]
+        training = {name: child.training for name, child in module.named_modules()}
+        state = module.state_dict()
+        return _rebuild, (type(self), self._arguments, state, frozen, training)
 
 
 class Mamba(_CppModule, _C.Mamba):  # type: ignore[misc]

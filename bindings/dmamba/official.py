@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import pickle
+import zipfile
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -11,19 +12,105 @@ from torch import Tensor
 from ._C import CheckpointError
 from .nn import DMamba
 
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_LAYERS = "transformer.h."
 
-def _read_state_dict(path: str) -> dict[str, Tensor]:
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: there is no such file") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{path}: not a checkpoint of torch.save: {reason}") from error
-    state = saved.get("state_dict", saved) if isinstance(saved, dict) else None
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path}: holds no state_dict of tensors")
-    return state
+
+class _File:
+    """A checkpoint's tensors, each of which is checked before it is believed."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.tensors = self._read()
+
+    def fail(self, what: str) -> NoReturn:
+        raise CheckpointError(f"{self.path}: {what}") from None
+
+    def _read(self) -> dict[str, Tensor]:
+        try:
+            with open(self.path, "rb") as file:
+                if zipfile.is_zipfile(file):  # torch.load itself does not look at the checksums
+                    with zipfile.ZipFile(file) as archive:
+                        damaged = archive.testzip()
+                    if damaged is not None:
+                        self.fail(f"is damaged: the checksum of its part {damaged} is wrong")
+                file.seek(0)
+                saved = torch.load(file, map_location="cpu", weights_only=True)
+        except CheckpointError:
+            raise
+        except FileNotFoundError:
+            self.fail("there is no such file")
+        except OSError as error:
+            self.fail(f"cannot be read: {error.strerror or error}")
+        except Exception as error:  # a damaged file raises almost anything
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            self.fail(f"not a checkpoint of torch.save, or a damaged one: {reason}")
+        tensors = saved.get("state_dict", saved) if isinstance(saved, dict) else None
+        if not isinstance(tensors, dict) or not tensors:
+            self.fail("holds no state_dict of tensors")
+        for name, tensor in tensors.items():
+            self._check(name, tensor)
+        return tensors
+
+    def _check(self, name: object, tensor: object) -> None:
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            kind = type(tensor).__name__
+            self.fail(f"holds no state_dict of tensors: {name!r} in it is a {kind}")
+        if tensor.dtype not in _DTYPES:
+            self.fail(f"tensor '{name}' is {tensor.dtype}, but parameters are floating point")
+        if tensor.layout != torch.strided or tensor.device.type != "cpu":
+            self.fail(f"tensor '{name}' is {tensor.layout} on {tensor.device}: it holds no values")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            self.fail(f"tensor '{name}' claims {list(tensor.shape)}, more than the file holds")
+        if not bool(tensor.isfinite().all()):
+            self.fail(f"tensor '{name}' holds NaN or infinity")
+
+    def sizes(self, name: str, dimensions: int) -> list[int]:
+        """The sizes of a tensor of which the model's are made."""
+        if name not in self.tensors:
+            self.fail(f"has no tensor '{name}'; this reads gym checkpoints of decision-mamba")
+        sizes = list(self.tensors[name].shape)
+        if len(sizes) != dimensions or 0 in sizes:
+            self.fail(
+                f"tensor '{name}' is {sizes}; it must have {dimensions} sizes, none of them 0"
+            )
+        return sizes
+
+    def require(self, name: str, sizes: list[int]) -> None:
+        found = self.sizes(name, len(sizes))
+        if found != sizes:
+            self.fail(f"tensor '{name}' is {found}, must be {sizes} to go with the other tensors")
+
+
+def _options(file: _File) -> dict[str, int | str]:
+    """The model's sizes, from tensors that fit each other.
+
+    Each layer's largest tensor is looked at too, so that no damaged file asks for a model much
+    larger than itself.
+    """
+    d_model, state_dim = file.sizes("embed_state.weight", 2)
+    first = f"{_LAYERS}0.mamba."
+    d_inner, d_state = file.sizes(f"{first}A_log", 2)
+    dt_rank = file.sizes(f"{first}dt_proj.weight", 2)[1]
+    if d_inner % d_model != 0:
+        file.fail(f"'{first}A_log' has {d_inner} channels, no multiple of d_model = {d_model}")
+    n_layer = len({name.split(".")[2] for name in file.tensors if name.startswith(_LAYERS)})
+    for layer in range(n_layer):
+        mamba = f"{_LAYERS}{layer}.mamba."
+        file.require(f"{mamba}in_proj.weight", [2 * d_inner, d_model])
+        file.require(f"{mamba}x_proj.weight", [dt_rank + 2 * d_state, d_inner])
+    return {
+        "state_dim": state_dim,
+        "act_dim": file.sizes("embed_action.weight", 2)[1],
+        "d_model": d_model,
+        "n_layer": n_layer,
+        "d_state": d_state,
+        "d_conv": file.sizes(f"{first}conv1d.weight", 3)[2],
+        "dt_rank": dt_rank,
+        "expand": d_inner // d_model,
+        "max_timestep": file.sizes("embed_timestep.weight", 2)[0],
+        "channel_mixing": "mlp" if f"{_LAYERS}0.mlp_channels.0.weight" in file.tensors else "none",
+    }
 
 
 def from_official(path: str | os.PathLike[str], context_length: int = 20) -> DMamba:
@@ -36,43 +123,20 @@ def from_official(path: str | os.PathLike[str], context_length: int = 20) -> DMa
         context_length: K, environment steps; his gym experiments use 20. The file doesn't tell.
 
     Returns:
-        The model in evaluation mode.
+        The model in evaluation mode, in float32.
 
     Raises:
-        CheckpointError: Where the file cannot be read or a tensor is missing or of another shape.
+        CheckpointError: Where the file cannot be read or is damaged, or a tensor is missing, left
+            over, of another shape, not floating point or not finite; names file and tensor.
+        ConfigError: For a ``context_length`` below 1.
     """
-    path = os.fspath(path)
-    state = _read_state_dict(path)
-    try:
-        d_model, state_dim = state["embed_state.weight"].shape
-        act_dim = state["embed_action.weight"].shape[1]
-        first = "transformer.h.0.mamba."
-        d_inner, d_state = state[first + "A_log"].shape
-        options = {
-            "d_model": d_model,
-            "d_state": d_state,
-            "d_conv": state[first + "conv1d.weight"].shape[2],
-            "dt_rank": state[first + "dt_proj.weight"].shape[1],
-            "expand": d_inner // d_model,
-            "max_timestep": state["embed_timestep.weight"].shape[0],
-        }
-    except KeyError as error:
-        raise CheckpointError(
-            f"{path}: has no tensor {error}; this reads gym checkpoints of decision-mamba"
-        ) from None
-    n_layer = len({name.split(".")[2] for name in state if name.startswith("transformer.h.")})
-    mlp = "transformer.h.0.mlp_channels.0.weight" in state
-    model = DMamba(
-        state_dim,
-        act_dim,
-        n_layer=n_layer,
-        context_length=context_length,
-        channel_mixing="mlp" if mlp else "none",
-        padding="paper",
-        **options,
-    )
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+    file = _File(os.fspath(path))
+    model = DMamba(**_options(file), context_length=context_length, padding="paper")  # type: ignore[arg-type]
+    parameters = dict(model.named_parameters())
+    for name, parameter in parameters.items():
+        file.require(name, list(parameter.shape))
+    for name in file.tensors:
+        if name not in parameters:
+            file.fail(f"tensor '{name}' has no place in a model of {len(parameters)} tensors")
+    model.load_state_dict(file.tensors)
     return model.eval()

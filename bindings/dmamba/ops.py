@@ -6,6 +6,9 @@ float32, or float64 with float64 activations. The same inputs give the same bits
 threads, and on a GPU on any stream.
 Wrong shapes, dtypes or devices raise RuntimeError naming the op and the argument.
 
+Under ``torch.autocast`` activations may be of mixed types: they are cast to its dtype (float32
+where that is float16), parameters to float32. A state that is updated in place must be float32.
+
 All are torch ops (``torch.ops.dmamba.*``): autograd, ``torch.compile`` and C++ see the same thing.
 """
 

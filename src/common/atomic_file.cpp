@@ -105,7 +105,47 @@ void flush_folder(const std::filesystem::path& path) {
   }
 }
 
+void move(const std::filesystem::path& from, const std::filesystem::path& to) {
+  if (::rename(from.c_str(), to.c_str()) != 0) fail(to, "cannot replace", errno);
+}
+
+/// Removes what was replaced. It is out of the way: a failure must not make a good write look bad,
+/// and the next write to the same place tries again.
+void remove_replaced(const std::filesystem::path& path) {
+  std::error_code ignored;
+  std::filesystem::remove_all(path, ignored);
+}
+
+/// False where the file system has no such operation.
+bool exchange(const std::filesystem::path& a, const std::filesystem::path& b) {
+  if (::renameat2(AT_FDCWD, a.c_str(), AT_FDCWD, b.c_str(), RENAME_EXCHANGE) == 0) return true;
+  if (errno == EINVAL || errno == ENOSYS || errno == ENOTSUP) return false;
+  fail(b, "cannot replace", errno);
+}
+
 }  // namespace
+
+void replace_folder_atomically(const std::filesystem::path& fresh,
+                               const std::filesystem::path& path, bool can_exchange) {
+  const std::filesystem::path old = path.parent_path() / ("." + path.filename().string() + ".old");
+  if (!std::filesystem::exists(std::filesystem::symlink_status(path))) {
+    move(fresh, path);
+    flush_folder(path);
+  } else if (can_exchange && exchange(fresh, path)) {
+    flush_folder(path);
+    remove_replaced(fresh);
+  } else {
+    remove_replaced(old);  // `path` stands, so what an earlier write has left is the older one
+    move(path, old);
+    if (::rename(fresh.c_str(), path.c_str()) != 0) {
+      const int code = errno;
+      move(old, path);
+      fail(path, "cannot replace", code);
+    }
+    flush_folder(path);
+  }
+  remove_replaced(old);
+}
 
 void write_file_atomically(const std::filesystem::path& path,
                            std::span<const std::string_view> pieces) {

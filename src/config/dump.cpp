@@ -1,4 +1,5 @@
-// Config -> YAML. Written by hand: yaml-cpp's emitter rounds doubles.
+// Config -> YAML, and what tells two configs apart. Written by hand: yaml-cpp's emitter rounds
+// doubles.
 #include <array>
 #include <charconv>
 #include <string>
@@ -93,6 +94,22 @@ void write(const Struct& in, const std::string& section, const std::string& inde
       Tag<Struct>{});
 }
 
+template <class Struct>
+void compare(const Struct& left, const Struct& right, const std::string& section,
+             std::vector<Difference>& out) {
+  for_each_field(
+      [&](const char* name, auto member, const char*) {
+        const std::string key = section.empty() ? name : section + "." + name;
+        using Value = std::remove_cvref_t<decltype(left.*member)>;
+        if constexpr (kIsSection<Value>) {
+          compare(left.*member, right.*member, key, out);
+        } else if (left.*member != right.*member) {
+          out.push_back({key, format(left.*member, key), format(right.*member, key)});
+        }
+      },
+      Tag<Struct>{});
+}
+
 }  // namespace
 
 std::string format_number(double value) { return to_text(value); }
@@ -103,6 +120,12 @@ std::string to_yaml(const Config& config, bool with_docs) {
   std::string text;
   write(config, "", "", with_docs, text);
   return text;
+}
+
+std::vector<Difference> differences(const Config& left, const Config& right) {
+  std::vector<Difference> found;
+  compare(left, right, "", found);
+  return found;
 }
 
 }  // namespace dmamba::config

@@ -1,6 +1,8 @@
 // Decision Mamba: embeddings, layers, head; the whole window at once and one step at a time.
 #include "dmamba/model/dmamba.h"
 
+#include <ATen/autocast_mode.h>
+
 #include "dmamba/common/error.h"
 
 namespace dmamba::model {
@@ -80,6 +82,34 @@ void DMambaImpl::initialize_as_paper() {
   }
 }
 
+/// A model in bfloat16 would round A, D and the biases of the step sizes too, which the scan needs
+/// in float32: autocast gives the fast arithmetic and leaves them whole.
+void DMambaImpl::check_parameters() const {
+  const auto dtype = embed_state_->weight.scalar_type();
+  TORCH_CHECK(dtype == torch::kFloat || dtype == torch::kDouble,
+              "DMamba: the model's parameters must be float32 (or float64), got ", dtype,
+              "; call model.float(), and use torch.autocast for arithmetic in bfloat16");
+}
+
+/// Inputs are as the parameters are; autocast casts, so that any floating type goes in.
+void DMambaImpl::check_dtypes(const Tensor& states, const Tensor& actions,
+                              const Tensor& returns_to_go) const {
+  check_parameters();
+  const Tensor& weight = embed_state_->weight;
+  const auto dtype = weight.scalar_type();
+  const auto device = weight.device().type();
+  const bool casts =
+      at::autocast::is_autocast_available(device) && at::autocast::is_autocast_enabled(device);
+  const auto check = [&](const char* name, const Tensor& t) {
+    const bool fits = casts ? t.is_floating_point() : t.scalar_type() == dtype;
+    TORCH_CHECK(fits, "DMamba: ", name, " must be ", dtype == torch::kFloat ? "float32" : "float64",
+                ", as the model's parameters are, got ", t.scalar_type());
+  };
+  check("states", states);
+  check("actions", actions);
+  check("returns_to_go", returns_to_go);
+}
+
 void DMambaImpl::check_inputs(const Tensor& states, const Tensor& actions,
                               const Tensor& returns_to_go, const Tensor& timesteps,
                               const ops::OptionalTensor& mask) const {
@@ -87,6 +117,8 @@ void DMambaImpl::check_inputs(const Tensor& states, const Tensor& actions,
               "DMamba: states must be (batch, K, state_dim = ", state_dim_, "), got ",
               states.sizes());
   const int64_t batch = states.size(0), K = states.size(1);
+  TORCH_CHECK(K >= 1, "DMamba: K must be at least 1, got states of ", states.sizes());
+  check_dtypes(states, actions, returns_to_go);
   const auto check = [&](const char* name, const Tensor& t, at::IntArrayRef sizes) {
     TORCH_CHECK(t.sizes() == sizes, "DMamba: ", name, " must be ", sizes, " to go with states of ",
                 states.sizes(), ", got ", t.sizes());
@@ -127,6 +159,7 @@ Tensor DMambaImpl::forward(const Tensor& states, const Tensor& actions, const Te
 }
 
 RecurrentState DMambaImpl::initial_state(int64_t batch) const {
+  check_parameters();
   RecurrentState state;
   for (const auto& block : blocks_) state.push_back(block->initial_state(batch));
   return state;

@@ -4,7 +4,10 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <initializer_list>
+#include <utility>
+#include <vector>
 
 namespace dmamba::ops {
 namespace {
@@ -68,6 +71,23 @@ void check_activation(const char* op, const char* name, const at::Tensor& t) {
   const auto dtype = t.scalar_type();
   TORCH_CHECK(dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kDouble, op, ": ", name,
               " must be float32, bfloat16 or float64, got ", dtype);
+}
+
+void check_written_in_place(const char* op, const char* name, const at::Tensor& t) {
+  // Sorted by stride, each axis must step over everything that the axes before it span. Layouts
+  // that interleave without overlap fail too; no view or permutation of a whole tensor does.
+  std::vector<std::pair<int64_t, int64_t>> axes;  // stride, size
+  for (int64_t i = 0; i < t.dim(); ++i) {
+    if (t.size(i) > 1) axes.emplace_back(t.stride(i), t.size(i));
+  }
+  std::sort(axes.begin(), axes.end());
+  int64_t span = 1;
+  for (const auto& [stride, size] : axes) {
+    TORCH_CHECK(t.numel() == 0 || stride >= span, op, ": ", name, " of ", t.sizes(),
+                " is written in place, but its strides ", t.strides(),
+                " let elements share memory (as expand does); pass ", name, ".clone()");
+    span += stride * (size - 1);
+  }
 }
 
 at::ScalarType parameter_dtype(at::ScalarType activations) {

@@ -31,6 +31,9 @@ void check_gradient(const char* op, const char* name, const at::Tensor& gradient
 /// Checks that t is float32, bfloat16 or float64.
 void check_activation(const char* op, const char* name, const at::Tensor& t);
 
+/// Checks that no two elements of a tensor that the op writes in place share memory.
+void check_written_in_place(const char* op, const char* name, const at::Tensor& t);
+
 /// dtype of parameters and states beside activations of this dtype: float64 for float64, else
 /// float32.
 at::ScalarType parameter_dtype(at::ScalarType activations);

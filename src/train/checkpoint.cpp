@@ -127,8 +127,7 @@ void save_checkpoint(const fs::path& path, const TrainingState& state,
     model_tensors.write(fresh / "model.safetensors");
     optimizer_tensors.write(fresh / "optimizer.safetensors");
     write_file_atomically(fresh / "state.json", to_json(state).dump(1) + "\n");
-    fs::remove_all(folder);
-    fs::rename(fresh, folder);
+    replace_folder_atomically(fresh, folder);
   } catch (const fs::filesystem_error& e) {
     throw Error("cannot write checkpoint " + folder.string() + ": " + e.what());
   }

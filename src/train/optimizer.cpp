@@ -25,6 +25,18 @@ std::unordered_set<std::string> undecayed_names(const torch::nn::Module& model) 
   return names;
 }
 
+/// Tensors of one call of the fused kernel.
+struct Group {
+  std::vector<Tensor> parameters, gradients, first, second;
+
+  void add(const Slot& slot, const Tensor& gradient) {
+    parameters.push_back(slot.parameter);
+    gradients.push_back(gradient);
+    first.push_back(slot.first_moment);
+    second.push_back(slot.second_moment);
+  }
+};
+
 }  // namespace
 
 AdamW::AdamW(const torch::nn::Module& model, const config::TrainingConfig& training)
@@ -43,41 +55,34 @@ AdamW::AdamW(const torch::nn::Module& model, const config::TrainingConfig& train
 
 void AdamW::set_steps(int64_t steps) { steps_ = steps; }
 
-std::vector<Tensor> AdamW::gradients() const {
-  std::vector<Tensor> gradients;
-  for (const Slot& slot : slots_) {
-    const Tensor& gradient = slot.parameter.grad();
-    gradients.push_back(gradient.defined() ? gradient : torch::zeros_like(slot.parameter));
-  }
-  return gradients;
-}
-
 Tensor AdamW::step(double learning_rate) {
   torch::NoGradGuard no_grad;
-  std::vector<Tensor> gradient = gradients();
-  const Tensor norm = torch::stack(at::_foreach_norm(gradient, 2)).norm();
+  Group decayed, undecayed;
+  std::vector<Tensor> gradients;
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    const Slot& slot = slots_[i];
+    if (!slot.parameter.requires_grad()) continue;
+    const Tensor& found = slot.parameter.grad();
+    gradients.push_back(found.defined() ? found : torch::zeros_like(slot.parameter));
+    (i < n_decayed_ ? decayed : undecayed).add(slot, gradients.back());
+  }
+  TORCH_CHECK(!gradients.empty(), "AdamW: no parameter requires a gradient; nothing to train");
+  const Tensor norm = torch::stack(at::_foreach_norm(gradients, 2)).norm();
   if (training_.gradient_clip > 0) {
     // The factor stays on the device; 1e-6 as in torch's clip_grad_norm_.
-    at::_foreach_mul_(gradient, (training_.gradient_clip / (norm + 1e-6)).clamp_max(1.0));
+    at::_foreach_mul_(gradients, (training_.gradient_clip / (norm + 1e-6)).clamp_max(1.0));
   }
   ++steps_;
   const Tensor step_count = torch::full({}, static_cast<double>(steps_), norm.options());
-  const auto apply = [&](size_t begin, size_t end, double decay) {
-    if (begin == end) return;
-    std::vector<Tensor> parameters, gradients, first, second;
-    for (size_t i = begin; i < end; ++i) {
-      parameters.push_back(slots_[i].parameter);
-      gradients.push_back(gradient[i]);
-      first.push_back(slots_[i].first_moment);
-      second.push_back(slots_[i].second_moment);
-    }
-    const std::vector<Tensor> steps(end - begin, step_count);
-    at::_fused_adamw_(parameters, gradients, first, second, {}, steps, learning_rate,
-                      training_.beta1, training_.beta2, decay, training_.epsilon,
+  const auto apply = [&](Group& group, double decay) {
+    if (group.parameters.empty()) return;
+    const std::vector<Tensor> steps(group.parameters.size(), step_count);
+    at::_fused_adamw_(group.parameters, group.gradients, group.first, group.second, {}, steps,
+                      learning_rate, training_.beta1, training_.beta2, decay, training_.epsilon,
                       /*amsgrad=*/false, /*maximize=*/false);
   };
-  apply(0, n_decayed_, training_.weight_decay);
-  apply(n_decayed_, slots_.size(), 0.0);
+  apply(decayed, training_.weight_decay);
+  apply(undecayed, 0.0);
   for (Slot& slot : slots_) slot.parameter.mutable_grad().reset();
   return norm;
 }

@@ -6,9 +6,11 @@
 
 #include <chrono>
 #include <cmath>
+#include <set>
 
 #include "dmamba/common/error.h"
 #include "dmamba/common/philox.h"
+#include "dmamba/config/yaml.h"
 #include "dmamba/data/statistics.h"
 #include "dmamba/train/schedule.h"
 #include "src/train/memory.h"
@@ -82,6 +84,41 @@ void check_model_fits(const model::DMamba& model, const TrainingState& s,
                       " components and actions " + std::to_string(s.act_dim) +
                       ", but the model was made for " + std::to_string(model->state_dim()) +
                       " and " + std::to_string(model->act_dim()));
+  }
+}
+
+/// Whether a run may be continued with another value of this key: what only says when something is
+/// written or measured. `threads` may change the bits as another machine may. Without a cosine,
+/// nothing that was done depends on how many steps were to come.
+bool may_differ(const std::string& key, const config::Config& config) {
+  static const std::set<std::string> kFree{"name",
+                                           "dataset.environment",
+                                           "dataset.max_episode_length",
+                                           "training.log_every",
+                                           "training.checkpoint_every",
+                                           "training.keep_checkpoints",
+                                           "training.threads"};
+  if (key == "training.steps") return config.training.schedule == "constant";
+  return key.starts_with("evaluation.") || kFree.count(key) > 0;
+}
+
+/// Throws CheckpointError unless the run that wrote the checkpoint did the steps that this run
+/// would have done.
+void check_same_run(const std::filesystem::path& folder, const TrainingState& saved,
+                    const TrainingState& mine, const std::string& dataset) {
+  std::string differing;
+  for (const auto& [key, theirs, ours] : config::differences(saved.config, mine.config)) {
+    if (may_differ(key, mine.config)) continue;
+    differing += (differing.empty() ? "" : "; ") + key + " was " + theirs + ", now " + ours;
+  }
+  if (!differing.empty()) {
+    throw CheckpointError(folder.string() + ": was written by another run: " + differing +
+                          ". Continue with the same values, or start anew");
+  }
+  if (saved.state_dim != mine.state_dim || saved.act_dim != mine.act_dim ||
+      saved.state_mean != mine.state_mean || saved.state_std != mine.state_std) {
+    throw CheckpointError(folder.string() + ": was written with other data than " + dataset +
+                          " (dataset.path): sizes, mean or deviation of the states differ");
   }
 }
 
@@ -185,10 +222,7 @@ void Trainer::save(const std::filesystem::path& folder) {
 
 void Trainer::load(const std::filesystem::path& folder) {
   const TrainingState saved = read_training_state(folder);
-  if (saved.config.model != state_.config.model || saved.config.seed != state_.config.seed) {
-    throw CheckpointError(folder.string() +
-                          ": was written with another model or seed than this run's config");
-  }
+  check_same_run(folder, saved, state_, sampler_.store().name());
   load_parameters(folder, *model_);
   load_optimizer(folder, optimizer_, saved.step);
   state_.step = saved.step;

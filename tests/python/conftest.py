@@ -3,16 +3,11 @@
 import os
 from pathlib import Path
 
-# Idle OpenMP threads spin by default. Where a core is busy with something else, every parallel
-# region of a tiny model then waits for a time slice, and the suite takes ten times as long. Read
-# once, when torch is imported; the processes that the tests start inherit it.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+import h5py
+import numpy as np
+import pytest
 
-import h5py  # noqa: E402
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-
-import dmamba  # noqa: E402
+import dmamba
 
 LENGTHS = (30, 12, 45, 7, 21)
 

@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from conftest import tiny
 
 import dmamba
 from dmamba.nn import DMamba, Mamba
@@ -45,6 +46,78 @@ def test_copies_and_pickles():
         assert not twin.training
         next(twin.parameters()).data.zero_()
     assert torch.equal(model(*inputs()), expected)
+
+
+def test_copies_keep_what_is_frozen_and_each_module_s_mode():
+    model = small_model()
+    frozen = ["transformer.h.1.mamba.A_log", "embed_state.weight"]
+    for name in frozen:
+        model.get_parameter(name).requires_grad_(False)
+    model.get_submodule("transformer.h.0").eval()
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert [n for n, p in twin.named_parameters() if not p.requires_grad] == frozen
+        modes = {n: m.training for n, m in model.named_modules()}
+        assert modes == {n: m.training for n, m in twin.named_modules()}
+        assert modes[""] and not modes["transformer.h.0.mlp_channels.3"]
+
+
+def test_parameters_and_children_are_found_by_name():
+    model = small_model()
+    block = model.get_submodule("transformer.h.1")
+    assert block.get_parameter("mamba.A_log") is model.get_parameter("transformer.h.1.mamba.A_log")
+    assert model.transformer.h.get_submodule("1") is block
+    assert all(isinstance(p, torch.nn.Parameter) for p in model.parameters())
+    assert all(model.get_parameter(name) is p for name, p in model.named_parameters())
+    nested = torch.nn.Sequential(model)
+    assert nested.get_parameter("0.embed_ln.bias") is model.embed_ln.bias
+    with pytest.raises(AttributeError, match="nowhere"):
+        model.get_parameter("transformer.nowhere")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("nested", [False, True])
+def test_load_state_dict_can_assign(dtype, nested):
+    model, other = small_model(), small_model()
+    other.to(dtype).load_state_dict({n: t + 0.01 for n, t in other.state_dict().items()})
+    model.get_parameter("embed_ln.bias").requires_grad_(False)
+    model(*inputs()).sum().backward()
+    outer = torch.nn.ModuleDict({"policy": model}) if nested else model
+    prefix = "policy." if nested else ""
+    state = {prefix + name: tensor for name, tensor in other.state_dict().items()}
+    assert str(outer.load_state_dict(state, assign=True)) == "<All keys matched successfully>"
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == dtype and parameter.grad is None
+        assert parameter.data_ptr() == state[prefix + name].data_ptr()  # as torch assigns
+        assert parameter.requires_grad == (name != "embed_ln.bias")
+    states, actions, rtg, timesteps = inputs()
+    data = states.to(dtype), actions.to(dtype), rtg.to(dtype), timesteps
+    assert torch.equal(model.eval()(*data), other.eval()(*data))
+    state.pop(f"{prefix}embed_ln.weight")
+    with pytest.raises(RuntimeError, match=r"embed_ln\.weight"):
+        outer.load_state_dict(state, assign=True)
+
+
+def test_what_would_swap_parameters_says_what_to_do():
+    model = small_model()
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    other = {n: t + 1 for n, t in before.items()}
+    with pytest.raises(NotImplementedError, match=r"functional_call.*load_state_dict"):
+        torch.func.functional_call(model, other, inputs())
+    with pytest.raises(NotImplementedError, match=r"'bias'.*C\+\+"):
+        model.embed_ln.bias = torch.nn.Parameter(torch.zeros(16))
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+
+
+def test_frozen_parameters_stay_as_they_are(dataset):
+    config = dmamba.training.load_config(tiny(dataset), ["decay=all", "weight_decay=0.5"])
+    store = dmamba.data.load(config.dataset.path)
+    config = dmamba.data.resolve(config, store)
+    model = DMamba(store.state_dim, store.act_dim, config=config.model)
+    model.get_submodule("transformer").requires_grad_(False)
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    dmamba._C.Trainer(config, store, model.cpp_module).run(60.0, 3)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]) == name.startswith("transformer."), name
 
 
 def test_trains_with_any_optimizer_and_overfits():
@@ -143,6 +216,16 @@ def test_bad_inputs_are_named():
         model(states, actions, rtg[:, :3], timesteps)
     with pytest.raises(RuntimeError, match="timesteps must be int64"):
         model(states, actions, rtg, timesteps.float())
+    with pytest.raises(RuntimeError, match="DMamba: K must be at least 1"):
+        model(*(t[:, :0] for t in inputs()))
+    with pytest.raises(RuntimeError, match="DMamba: actions must be float32"):
+        model(states, actions.double(), rtg, timesteps)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(states.bfloat16(), actions, rtg.bfloat16(), timesteps)
+        with pytest.raises(RuntimeError, match="DMamba: states must be float32"):
+            model(states.long(), actions, rtg, timesteps)
+    with pytest.raises(RuntimeError, match=r"DMamba: .*parameters must be float32.*autocast"):
+        model.bfloat16()(states.bfloat16(), actions.bfloat16(), rtg.bfloat16(), timesteps)
 
 
 def make_policy(model, kind, num_envs):

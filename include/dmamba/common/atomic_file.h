@@ -1,4 +1,4 @@
-// Files that are either the old one or the new one, whatever happens in between.
+// Files and folders that are either the old one or the new one, whatever happens in between.
 #pragma once
 
 #include <cstddef>
@@ -19,6 +19,15 @@ void write_file_atomically(const std::filesystem::path& path, std::string_view b
 /// The same for content that lies in several pieces, written one after the other.
 void write_file_atomically(const std::filesystem::path& path,
                            std::span<const std::string_view> pieces);
+
+/// Moves the finished folder `fresh` to `path`, of the same parent, and fsyncs the parent; the
+/// files in it must be on the disk already. A folder that stands at `path` changes places with it
+/// in one step and is removed then, under the name of `fresh`. Where the file system cannot
+/// exchange names (or `can_exchange` is false) the old folder is moved to `.NAME.old` first: a
+/// process killed between the two moves leaves both whole, and nothing at `path`. Throws Error with
+/// path, step and cause.
+void replace_folder_atomically(const std::filesystem::path& fresh,
+                               const std::filesystem::path& path, bool can_exchange = true);
 
 /// The whole content of a file. Throws Error with path and cause, also where it is longer than
 /// `max_bytes`.

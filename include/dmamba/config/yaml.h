@@ -34,4 +34,12 @@ void apply_overrides(Config& config, const std::vector<std::string>& overrides);
 /// a comment above it. Throws ConfigError for a string that is not UTF-8.
 std::string to_yaml(const Config& config, bool with_docs = false);
 
+/// A key whose values differ between two configs; the values as YAML.
+struct Difference {
+  std::string key, left, right;
+};
+
+/// All keys in which two configs differ, dotted, in the order in which they are written.
+std::vector<Difference> differences(const Config& left, const Config& right);
+
 }  // namespace dmamba::config

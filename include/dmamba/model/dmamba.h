@@ -34,9 +34,10 @@ class DMambaImpl : public torch::nn::Module {
   /// unknown choice.
   DMambaImpl(int64_t state_dim, int64_t act_dim, const config::ModelConfig& config);
 
-  /// states (batch, K, state_dim), actions (batch, K, act_dim), returns_to_go (batch, K, 1), all
-  /// float; timesteps (batch, K) int64 in [0, max_timestep); mask (batch, K) bool or absent, false
-  /// for padding (ignored with `padding: paper`) -> actions (batch, K, act_dim) in (-1, 1).
+  /// states (batch, K, state_dim), actions (batch, K, act_dim), returns_to_go (batch, K, 1), all of
+  /// the parameters' dtype, float32 or float64 (under autocast any floating one); timesteps (batch,
+  /// K) int64 in [0, max_timestep); mask (batch, K) bool or absent, false for padding (ignored with
+  /// `padding: paper`) -> actions (batch, K, act_dim) in (-1, 1).
   torch::Tensor forward(const torch::Tensor& states, const torch::Tensor& actions,
                         const torch::Tensor& returns_to_go, const torch::Tensor& timesteps,
                         const ops::OptionalTensor& mask = {});
@@ -53,6 +54,9 @@ class DMambaImpl : public torch::nn::Module {
 
  private:
   void initialize_as_paper();
+  void check_parameters() const;
+  void check_dtypes(const torch::Tensor& states, const torch::Tensor& actions,
+                    const torch::Tensor& returns_to_go) const;
   void check_inputs(const torch::Tensor& states, const torch::Tensor& actions,
                     const torch::Tensor& returns_to_go, const torch::Tensor& timesteps,
                     const ops::OptionalTensor& mask) const;

@@ -26,7 +26,8 @@ struct TrainingState {
   int64_t steps_summed = 0;
 };
 
-/// Writes the checkpoint. Throws Error naming the path where writing fails; what stood there stays.
+/// Writes the checkpoint. Whoever looks finds the old one or the new one, whole, at any moment and
+/// after a power cut too. Throws Error naming the path where writing fails; what stood there stays.
 void save_checkpoint(const std::filesystem::path& folder, const TrainingState& state,
                      const torch::nn::Module& model, const AdamW& optimizer);
 

@@ -25,7 +25,8 @@ class AdamW {
   AdamW(const torch::nn::Module& model, const config::TrainingConfig& training);
 
   /// Scales the gradients so that their global norm is at most training.gradient_clip, applies one
-  /// step, forgets the gradients. Returns the norm before the clip, a scalar tensor.
+  /// step, forgets the gradients. Returns the norm before the clip, a scalar tensor. Parameters
+  /// that do not require a gradient at this moment keep their bits, and their moments too.
   torch::Tensor step(double learning_rate);
 
   int64_t steps() const { return steps_; }
@@ -35,8 +36,6 @@ class AdamW {
   const std::vector<Slot>& slots() const { return slots_; }
 
  private:
-  std::vector<torch::Tensor> gradients() const;
-
   config::TrainingConfig training_;
   std::vector<Slot> slots_;
   size_t n_decayed_ = 0;

@@ -39,8 +39,13 @@ class Trainer {
   int64_t step() const { return state_.step; }
   bool finished() const { return state_.step >= state_.config.training.steps; }
 
-  /// Writes or continues from a checkpoint folder; see checkpoint.h.
+  /// Writes a checkpoint folder; see checkpoint.h.
   void save(const std::filesystem::path& folder);
+
+  /// Continues from a checkpoint folder. Throws CheckpointError where it is damaged, or was written
+  /// by a run whose steps differ from this one's: the message names the keys. What says only when
+  /// something is logged, saved or evaluated may differ, and with a constant schedule the number of
+  /// steps.
   void load(const std::filesystem::path& folder);
 
   const TrainingState& state() const { return state_; }

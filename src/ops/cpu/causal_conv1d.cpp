@@ -111,6 +111,7 @@ Tensor causal_conv1d_update_cpu(Tensor& state, const Tensor& x, const Tensor& we
   TORCH_CHECK(x.dim() == 2, kOp, ": x must be (batch, d_inner), got ", x.sizes());
   const Tensor x1 = x.unsqueeze(1);
   check_causal_conv1d(kOp, x1, weight, bias, {}, {}, state);
+  check_written_in_place(kOp, "state", state);
   Inputs in;
   CausalConv1dForwardParams p{common_params(in, x1, weight, bias, silu, {}, {}, state), {}, {}};
   Tensor out = at::empty(x.sizes(), x.options());

@@ -178,6 +178,7 @@ Tensor selective_state_update_cpu(Tensor& state, const Tensor& u, const Tensor& 
   OptionalTensor z1;
   if (present(z)) z1 = one_token("z", *z, "(batch, d_inner)");
   check_selective_scan(kOp, u1, delta1, A, B1, C1, D, z1, delta_bias, {}, {}, state);
+  check_written_in_place(kOp, "state", state);
   Inputs in;
   SelectiveScanForwardParams p{
       common_params(in, u1, delta1, A, B1, C1, D, z1, delta_bias, delta_softplus, {}, {}, state),

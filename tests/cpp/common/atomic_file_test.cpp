@@ -141,5 +141,45 @@ TEST_F(AtomicFile, ConcurrentWritersLeaveOneWholeFile) {
   EXPECT_EQ(count_files(), 1);
 }
 
+class AtomicFolder : public AtomicFile {
+ protected:
+  /// A folder with one file.
+  fs::path make(const std::string& name, const std::string& content) const {
+    fs::create_directory(folder_ / name);
+    write_file_atomically(folder_ / name / "file", content);
+    return folder_ / name;
+  }
+};
+
+TEST_F(AtomicFolder, TakesTheNewPlaceAndLeavesNothingOfTheOld) {
+  const fs::path target = folder_ / "target";
+  for (const bool can_exchange : {true, false}) {
+    for (int i = 0; i < 3; ++i) {
+      replace_folder_atomically(make("fresh", std::to_string(i)), target, can_exchange);
+      EXPECT_EQ(read_file(target / "file"), std::to_string(i));
+      EXPECT_EQ(count_files(), 1);
+    }
+    fs::remove_all(target);
+  }
+}
+
+TEST_F(AtomicFolder, WhatAKilledProcessHasLeftStaysUntilTheNewOneStands) {
+  make(".target.old", "before");
+  replace_folder_atomically(make("fresh", "now"), folder_ / "target", false);
+  EXPECT_EQ(read_file(folder_ / "target/file"), "now");
+  EXPECT_EQ(count_files(), 1);
+}
+
+TEST_F(AtomicFolder, FailureLeavesTheOldOneAndNamesThePath) {
+  const fs::path target = make("target", "old");
+  for (const bool can_exchange : {true, false}) {
+    const std::string message =
+        message_of([&] { replace_folder_atomically(folder_ / "none", target, can_exchange); });
+    EXPECT_NE(message.find("'" + target.string() + "': cannot replace"), std::string::npos)
+        << message;
+    EXPECT_EQ(read_file(target / "file"), "old");
+  }
+}
+
 }  // namespace
 }  // namespace dmamba

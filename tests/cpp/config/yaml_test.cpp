@@ -334,5 +334,18 @@ TEST(Overrides, Errors) {
   EXPECT_EQ(override_error({"base=x"}).substr(0, 29), "override 'base=x': key 'base'");
 }
 
+TEST(Differences, AreTheKeysWithBothValues) {
+  const Config left;
+  Config right = left;
+  EXPECT_TRUE(differences(left, right).empty());
+  right.seed = 3;
+  right.model.token_mixer = {"mamba", "mamba"};
+  right.training.weight_decay = 0.25;
+  std::vector<std::string> found;
+  for (const auto& [key, a, b] : differences(left, right)) found.push_back(key + " " + a + " " + b);
+  EXPECT_EQ(found, (std::vector<std::string>{"seed 0 3", "model.token_mixer [mamba] [mamba, mamba]",
+                                             "training.weight_decay 1e-04 0.25"}));
+}
+
 }  // namespace
 }  // namespace dmamba::config

@@ -226,6 +226,25 @@ TEST(DMamba, InputErrorsNameArgumentAndShapes) {
   bad.timesteps = good.timesteps.to(torch::kFloat);
   EXPECT_EQ(message(bad), "DMamba: timesteps must be int64, got Float");
   EXPECT_EQ(message(good, torch::ones({2, 6})), "DMamba: mask must be bool, got Float");
+  EXPECT_EQ(message(make_inputs(2, 0)), "DMamba: K must be at least 1, got states of [2, 0, 3]");
+  bad = good;
+  bad.states = good.states.to(torch::kDouble);
+  EXPECT_EQ(message(bad),
+            "DMamba: states must be float32, as the model's parameters are, got Double");
+  bad = good;
+  bad.returns_to_go = torch::zeros({2, 6, 1}, torch::kLong);
+  EXPECT_EQ(message(bad),
+            "DMamba: returns_to_go must be float32, as the model's parameters are, got Long");
+  model->to(torch::kDouble);
+  EXPECT_EQ(message(good),
+            "DMamba: states must be float64, as the model's parameters are, got Float");
+  for (const auto dtype : {torch::kBFloat16, torch::kHalf}) {
+    model->to(dtype);
+    EXPECT_NE(message(good).find("DMamba: the model's parameters must be float32 (or float64)"),
+              std::string::npos);
+    EXPECT_NE(message(good).find("torch.autocast"), std::string::npos);
+    EXPECT_THROW(model->initial_state(1), c10::Error);
+  }
 }
 
 }  // namespace

@@ -284,6 +284,11 @@ TEST(CausalConv1d, ErrorsNameOpArgumentAndShapes) {
       message_of([&] { causal_conv1d_update(state, at::zeros({2, 37}), at::zeros({37, 4})); }),
       "causal_conv1d_update: initial_state must be (batch, d_inner, width - 1) = "
       "[2, 37, 3], got [2, 37, 4]");
+  Tensor shared = at::zeros({1, 37, 3}).expand({2, 37, 3});
+  EXPECT_EQ(
+      message_of([&] { causal_conv1d_update(shared, at::zeros({2, 37}), at::zeros({37, 4})); }),
+      "causal_conv1d_update: state of [2, 37, 3] is written in place, but its strides "
+      "[0, 3, 1] let elements share memory (as expand does); pass state.clone()");
 }
 
 }  // namespace

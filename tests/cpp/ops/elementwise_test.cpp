@@ -33,9 +33,18 @@ TEST(Gelu, ValueAndDerivativeMatchErf) {
 TEST(Gelu, KeepsItsTails) {
   const float inf = INFINITY;
   for_each_capability([&] {
-    const Tensor y = ops::gelu(torch::tensor({inf, 0.0f, 1e30f, -1e30f}));
-    EXPECT_TRUE(at::equal(y, torch::tensor({inf, 0.0f, 1e30f, 0.0f}))) << y;
-    EXPECT_TRUE(std::isnan(ops::gelu(torch::tensor({NAN})).item<float>()));
+    for (const auto dtype : {at::kFloat, at::kBFloat16, at::kDouble}) {
+      const Tensor x = torch::tensor({inf, 0.0f, 1e30f, -1e30f, -inf}).to(dtype).requires_grad_();
+      const Tensor y = ops::gelu(x);
+      EXPECT_TRUE(at::equal(y, torch::tensor({inf, 0.0f, 1e30f, 0.0f, 0.0f}).to(dtype))) << y;
+      y.sum().backward();
+      const Tensor slope = torch::tensor({1.0f, 0.5f, 1.0f, 0.0f, 0.0f}).to(dtype);
+      EXPECT_LE((x.grad() - slope).abs().max().item<double>(), 1e-6) << x.grad();
+      const Tensor nan = torch::tensor({NAN}).to(dtype).requires_grad_();
+      const Tensor of_nan = ops::gelu(nan);
+      of_nan.sum().backward();
+      EXPECT_TRUE(of_nan.isnan().item<bool>() && nan.grad().isnan().item<bool>());
+    }
   });
 }
 

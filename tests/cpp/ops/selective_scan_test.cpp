@@ -368,5 +368,25 @@ TEST(SelectiveScan, ErrorsNameOpArgumentAndShapes) {
             "[2, 37, 5], got [2, 37, 4]");
 }
 
+TEST(SelectiveScan, UpdateRefusesAStateThatSharesMemoryWithItself) {
+  const Scan s = make_scan(2, 1, 37, 5);
+  const auto message = [&](Tensor state) {
+    return message_of([&] {
+      selective_state_update(state, s.u.select(1, 0), s.delta.select(1, 0), s.A, s.B.select(1, 0),
+                             s.C.select(1, 0));
+    });
+  };
+  EXPECT_EQ(message(at::zeros({1, 37, 5}).expand({2, 37, 5})),
+            "selective_state_update: state of [2, 37, 5] is written in place, but its strides "
+            "[0, 5, 1] let elements share memory (as expand does); pass state.clone()");
+  EXPECT_NE(message(at::zeros({400}).as_strided({2, 37, 5}, {185, 1, 1})).find("share memory"),
+            std::string::npos);
+  for (Tensor good : {at::zeros({2, 37, 5}), at::zeros({2, 5, 37}).transpose(1, 2),
+                      at::zeros({4, 74, 10}).slice(0, 0, 4, 2).slice(1, 0, 37).slice(2, 0, 5)}) {
+    EXPECT_NO_THROW(selective_state_update(good, s.u.select(1, 0), s.delta.select(1, 0), s.A,
+                                           s.B.select(1, 0), s.C.select(1, 0)));
+  }
+}
+
 }  // namespace
 }  // namespace dmamba::ops::testing

@@ -1,7 +1,9 @@
 // Checkpoints: what is written comes back; whatever is wrong is named and changes nothing.
 #include "dmamba/train/checkpoint.h"
 
+#include <atomic>
 #include <functional>
+#include <thread>
 
 #include "tests/cpp/train/test_support.h"
 
@@ -172,12 +174,91 @@ TEST(Checkpoint, ResumingAnotherRunIsRefused) {
   other.seed = 12;
   TinyRun reseeded(other);
   expect_contains(message_of<CheckpointError>([&] { reseeded.trainer.load(ckpt); }),
-                  {ckpt.string(), "seed"});
+                  {ckpt.string(), "seed was 11, now 12"});
   other = small_run();
   other.model.padding = "paper";
   TinyRun repadded(other);
   expect_contains(message_of<CheckpointError>([&] { repadded.trainer.load(ckpt); }),
-                  {ckpt.string(), "model"});
+                  {ckpt.string(), "model.padding was masked, now paper"});
+}
+
+TEST(Checkpoint, AReaderFindsAWholeOneAtAnyMoment) {
+  const TemporaryFolder folder;
+  TinyRun run;
+  run.trainer.save(folder / "ckpt");
+  std::atomic<bool> done = false;
+  int64_t missing = 0;
+  std::thread reader([&] {
+    const fs::path state = folder / "ckpt/state.json";
+    while (!done) missing += fs::exists(state) ? 0 : 1;
+  });
+  for (int i = 0; i < 50; ++i) run.trainer.save(folder / "ckpt");
+  done = true;
+  reader.join();
+  EXPECT_EQ(missing, 0);
+}
+
+/// The message of loading a checkpoint of small_run() into a run with another config; empty where
+/// it loads.
+std::string load_into_another(const fs::path& ckpt,
+                              const std::function<void(config::Config&)>& change) {
+  config::Config config = small_run();
+  change(config);
+  TinyRun run(config);
+  try {
+    run.trainer.load(ckpt);
+  } catch (const CheckpointError& error) {
+    EXPECT_EQ(run.trainer.step(), 0);
+    return error.what();
+  }
+  EXPECT_EQ(run.trainer.step(), 3);
+  return "";
+}
+
+TEST(Checkpoint, WhatShapedTheStepsIsNamedWhereItDiffers) {
+  const TemporaryFolder folder;
+  const fs::path ckpt = save_after(3, folder);
+  const auto message = [&](const auto& change) { return load_into_another(ckpt, change); };
+  expect_contains(message([](auto& c) {
+                    c.training.batch_size = 4;
+                    c.training.weight_decay = 0.5;
+                  }),
+                  {ckpt.string(), "training.batch_size was 8, now 4",
+                   "training.weight_decay was 1e-04, now 0.5"});
+  expect_contains(message([](auto& c) { c.dataset.rtg_scale = 7.0; }), {"dataset.rtg_scale"});
+  expect_contains(message([](auto& c) { c.dataset.path = "other.hdf5"; }), {"dataset.path"});
+  expect_contains(message([](auto& c) { c.training.learning_rate = 0.1; }), {"learning_rate"});
+  expect_contains(message([](auto& c) { c.training.steps = 20; }), {"training.steps"});
+  EXPECT_EQ(message([](auto& c) {
+              c.name = "another";
+              c.training.log_every = 2;
+              c.training.checkpoint_every = 1;
+              c.training.keep_checkpoints = 1;
+              c.training.threads = 1;
+              c.evaluation.episodes = 3;
+            }),
+            "");
+}
+
+TEST(Checkpoint, StepsMayBeAddedWhereTheScheduleIsConstant) {
+  const TemporaryFolder folder;
+  config::Config config = small_run();
+  config.training.schedule = "constant";
+  TinyRun run(config);
+  run.trainer.run(1e9, 3);
+  run.trainer.save(folder / "ckpt");
+  config.training.steps += 5;
+  TinyRun longer(config);
+  longer.trainer.load(folder / "ckpt");
+  EXPECT_EQ(longer.trainer.step(), 3);
+}
+
+TEST(Checkpoint, OtherDataUnderTheSameConfigIsRefused) {
+  const TemporaryFolder folder;
+  const fs::path ckpt = save_after(3, folder);
+  Trainer other(small_run(), make_store(3, 2, /*frequency=*/0.4), make_model(small_run()));
+  expect_contains(message_of<CheckpointError>([&] { other.load(ckpt); }),
+                  {ckpt.string(), "waves", "dataset.path"});
 }
 
 }  // namespace

@@ -9,7 +9,9 @@
 namespace dmamba::train {
 namespace {
 
+using testing::expect_contains;
 using testing::make_model;
+using testing::message_of;
 using testing::small_run;
 using torch::Tensor;
 
@@ -133,6 +135,41 @@ TEST(AdamW, ForgetsGradientsAfterAStep) {
   set_gradients(optimizer, 1);
   optimizer.step(1e-3);
   for (const Slot& slot : optimizer.slots()) EXPECT_FALSE(slot.parameter.grad().defined());
+}
+
+TEST(AdamW, LeavesFrozenParametersUntouched) {
+  config::TrainingConfig training = small_run().training;
+  training.decay = "all";
+  training.weight_decay = 0.5;
+  model::DMamba model = make_model(small_run());
+  AdamW optimizer(*model, training);
+  const std::set<std::string> frozen{"embed_state.weight", "transformer.h.0.mamba.A_log"};
+  std::map<std::string, Tensor> before;
+  for (const Slot& slot : optimizer.slots()) {
+    before[slot.name] = slot.parameter.detach().clone();
+    Tensor parameter = slot.parameter;
+    if (frozen.count(slot.name) > 0) parameter.requires_grad_(false);
+  }
+  set_gradients(optimizer, 1);  // left from before the freeze; it must not count in the norm either
+  double sum = 0;
+  for (const Slot& slot : optimizer.slots()) {
+    if (frozen.count(slot.name) > 0) continue;
+    sum += slot.parameter.grad().to(torch::kDouble).square().sum().item<double>();
+  }
+  EXPECT_NEAR(optimizer.step(1e-2).item<double>(), std::sqrt(sum), 1e-5 * std::sqrt(sum));
+  for (const Slot& slot : optimizer.slots()) {
+    const bool same = torch::equal(slot.parameter, before[slot.name]);
+    EXPECT_EQ(same, frozen.count(slot.name) > 0) << slot.name;
+    EXPECT_EQ(slot.first_moment.abs().sum().item<double>() == 0.0, same) << slot.name;
+  }
+}
+
+TEST(AdamW, NothingToTrainIsAnError) {
+  model::DMamba model = make_model(small_run());
+  for (Tensor& parameter : model->parameters()) parameter.requires_grad_(false);
+  AdamW optimizer(*model, small_run().training);
+  expect_contains(message_of<c10::Error>([&] { optimizer.step(1e-3); }),
+                  {"AdamW: no parameter requires a gradient"});
 }
 
 }  // namespace

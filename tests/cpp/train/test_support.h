@@ -43,13 +43,15 @@ class TemporaryFolder {
 };
 
 /// Six episodes of 20 steps; the action is a function of the state.
-inline std::shared_ptr<data::MemoryStore> make_store(int64_t state_dim = 3, int64_t act_dim = 2) {
+inline std::shared_ptr<data::MemoryStore> make_store(int64_t state_dim = 3, int64_t act_dim = 2,
+                                                     double frequency = 0.7) {
   data::TransitionArrays arrays;
   arrays.state_dim = state_dim;
   arrays.act_dim = act_dim;
   for (int64_t row = 0; row < 120; ++row) {
     for (int64_t i = 0; i < state_dim; ++i) {
-      arrays.observations.push_back(static_cast<float>(std::sin(0.7 * (row * state_dim + i))));
+      arrays.observations.push_back(
+          static_cast<float>(std::sin(frequency * (row * state_dim + i))));
     }
     const float state = arrays.observations[static_cast<size_t>(row * state_dim)];
     for (int64_t i = 0; i < act_dim; ++i) {

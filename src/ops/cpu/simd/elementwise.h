@@ -47,12 +47,20 @@ Normal<VecScalar<R>> normal_distribution(VecScalar<R> x) {
   return {{half * std::erfc(-x.v * root_half)}, {std::exp(-half * x.v * x.v)}};
 }
 
+/// x brought into [-40, 40], NaN kept. Beyond, Phi is 0 or 1 and its derivative 0 in every type: no
+/// other result changes, but an infinite x no longer makes NaN of its product with that zero.
+template <class V>
+V where_phi_changes(V x) {
+  return max_keep_nan(V::set1(-40), min_keep_nan(V::set1(40), x));
+}
+
 template <class V, class T>
 void gelu_forward_typed(const GeluParams& p, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; i += V::kLanes) {
     const int n = static_cast<int>(end - i < V::kLanes ? end - i : V::kLanes);
     const V x = V::load(static_cast<const T*>(p.x) + i, n);
-    (x * normal_distribution(x).phi).store(static_cast<T*>(p.out) + i, n);
+    const V bounded = max_keep_nan(V::set1(-40), x);  // a large x stays itself
+    (bounded * normal_distribution(bounded).phi).store(static_cast<T*>(p.out) + i, n);
   }
 }
 
@@ -68,7 +76,7 @@ template <class V, class T>
 void gelu_backward_typed(const GeluParams& p, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; i += V::kLanes) {
     const int n = static_cast<int>(end - i < V::kLanes ? end - i : V::kLanes);
-    const V x = V::load(static_cast<const T*>(p.x) + i, n);
+    const V x = where_phi_changes(V::load(static_cast<const T*>(p.x) + i, n));
     const V dy = V::load(static_cast<const T*>(p.dy) + i, n);
     (dy * gelu_slope(x, normal_distribution(x))).store(static_cast<T*>(p.out) + i, n);
   }

@@ -113,8 +113,9 @@ inline Vec512 operator-(Vec512 a, Vec512 b) { return {_mm512_sub_ps(a.v, b.v)}; 
 inline Vec512 operator*(Vec512 a, Vec512 b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline Vec512 operator/(Vec512 a, Vec512 b) { return {_mm512_div_ps(a.v, b.v)}; }
 inline Vec512 fma(Vec512 a, Vec512 b, Vec512 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
-// max_ps returns its second operand where either is NaN.
+// max_ps and min_ps return their second operand where either is NaN.
 inline Vec512 max_keep_nan(Vec512 floor, Vec512 x) { return {_mm512_max_ps(floor.v, x.v)}; }
+inline Vec512 min_keep_nan(Vec512 ceiling, Vec512 x) { return {_mm512_min_ps(ceiling.v, x.v)}; }
 inline Vec512 negative_abs(Vec512 x) { return {_mm512_or_ps(x.v, _mm512_set1_ps(-0.0f))}; }
 /// x in the lanes whose word reaches the threshold, zero in the others.
 inline Vec512 where_at_least(const uint32_t* words, uint32_t threshold, Vec512 x) {

@@ -97,6 +97,14 @@ VecScalar<R> fma(VecScalar<R> a, VecScalar<R> b, VecScalar<R> c) {
   return {a.v * b.v + c.v};
 }
 template <class R>
+VecScalar<R> max_keep_nan(VecScalar<R> floor, VecScalar<R> x) {
+  return x.v < floor.v ? floor : x;
+}
+template <class R>
+VecScalar<R> min_keep_nan(VecScalar<R> ceiling, VecScalar<R> x) {
+  return x.v > ceiling.v ? ceiling : x;
+}
+template <class R>
 VecScalar<R> exp2(VecScalar<R> x) {
   return {std::exp2(x.v)};
 }
