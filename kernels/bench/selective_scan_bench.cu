@@ -108,7 +108,10 @@ struct Problem {
     return p;
   }
   SelectiveScanGradients gradients() {
-    return {dA.as<float>(), dB.get(), dC.get(), dD.as<float>(), dbias.as<float>()};
+    const auto rows = [&](const DeviceArray& a) {
+      return Sequence{a.get(), length * d_state, d_state};
+    };
+    return {dA.as<float>(), rows(dB), rows(dC), dD.as<float>(), dbias.as<float>()};
   }
 };
 

@@ -299,8 +299,9 @@ class BackwardWarp : BackwardInput<Shape, T, kTiles, kUsual> {
       if (step + t >= at_.end || n >= d_state()) continue;
       const int is_dC = i % kRow >= Shape::kStates;
       if (work_.channel_blocks == 1) {
-        const int64_t token = at_.batch * p_.length + step + t;
-        static_cast<T*>(is_dC ? work_.dC : work_.dB)[token * d_state() + n] = from_float<T>(sum);
+        const Sequence& to = is_dC ? work_.dC : work_.dB;
+        static_cast<T*>(to.data)[at_.batch * to.batch_stride + (step + t) * to.step_stride + n] =
+            from_float<T>(sum);
       } else {
         dBdC_part_[(2 * (step + t) + is_dC) * d_state() + n] = sum;
       }

@@ -19,7 +19,7 @@ struct BackwardWork {
   ScanVectors vectors;
   ChunkCarries carries;
   BackwardParts parts;
-  void *dB, *dC;  // written by the blocks themselves where there is one channel block
+  Sequence dB, dC;  // written by the blocks themselves where there is one channel block
 };
 
 /// The tensors whose rows the walk reads and writes.

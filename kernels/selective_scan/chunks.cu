@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(256)
 int64_t chunk_length_for(const SelectiveScanParams& p, int64_t warps, int64_t multiprocessors) {
   constexpr int64_t kShortest = 128;  // below that the join costs more than it brings
   const auto rounded = [](int64_t length) {
-    return (length + kChunkMultiple - 1) / kChunkMultiple * kChunkMultiple;
+    return (length + kScanChunkMultiple - 1) / kScanChunkMultiple * kScanChunkMultiple;
   };
   if (warps > 4 * multiprocessors || warps == 0) return rounded(p.length);
   const int64_t chunks = (16 * multiprocessors + warps - 1) / warps;

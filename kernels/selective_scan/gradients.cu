@@ -21,8 +21,8 @@ struct GradientSums {
   ColumnSums sums[3];
   int64_t first_block[4];  // of each of the three and of dB, dC
   const float* dBdC;       // (blocks, tokens, 2, d_state)
-  void *dB, *dC;           // (tokens, d_state)
-  int64_t channel_blocks, tokens, d_state;
+  Sequence dB, dC;         // (batch, L, d_state)
+  int64_t channel_blocks, tokens, length, d_state;
 };
 
 __device__ void sum_columns(const ColumnSums& job, int64_t parts, int64_t block) {
@@ -54,8 +54,10 @@ __device__ void sum_channel_blocks(const GradientSums& g, int64_t block) {
 #pragma unroll 4
   for (int64_t b = 0; b < g.channel_blocks; ++b) sum += g.dBdC[b * size + index];
   const int64_t token = index / (2 * g.d_state), n = index % g.d_state;
-  const bool is_dC = index / g.d_state % 2 != 0;
-  static_cast<T*>(is_dC ? g.dC : g.dB)[token * g.d_state + n] = from_float<T>(sum);
+  const Sequence& to = index / g.d_state % 2 != 0 ? g.dC : g.dB;
+  static_cast<T*>(
+      to.data)[token / g.length * to.batch_stride + token % g.length * to.step_stride + n] =
+      from_float<T>(sum);
 }
 
 template <class T>
@@ -90,6 +92,7 @@ cudaError_t launch_sum_gradients(const SelectiveScanBackwardParams& p, const Bac
   g.dC = gradients.dC;
   g.channel_blocks = work.channel_blocks;
   g.tokens = p.batch * p.length;
+  g.length = p.length;
   g.d_state = p.d_state;
   if (work.channel_blocks > 1) blocks += (g.tokens * 2 * g.d_state + 255) / 256;
   return p.storage == Storage::kBFloat16

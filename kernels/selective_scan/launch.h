@@ -19,11 +19,15 @@ constexpr int64_t scan_checkpoint_every(Storage storage) {
   return storage == Storage::kBFloat16 ? 16 : 8;
 }
 
+/// Chunks of a plan are multiples of this many tokens.
+constexpr int64_t kScanChunkMultiple = 16;
+
 /// Largest d_state of one launch.
 constexpr int64_t kScanMaxStates = 128;
 
 /// How a scan is cut into warps. A lane holds four states of `channels_per_lane` channels. The
-/// sequence is cut into chunks of `chunk_length` tokens (a multiple of 16) that are walked at the
+/// sequence is cut into chunks of `chunk_length` tokens (a multiple of
+/// kScanChunkMultiple) that are walked at the
 /// same time and joined; chunk_length >= L is one chunk.
 struct SelectiveScanPlan {
   int channels_per_lane;  // 1, 2 or 4
@@ -45,10 +49,10 @@ cudaError_t launch_selective_scan_forward(const SelectiveScanForwardParams& p,
                                           const SelectiveScanPlan& plan, void* workspace,
                                           cudaStream_t stream);
 
-/// The summed gradients, written whole. All contiguous; null where the input was absent.
+/// The summed gradients, written whole; null where the input was absent.
 struct SelectiveScanGradients {
-  float* dA;           // (d_inner, d_state)
-  void *dB, *dC;       // (batch, L, d_state), storage type
+  float* dA;           // (d_inner, d_state) contiguous
+  Sequence dB, dC;     // (batch, L, d_state), storage type
   float* dD;           // (d_inner,)
   float* ddelta_bias;  // (d_inner,)
 };

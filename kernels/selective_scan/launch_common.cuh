@@ -46,15 +46,12 @@ inline int64_t carry_floats(const SelectiveScanParams& p, int64_t n_chunks) {
   return (p.batch * n_chunks * p.d_inner * p.d_state + 63) / 64 * 64;
 }
 
-/// Chunks end where checkpoints and tiles do.
-constexpr int64_t kChunkMultiple = 16;
-
 inline bool checkpoints_are_valid(int64_t every) { return every == 8 || every == 16; }
 
 inline bool plan_is_valid(const SelectiveScanPlan& plan) {
   return (plan.channels_per_lane == 1 || plan.channels_per_lane == 2 ||
           plan.channels_per_lane == 4) &&
-         plan.chunk_length > 0 && plan.chunk_length % kChunkMultiple == 0;
+         plan.chunk_length > 0 && plan.chunk_length % kScanChunkMultiple == 0;
 }
 
 /// Launches `kernel` with `bytes` of shared memory, beyond 48 KiB too.

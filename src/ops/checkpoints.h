@@ -9,12 +9,15 @@ namespace dmamba::ops {
 /// d_state / 64 floats a channel and token.
 constexpr int64_t kCpuCheckpointEvery = 64;
 
-/// What the CUDA kernels take (kernels/selective_scan/launch.h, which is CUDA's and not seen here).
-constexpr int64_t kCudaCheckpointEvery = 16;
+/// What the CUDA kernels take (kernels/selective_scan/launch.h, which is CUDA's and not seen here):
+/// as many bytes as two activations have.
+constexpr int64_t cuda_checkpoint_every(at::ScalarType activations) {
+  return activations == at::kBFloat16 ? 16 : 8;
+}
 
 /// Tokens between the checkpoints of h, for a scan over activations like these.
 inline int64_t checkpoint_interval(const at::Tensor& u) {
-  return u.is_cuda() ? kCudaCheckpointEvery : kCpuCheckpointEvery;
+  return u.is_cuda() ? cuda_checkpoint_every(u.scalar_type()) : kCpuCheckpointEvery;
 }
 
 }  // namespace dmamba::ops

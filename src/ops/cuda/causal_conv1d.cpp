@@ -84,6 +84,21 @@ void conv_backward(const char* op, const ConvInputs& in, const Tensor& dout,
   call.check(kernels::launch_causal_conv1d_backward(p, sums, scratch, call.stream()));
 }
 
+ConvGradients run_backward(const char* op, const ConvInputs& in, const Tensor& dout,
+                           const OptionalTensor& dlast_state, const Tensor& dx) {
+  const Tensor &x = in.x, &weight = in.weight;
+  check_inputs(op, in);
+  check_gradient(op, "dout", dout, x, "x");
+  check_state_gradient(op, dlast_state, x, weight.size(1) - 1);
+  ConvGradients gradients{dx, at::empty(weight.sizes(), weight.options()), {}, {}};
+  if (present(in.bias)) gradients.dbias = at::empty(in.bias->sizes(), in.bias->options());
+  if (present(in.initial_state)) {
+    gradients.dinitial_state = empty_state(x, x.size(0), x.size(2), weight.size(1) - 1);
+  }
+  conv_backward(op, in, dout, dlast_state, gradients);
+  return gradients;
+}
+
 std::tuple<Tensor, Tensor> causal_conv1d_cuda(const Tensor& x, const Tensor& weight,
                                               const OptionalTensor& bias, bool silu,
                                               const OptionalTensor& mask,
@@ -104,17 +119,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> causal_conv1d_backward_cuda(
     const OptionalTensor& segment_starts, const OptionalTensor& initial_state) {
   constexpr const char* kOp = "causal_conv1d_backward";
   const ConvInputs in{x, weight, bias, silu, mask, segment_starts, initial_state};
-  check_inputs(kOp, in);
-  check_gradient(kOp, "dout", dout, x, "x");
-  check_state_gradient(kOp, dlast_state, x, weight.size(1) - 1);
-  ConvGradients gradients{
-      at::empty(x.sizes(), x.options()), at::empty(weight.sizes(), weight.options()), {}, {}};
-  if (present(bias)) gradients.dbias = at::empty(bias->sizes(), bias->options());
-  if (present(initial_state)) {
-    gradients.dinitial_state = empty_state(x, x.size(0), x.size(2), weight.size(1) - 1);
-  }
-  conv_backward(kOp, in, dout, dlast_state, gradients);
+  const ConvGradients gradients =
+      run_backward(kOp, in, dout, dlast_state, at::empty(x.sizes(), x.options()));
   return {gradients.dx, gradients.dweight, or_absent_gradient(gradients.dbias, x),
+          or_absent_gradient(gradients.dinitial_state, x)};
+}
+
+std::tuple<Tensor, Tensor, Tensor> causal_conv1d_backward_out_cuda(
+    const Tensor& dout, const OptionalTensor& dlast_state, const Tensor& x, const Tensor& weight,
+    const OptionalTensor& bias, bool silu, const OptionalTensor& mask,
+    const OptionalTensor& segment_starts, const OptionalTensor& initial_state, const Tensor& dx) {
+  constexpr const char* kOp = "causal_conv1d_backward_out";
+  const ConvInputs in{x, weight, bias, silu, mask, segment_starts, initial_state};
+  ops::check_gradient(kOp, "dx", dx, x);
+  const ConvGradients gradients = run_backward(kOp, in, dout, dlast_state, dx);
+  return {gradients.dweight, or_absent_gradient(gradients.dbias, x),
           or_absent_gradient(gradients.dinitial_state, x)};
 }
 
@@ -126,6 +145,7 @@ Tensor causal_conv1d_update_cuda(Tensor& state, const Tensor& x, const Tensor& w
   const OptionalTensor none, window = state;
   const ConvInputs in{x1, weight, bias, silu, none, none, window};
   check_inputs(kOp, in);
+  check_written_in_place(kOp, "state", state);
   Tensor out = at::empty(x.sizes(), x.options());
   conv_forward(kOp, in, out.unsqueeze(1), state);
   return out;
@@ -136,6 +156,7 @@ Tensor causal_conv1d_update_cuda(Tensor& state, const Tensor& x, const Tensor& w
 TORCH_LIBRARY_IMPL(dmamba, CUDA, m) {
   m.impl("causal_conv1d", &causal_conv1d_cuda);
   m.impl("causal_conv1d_backward", &causal_conv1d_backward_cuda);
+  m.impl("causal_conv1d_backward_out", &causal_conv1d_backward_out_cuda);
   m.impl("causal_conv1d_update", &causal_conv1d_update_cuda);
 }
 

@@ -25,8 +25,8 @@ struct ScanOutputs {
   at::Tensor out, last_state, checkpoints;
 };
 
-/// What a backward pass fills. du, ddelta, dz: channels contiguous; dinitial_state: any strides;
-/// the others contiguous. Undefined where the input was absent.
+/// What a backward pass fills. du, ddelta, dz, dB, dC: last axis contiguous; dinitial_state: any
+/// strides; the others contiguous. Undefined where the input was absent.
 struct ScanGradients {
   at::Tensor du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dinitial_state;
 };
@@ -42,14 +42,14 @@ void scan_forward(const char* op, const ScanInputs& in, const ScanOutputs& out,
                   int64_t checkpoint_every);
 void scan_backward(const char* op, const ScanInputs& in, const at::Tensor& dout,
                    const OptionalTensor& dlast_state, const at::Tensor& checkpoints,
-                   const ScanGradients& gradients);
+                   int64_t checkpoint_every, const ScanGradients& gradients);
 
 /// The same for more states than one launch takes (wide_scan.cpp).
 void wide_scan_forward(const char* op, const ScanInputs& in, const ScanOutputs& out,
                        int64_t checkpoint_every);
 void wide_scan_backward(const char* op, const ScanInputs& in, const at::Tensor& dout,
                         const OptionalTensor& dlast_state, const at::Tensor& checkpoints,
-                        const ScanGradients& gradients);
+                        int64_t checkpoint_every, const ScanGradients& gradients);
 
 /// The measured rule's plan, where set_cuda_scan_plan forces no other (scan_plan.cpp).
 kernels::SelectiveScanPlan forward_plan(const kernels::SelectiveScanParams& p, int multiprocessors);

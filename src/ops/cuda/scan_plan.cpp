@@ -23,7 +23,7 @@ kernels::SelectiveScanPlan with_forced(kernels::SelectiveScanPlan plan) {
 }  // namespace
 
 void set_cuda_scan_plan(int channels_per_lane, int64_t chunk_length) {
-  constexpr int64_t kEvery = kernels::kScanCheckpointEvery;
+  constexpr int64_t kEvery = kernels::kScanChunkMultiple;
   if (channels_per_lane != 0 && channels_per_lane != 1 && channels_per_lane != 2 &&
       channels_per_lane != 4) {
     throw Error("set_cuda_scan_plan: channels_per_lane must be 1, 2 or 4, or 0 for the rule, got " +

@@ -13,7 +13,10 @@ using kernels::SelectiveScanBackwardParams;
 using kernels::SelectiveScanForwardParams;
 using kernels::SelectiveScanParams;
 
-static_assert(kCudaCheckpointEvery == kernels::kScanCheckpointEvery);
+static_assert(cuda_checkpoint_every(at::kFloat) ==
+              kernels::scan_checkpoint_every(kernels::Storage::kFloat32));
+static_assert(cuda_checkpoint_every(at::kBFloat16) ==
+              kernels::scan_checkpoint_every(kernels::Storage::kBFloat16));
 
 void check_inputs(const char* op, const ScanInputs& in) {
   check_selective_scan(op, in.u, in.delta, in.A, in.B, in.C, in.D, in.z, in.delta_bias, in.mask,
@@ -49,6 +52,29 @@ float* floats_or_null(const Tensor& t) {
   return t.defined() ? t.mutable_data_ptr<float>() : nullptr;
 }
 
+void check_backward_inputs(const char* op, const ScanInputs& in, const Tensor& dout,
+                           const OptionalTensor& dlast_state, const Tensor& checkpoints,
+                           int64_t checkpoint_every) {
+  check_inputs(op, in);
+  check_gradient(op, "dout", dout, in.u, "u");
+  check_state_gradient(op, dlast_state, in.u, in.d_state());
+  TORCH_CHECK(checkpoint_every == 8 || checkpoint_every == 16, op,
+              ": checkpoint_every must be 8 or 16 on CUDA, got ", checkpoint_every);
+  TORCH_CHECK(checkpoints.numel() == checkpoint_numel(in, in.d_state(), checkpoint_every) &&
+                  checkpoints.scalar_type() == at::kFloat && checkpoints.is_contiguous() &&
+                  checkpoints.device() == in.u.device(),
+              op, ": checkpoints must be those of the forward pass with checkpoint_every = ",
+              checkpoint_every, ", got ", checkpoints.sizes());
+}
+
+void any_scan_backward(const char* op, const ScanInputs& in, const Tensor& dout,
+                       const OptionalTensor& dlast_state, const Tensor& checkpoints,
+                       int64_t checkpoint_every, const ScanGradients& gradients) {
+  const bool wide = in.d_state() > kernels::kScanMaxStates;
+  (wide ? wide_scan_backward : scan_backward)(op, in, dout, dlast_state, checkpoints,
+                                              checkpoint_every, gradients);
+}
+
 void any_scan_forward(const char* op, const ScanInputs& in, const ScanOutputs& out,
                       int64_t checkpoint_every) {
   const bool wide = in.d_state() > kernels::kScanMaxStates;
@@ -64,9 +90,8 @@ std::tuple<Tensor, Tensor, Tensor> selective_scan_cuda(
   const ScanInputs in{
       u, delta, A, B, C, D, z, delta_bias, delta_softplus, mask, segment_starts, initial_state};
   check_inputs(kOp, in);
-  TORCH_CHECK(checkpoint_every == 0 || checkpoint_every == kCudaCheckpointEvery, kOp,
-              ": checkpoint_every must be 0 or ", kCudaCheckpointEvery, " on CUDA, got ",
-              checkpoint_every);
+  TORCH_CHECK(checkpoint_every == 0 || checkpoint_every == 8 || checkpoint_every == 16, kOp,
+              ": checkpoint_every must be 0, 8 or 16 on CUDA, got ", checkpoint_every);
   const int64_t n_checkpoints = checkpoint_every > 0 ? (u.size(1) - 1) / checkpoint_every : 0;
   ScanOutputs out{
       at::empty(u.sizes(), u.options()), empty_state(u, u.size(0), u.size(2), A.size(1)), {}};
@@ -87,16 +112,7 @@ selective_scan_backward_cuda(const Tensor& dout, const OptionalTensor& dlast_sta
   constexpr const char* kOp = "selective_scan_backward";
   const ScanInputs in{
       u, delta, A, B, C, D, z, delta_bias, delta_softplus, mask, segment_starts, initial_state};
-  check_inputs(kOp, in);
-  check_gradient(kOp, "dout", dout, u, "u");
-  check_state_gradient(kOp, dlast_state, u, in.d_state());
-  TORCH_CHECK(checkpoint_every == kCudaCheckpointEvery, kOp, ": checkpoint_every must be ",
-              kCudaCheckpointEvery, " on CUDA, got ", checkpoint_every);
-  TORCH_CHECK(checkpoints.numel() == checkpoint_numel(in, in.d_state(), checkpoint_every) &&
-                  checkpoints.scalar_type() == at::kFloat && checkpoints.is_contiguous() &&
-                  checkpoints.device() == u.device(),
-              kOp, ": checkpoints must be those of the forward pass with checkpoint_every = ",
-              checkpoint_every, ", got ", checkpoints.sizes());
+  check_backward_inputs(kOp, in, dout, dlast_state, checkpoints, checkpoint_every);
   const auto contiguous_like = [](const OptionalTensor& t) {
     return present(t) ? at::empty(t->sizes(), t->options()) : Tensor();
   };
@@ -110,8 +126,7 @@ selective_scan_backward_cuda(const Tensor& dout, const OptionalTensor& dlast_sta
       contiguous_like(z),
       contiguous_like(delta_bias),
       present(initial_state) ? empty_state(u, u.size(0), u.size(2), A.size(1)) : Tensor()};
-  const bool wide = in.d_state() > kernels::kScanMaxStates;
-  (wide ? wide_scan_backward : scan_backward)(kOp, in, dout, dlast_state, checkpoints, g);
+  any_scan_backward(kOp, in, dout, dlast_state, checkpoints, checkpoint_every, g);
   return {g.du,
           g.ddelta,
           g.dA,
@@ -120,6 +135,42 @@ selective_scan_backward_cuda(const Tensor& dout, const OptionalTensor& dlast_sta
           or_absent_gradient(g.dD, u),
           or_absent_gradient(g.dz, u),
           or_absent_gradient(g.ddelta_bias, u),
+          or_absent_gradient(g.dinitial_state, u)};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> selective_scan_backward_out_cuda(
+    const Tensor& dout, const OptionalTensor& dlast_state, const Tensor& u, const Tensor& delta,
+    const Tensor& A, const Tensor& B, const Tensor& C, const OptionalTensor& D,
+    const OptionalTensor& z, const OptionalTensor& delta_bias, bool delta_softplus,
+    const OptionalTensor& mask, const OptionalTensor& segment_starts,
+    const OptionalTensor& initial_state, const Tensor& checkpoints, int64_t checkpoint_every,
+    const Tensor& du, const Tensor& ddelta, const Tensor& dB, const Tensor& dC,
+    const OptionalTensor& dz) {
+  constexpr const char* kOp = "selective_scan_backward_out";
+  const ScanInputs in{
+      u, delta, A, B, C, D, z, delta_bias, delta_softplus, mask, segment_starts, initial_state};
+  check_backward_inputs(kOp, in, dout, dlast_state, checkpoints, checkpoint_every);
+  ops::check_gradient(kOp, "du", du, u);
+  ops::check_gradient(kOp, "ddelta", ddelta, u);
+  ops::check_gradient(kOp, "dB", dB, B);
+  ops::check_gradient(kOp, "dC", dC, C);
+  TORCH_CHECK(present(z) == present(dz), kOp, ": dz must be given exactly where z is");
+  if (present(dz)) ops::check_gradient(kOp, "dz", *dz, u);
+  const auto contiguous_like = [](const OptionalTensor& t) {
+    return present(t) ? at::empty(t->sizes(), t->options()) : Tensor();
+  };
+  ScanGradients g{
+      du,
+      ddelta,
+      contiguous_like(A),
+      dB,
+      dC,
+      contiguous_like(D),
+      present(dz) ? *dz : Tensor(),
+      contiguous_like(delta_bias),
+      present(initial_state) ? empty_state(u, u.size(0), u.size(2), A.size(1)) : Tensor()};
+  any_scan_backward(kOp, in, dout, dlast_state, checkpoints, checkpoint_every, g);
+  return {g.dA, or_absent_gradient(g.dD, u), or_absent_gradient(g.ddelta_bias, u),
           or_absent_gradient(g.dinitial_state, u)};
 }
 
@@ -147,6 +198,7 @@ Tensor selective_state_update_cuda(Tensor& state, const Tensor& u, const Tensor&
                       {},
                       state};
   check_inputs(kOp, in);
+  check_written_in_place(kOp, "state", state);
   Tensor out = at::empty(u.sizes(), u.options());
   any_scan_forward(kOp, in, {out.unsqueeze(1), state, {}}, /*checkpoint_every=*/0);
   return out;
@@ -170,7 +222,7 @@ void scan_forward(const char* op, const ScanInputs& in, const ScanOutputs& out,
 
 void scan_backward(const char* op, const ScanInputs& in, const Tensor& dout,
                    const OptionalTensor& dlast_state, const Tensor& checkpoints,
-                   const ScanGradients& gradients) {
+                   int64_t checkpoint_every, const ScanGradients& gradients) {
   if (in.u.numel() == 0) {
     // Sums over nothing; the other gradients have no elements.
     for (const Tensor& sum :
@@ -183,7 +235,7 @@ void scan_backward(const char* op, const ScanInputs& in, const Tensor& dout,
   Inputs views;
   SelectiveScanBackwardParams p{};
   static_cast<SelectiveScanParams&>(p) = common_params(views, in);
-  p.checkpoint_every = kCudaCheckpointEvery;
+  p.checkpoint_every = checkpoint_every;
   p.checkpoints = checkpoints.data_ptr();
   p.dout = views.rows(dout);
   p.dlast_state = Inputs::state(dlast_state);
@@ -191,10 +243,9 @@ void scan_backward(const char* op, const ScanInputs& in, const Tensor& dout,
   p.ddelta = sequence(gradients.ddelta);
   if (gradients.dz.defined()) p.dz = sequence(gradients.dz);
   p.dinitial_state = Inputs::state(gradients.dinitial_state);
-  const kernels::SelectiveScanGradients sums{
-      floats_or_null(gradients.dA), gradients.dB.mutable_data_ptr(),
-      gradients.dC.mutable_data_ptr(), floats_or_null(gradients.dD),
-      floats_or_null(gradients.ddelta_bias)};
+  const kernels::SelectiveScanGradients sums{floats_or_null(gradients.dA), sequence(gradients.dB),
+                                             sequence(gradients.dC), floats_or_null(gradients.dD),
+                                             floats_or_null(gradients.ddelta_bias)};
   const kernels::SelectiveScanPlan plan = backward_plan(p, call.multiprocessors());
   void* scratch = call.scratch(kernels::selective_scan_backward_workspace(p, plan));
   call.check(kernels::launch_selective_scan_backward(p, sums, plan, scratch, call.stream()));
@@ -203,6 +254,7 @@ void scan_backward(const char* op, const ScanInputs& in, const Tensor& dout,
 TORCH_LIBRARY_IMPL(dmamba, CUDA, m) {
   m.impl("selective_scan", &selective_scan_cuda);
   m.impl("selective_scan_backward", &selective_scan_backward_cuda);
+  m.impl("selective_scan_backward_out", &selective_scan_backward_out_cuda);
   m.impl("selective_state_update", &selective_state_update_cuda);
 }
 
