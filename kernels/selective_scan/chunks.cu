@@ -30,15 +30,16 @@ __global__ void __launch_bounds__(256)
 }
 
 /// One chunk where the warps feed the schedulers, four a multiprocessor, as it is; else as many
-/// chunks as give each of them four warps. The first pass costs as much as half of the second, so
-/// that splitting sooner loses (docs/kernels.md has the measurements).
+/// chunks as give each multiprocessor 32 warps, two full rounds of the forward pass, and not more:
+/// a third round would be nearly empty. The first pass costs two thirds of the second, so that
+/// splitting sooner loses (docs/kernels.md has the measurements).
 int64_t chunk_length_for(const SelectiveScanParams& p, int64_t warps, int64_t multiprocessors) {
   constexpr int64_t kShortest = 128;  // below that the join costs more than it brings
   const auto rounded = [](int64_t length) {
     return (length + kScanChunkMultiple - 1) / kScanChunkMultiple * kScanChunkMultiple;
   };
   if (warps > 4 * multiprocessors || warps == 0) return rounded(p.length);
-  const int64_t chunks = (16 * multiprocessors + warps - 1) / warps;
+  const int64_t chunks = 32 * multiprocessors / warps;
   return std::max(kShortest, rounded((p.length + chunks - 1) / chunks));
 }
 
