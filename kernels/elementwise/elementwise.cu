@@ -10,9 +10,8 @@
 //
 // Arithmetic is fp32 whatever the storage. A lane takes 16 bytes at a time; an array whose address
 // is no multiple of 16, and the last lane's rest, go element by element.
-#include <cuda_bf16.h>
-
 #include "include/dmamba/common/philox.h"
+#include "kernels/common/storage.cuh"
 #include "kernels/elementwise/launch.h"
 
 namespace dmamba::kernels {
@@ -23,46 +22,20 @@ constexpr int kWarp = 32;
 /// Enough to fill any device several times over; longer arrays are walked in strides of the grid.
 constexpr int64_t kMaxBlocks = 4096;
 
-template <class T>
-constexpr int kLaneElements = 16 / sizeof(T);
-
 /// What a lane loads and stores at once.
 template <class T>
-struct alignas(16) Pack {
-  T value[kLaneElements<T>];
+constexpr int kLaneElements = 16 / static_cast<int>(sizeof(T));
+
+/// A lane's elements from i on. `whole`: all of them are there and aligned.
+struct Place {
+  int count;
+  bool whole;
 };
 
-__device__ float to_float(float x) { return x; }
-__device__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ void from_float(float x, float& out) { out = x; }
-__device__ void from_float(float x, __nv_bfloat16& out) { out = __float2bfloat16_rn(x); }
-
-/// The pack at x, its elements from `n` on zero. `whole`: 16 bytes are there and aligned.
 template <class T>
-__device__ Pack<T> load_pack(const T* x, int64_t n, bool whole) {
-  if (whole) return *reinterpret_cast<const Pack<T>*>(x);
-  Pack<T> pack;
-#pragma unroll
-  for (int i = 0; i < kLaneElements<T>; ++i) {
-    if (i < n) {
-      pack.value[i] = x[i];
-    } else {
-      from_float(0.0f, pack.value[i]);
-    }
-  }
-  return pack;
-}
-
-template <class T>
-__device__ void store_pack(const Pack<T>& pack, T* out, int64_t n, bool whole) {
-  if (whole) {
-    *reinterpret_cast<Pack<T>*>(out) = pack;
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < kLaneElements<T>; ++i) {
-    if (i < n) out[i] = pack.value[i];
-  }
+__device__ Place lane_place(int64_t i, int64_t count, bool aligned) {
+  const bool full = count - i >= kLaneElements<T>;
+  return {full ? kLaneElements<T> : static_cast<int>(count - i), aligned && full};
 }
 
 struct GeluForward {
@@ -84,16 +57,13 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t stride = int64_t{gridDim.x} * kThreads * kElements;
   for (int64_t i = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kElements; i < count;
        i += stride) {
-    const int64_t rest = count - i;
-    const bool whole = aligned && rest >= kElements;
-    const Pack<T> in = load_pack(x + i, rest, whole);
-    const Pack<T> gradient = kBackward ? load_pack(dy + i, rest, whole) : in;
-    Pack<T> result;
+    const Place place = lane_place<T>(i, count, aligned);
+    float values[kElements], gradients[kElements] = {};
+    fetch<kElements, false>(x + i, place.count, place.whole).get(values);
+    if (kBackward) fetch<kElements, false>(dy + i, place.count, place.whole).get(gradients);
 #pragma unroll
-    for (int e = 0; e < kElements; ++e) {
-      from_float(Op::apply(to_float(in.value[e]), to_float(gradient.value[e])), result.value[e]);
-    }
-    store_pack(result, out + i, rest, whole);
+    for (int e = 0; e < kElements; ++e) values[e] = Op::apply(values[e], gradients[e]);
+    store_some<T, kElements>(out + i, values, place.count, place.whole);
   }
 }
 
@@ -140,16 +110,15 @@ __global__ void __launch_bounds__(kThreads)
     const uint32_t keep =
         keep_bits<kElements>(static_cast<uint64_t>(tile) / 64, key, threshold, lane);
     const int64_t i = tile + lane * kElements;
-    const int64_t rest = count - i;
-    if (rest <= 0) continue;
-    const bool whole = aligned && rest >= kElements;
-    Pack<T> pack = load_pack(x + i, rest, whole);
+    if (i >= count) continue;
+    const Place place = lane_place<T>(i, count, aligned);
+    float values[kElements];
+    fetch<kElements, false>(x + i, place.count, place.whole).get(values);
 #pragma unroll
     for (int e = 0; e < kElements; ++e) {
-      const bool kept = (keep >> e & 1u) != 0;
-      from_float(kept ? to_float(pack.value[e]) * scale : 0.0f, pack.value[e]);
+      values[e] = (keep >> e & 1u) != 0 ? values[e] * scale : 0.0f;
     }
-    store_pack(pack, out + i, rest, whole);
+    store_some<T, kElements>(out + i, values, place.count, place.whole);
   }
 }
 
@@ -178,7 +147,7 @@ cudaError_t launch_gelu_stored(const GeluParams& p, cudaStream_t stream) {
     case Storage::kFloat32:
       return launch_gelu<float, Op, kBackward>(p, stream);
     case Storage::kBFloat16:
-      return launch_gelu<__nv_bfloat16, Op, kBackward>(p, stream);
+      return launch_gelu<bfloat16, Op, kBackward>(p, stream);
     default:
       return cudaErrorInvalidValue;
   }
@@ -210,7 +179,7 @@ cudaError_t launch_dropout(const DropoutParams& p, const uint64_t* device_key,
     case Storage::kFloat32:
       return launch_dropout_stored<float>(p, device_key, stream);
     case Storage::kBFloat16:
-      return launch_dropout_stored<__nv_bfloat16>(p, device_key, stream);
+      return launch_dropout_stored<bfloat16>(p, device_key, stream);
     default:
       return cudaErrorInvalidValue;
   }

@@ -62,6 +62,17 @@ def elementwise(count: int, dtype: torch.dtype) -> None:
     torch.autograd.grad(y, x, torch.ones_like(y))
 
 
+def channel_mixer(rows: int, channels: int, dtype: torch.dtype) -> None:
+    """GELU with its bias in place, the product with its slope."""
+    x, dy = (normal(rows, channels, dtype=dtype).detach() for _ in range(2))
+    torch.ops.dmamba.bias_gelu_(x, normal(channels).detach())
+    torch.ops.dmamba.multiply_sum_(dy, x)
+    # A copy of its own is aligned.
+    slope = dy.clone()
+    torch.ops.dmamba.bias_gelu_(slope, normal(channels).detach().clone())
+    torch.ops.dmamba.multiply_sum_(x.clone(), slope)
+
+
 def main() -> None:
     """Runs all of it."""
     torch.manual_seed(0)
@@ -75,6 +86,8 @@ def main() -> None:
             conv(*shape, dtype)
         for count in (1, 1000, 4099):
             elementwise(count, dtype)
+        for rows, channels in ((1, 1), (37, 36), (67, 264)):
+            channel_mixer(rows, channels, dtype)
     torch.cuda.synchronize()
     print("every op ran")
 

@@ -51,6 +51,13 @@ void check_argument(const char* op, const char* name, const OptionalTensor& t, c
   check_device(op, name, *t, like, like_name);
 }
 
+void check_matrix(const char* op, const char* name, const at::Tensor& t) {
+  check_activation(op, name, t);
+  TORCH_CHECK(t.dim() == 2 && t.is_contiguous(), op, ": ", name,
+              " must be (rows, channels), contiguous, got ", t.sizes(), " with strides ",
+              t.strides());
+}
+
 constexpr const char* kLikeActivations = "as the activations are";
 constexpr const char* kParameter = "(float32, or float64 with float64 activations)";
 constexpr const char* kFlag = "(one flag a token)";
@@ -65,6 +72,21 @@ void check_gradient(const char* op, const char* name, const at::Tensor& gradient
   check_device(op, name, gradient, input, "its input");
   TORCH_CHECK(gradient.sym_size(-1) <= 1 || gradient.sym_stride(-1) == 1, op, ": ", name,
               " must have a contiguous last axis, got strides ", gradient.sym_strides());
+}
+
+void check_bias_gelu(const char* op, const at::Tensor& x, const at::Tensor& bias) {
+  check_matrix(op, "x", x);
+  const auto parameter = parameter_dtype(x.scalar_type());
+  TORCH_CHECK(bias.sizes() == x.sizes().slice(1) && bias.scalar_type() == parameter, op,
+              ": bias must be (channels,) = ", x.sizes().slice(1), " ", parameter, ", got ",
+              bias.sizes(), " ", bias.scalar_type());
+  check_device(op, "bias", bias, x, "x");
+}
+
+void check_multiply_sum(const char* op, const at::Tensor& dy, const at::Tensor& slope) {
+  check_matrix(op, "dy", dy);
+  check_matrix(op, "slope", slope);
+  check_gradient(op, "dy", dy, slope);
 }
 
 void check_activation(const char* op, const char* name, const at::Tensor& t) {

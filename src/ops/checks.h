@@ -28,6 +28,12 @@ void check_causal_conv1d(const char* op, const at::Tensor& x, const at::Tensor& 
 void check_gradient(const char* op, const char* name, const at::Tensor& gradient,
                     const at::Tensor& input);
 
+/// Checks the arguments of bias_gelu_: x (rows, channels) contiguous, bias (channels,).
+void check_bias_gelu(const char* op, const at::Tensor& x, const at::Tensor& bias);
+
+/// The same for multiply_sum_: dy and slope (rows, channels) contiguous.
+void check_multiply_sum(const char* op, const at::Tensor& dy, const at::Tensor& slope);
+
 /// Checks that t is float32, bfloat16 or float64.
 void check_activation(const char* op, const char* name, const at::Tensor& t);
 

@@ -52,19 +52,8 @@ void for_rows(int64_t rows, const F& f) {
   at::parallel_for(0, (rows + kernels::kRowsPerUnit - 1) / kernels::kRowsPerUnit, 1, f);
 }
 
-void check_matrix(const char* op, const char* name, const Tensor& t) {
-  check_activation(op, name, t);
-  TORCH_CHECK(t.dim() == 2 && t.is_contiguous(), op, ": ", name,
-              " must be (rows, channels), contiguous, got ", t.sizes(), " with strides ",
-              t.strides());
-}
-
 Tensor bias_gelu_cpu(const Tensor& x, const Tensor& bias) {
-  check_matrix("bias_gelu_", "x", x);
-  TORCH_CHECK(
-      bias.sizes() == x.sizes().slice(1) && bias.scalar_type() == parameter_dtype(x.scalar_type()),
-      "bias_gelu_: bias must be (channels,) = ", x.sizes().slice(1), " ",
-      parameter_dtype(x.scalar_type()), ", got ", bias.sizes(), " ", bias.scalar_type());
+  check_bias_gelu("bias_gelu_", x, bias);
   const Tensor shift = bias.contiguous(), y = at::empty(x.sizes(), x.options());
   const kernels::BiasGeluParams p{
       x.size(0),           x.size(1), storage_of(x), x.mutable_data_ptr(), shift.const_data_ptr(),
@@ -75,9 +64,7 @@ Tensor bias_gelu_cpu(const Tensor& x, const Tensor& bias) {
 }
 
 Tensor multiply_sum_cpu(const Tensor& dy, const Tensor& slope) {
-  check_matrix("multiply_sum_", "dy", dy);
-  check_matrix("multiply_sum_", "slope", slope);
-  check_gradient("multiply_sum_", "dy", dy, slope);
+  check_multiply_sum("multiply_sum_", dy, slope);
   const int64_t units = (dy.size(0) + kernels::kRowsPerUnit - 1) / kernels::kRowsPerUnit;
   const Tensor sums =
       at::empty({units, dy.size(1)}, dy.options().dtype(parameter_dtype(dy.scalar_type())));

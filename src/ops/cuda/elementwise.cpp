@@ -1,4 +1,5 @@
-// GELU and dropout on CUDA.
+// The channel mixer's elementwise ops on CUDA: GELU, alone and with its bias, the product with its
+// slope, dropout.
 #include <torch/library.h>
 
 #include <algorithm>
@@ -38,6 +39,36 @@ Tensor gelu_backward_cuda(const Tensor& dy, const Tensor& x) {
   return dx;
 }
 
+Tensor bias_gelu_cuda(const Tensor& x, const Tensor& bias) {
+  constexpr const char* kOp = "bias_gelu_";
+  check_bias_gelu(kOp, x, bias);
+  check_cuda_storage(kOp, "x", x);
+  Call call(kOp, x);
+  const Tensor shift = bias.contiguous(), y = at::empty(x.sizes(), x.options());
+  call.check(kernels::launch_bias_gelu({x.size(0), x.size(1), storage_of(x), x.mutable_data_ptr(),
+                                        shift.const_data_ptr(), y.mutable_data_ptr()},
+                                       call.stream()));
+  return y;
+}
+
+Tensor multiply_sum_cuda(const Tensor& dy, const Tensor& slope) {
+  constexpr const char* kOp = "multiply_sum_";
+  check_multiply_sum(kOp, dy, slope);
+  check_cuda_storage(kOp, "dy", dy);
+  Call call(kOp, dy);
+  const Tensor sums = at::empty({dy.size(1)}, dy.options().dtype(at::kFloat));
+  const kernels::MultiplySumParams p{dy.size(0),
+                                     dy.size(1),
+                                     storage_of(dy),
+                                     dy.mutable_data_ptr(),
+                                     slope.const_data_ptr(),
+                                     /*sum_partial=*/nullptr};
+  void* scratch = call.scratch(kernels::multiply_sum_workspace(p));
+  call.check(
+      kernels::launch_multiply_sum(p, sums.mutable_data_ptr<float>(), scratch, call.stream()));
+  return sums;
+}
+
 Tensor dropout_cuda(const Tensor& x, double p, int64_t key) {
   constexpr const char* kOp = "dropout";
   check_cuda_storage(kOp, "x", x);
@@ -58,6 +89,8 @@ Tensor dropout_cuda(const Tensor& x, double p, int64_t key) {
 TORCH_LIBRARY_IMPL(dmamba, CUDA, m) {
   m.impl("gelu", &gelu_cuda);
   m.impl("gelu_backward", &gelu_backward_cuda);
+  m.impl("bias_gelu_", &bias_gelu_cuda);
+  m.impl("multiply_sum_", &multiply_sum_cuda);
   m.impl("dropout", &dropout_cuda);
 }
 

@@ -1,4 +1,4 @@
-"""The CUDA convolution, GELU and dropout against the CPU's."""
+"""The CUDA convolution and the elementwise ops of the channel mixer against the CPU's."""
 
 import pytest
 import torch
@@ -99,6 +99,129 @@ def test_gelu(count, offset, dtype):
     (gradient,) = torch.autograd.grad(y, x, weight.cuda())
     limit = 1e-2 if dtype == torch.bfloat16 else 1e-6
     assert error(y, expected) <= limit and error(gradient, expected_gradient) <= limit
+
+
+MATRICES = pytest.mark.parametrize("channels", [1, 36, 512])
+ROWS = pytest.mark.parametrize("rows", [1, 37, 3840])
+
+
+def matrix(rows, channels, dtype, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return (3 * torch.randn(rows, channels, generator=generator)).to(dtype)
+
+
+def unaligned(values, offset):
+    """A copy on the GPU that starts `offset` elements into its memory."""
+    memory = torch.empty(values.numel() + offset, dtype=values.dtype, device="cuda")
+    return memory[offset:].view(values.shape).copy_(values)
+
+
+@DTYPES
+@pytest.mark.parametrize("offset", [0, 1])
+@MATRICES
+@ROWS
+def test_bias_gelu(rows, channels, offset, dtype):
+    values, shift = matrix(rows, channels, dtype, 0), matrix(1, channels, torch.float32, 1)[0]
+    slope = values.double()
+    value = torch.ops.dmamba.bias_gelu_(slope, shift.double())
+    x, bias = unaligned(values, offset), unaligned(shift, offset)
+    poison()
+    y = torch.ops.dmamba.bias_gelu_(x, bias)
+    limit = 1e-2 if dtype == torch.bfloat16 else 2e-6
+    torch.testing.assert_close(y.cpu().double(), value, rtol=limit, atol=limit)
+    torch.testing.assert_close(x.cpu().double(), slope, rtol=limit, atol=limit)
+
+
+@DTYPES
+@pytest.mark.parametrize("channels", [1, 8])
+def test_bias_gelu_of_large_and_of_no_numbers(channels, dtype):
+    inf = float("inf")
+    column = torch.tensor([inf, 1e30, 50.0, 0.0, -50.0, -1e30, -inf])
+    x = column.to(dtype).repeat(channels, 1).t().contiguous().cuda()
+    large = x[:3].clone()
+    y = torch.ops.dmamba.bias_gelu_(x, torch.zeros(channels, device="cuda"))
+    assert torch.equal(y[:3], large) and not y[3:].any()
+    slope = torch.tensor([1.0, 1.0, 1.0, 0.5, 0.0, 0.0, 0.0]).to(dtype).cuda()
+    assert torch.equal(x, slope.repeat(channels, 1).t())
+    x = torch.full((2, channels), float("nan"), dtype=dtype, device="cuda")
+    y = torch.ops.dmamba.bias_gelu_(x, torch.zeros(channels, device="cuda"))
+    assert y.isnan().all() and x.isnan().all()
+
+
+@DTYPES
+@pytest.mark.parametrize("offset", [0, 1])
+@MATRICES
+@ROWS
+def test_multiply_sum(rows, channels, offset, dtype):
+    gradient, slope = (matrix(rows, channels, dtype, seed) for seed in (0, 1))
+    product = gradient.double()
+    total = torch.ops.dmamba.multiply_sum_(product, slope.double())
+    dy, factor = unaligned(gradient, offset), unaligned(slope, offset)
+    poison()
+    got = torch.ops.dmamba.multiply_sum_(dy, factor)
+    assert got.dtype == torch.float32 and got.shape == (channels,)
+    limit = 1e-2 if dtype == torch.bfloat16 else 1e-6
+    torch.testing.assert_close(dy.cpu().double(), product, rtol=limit, atol=limit)
+    # Of products of about 9 that were not rounded to bf16: their sum is fp32's for both.
+    torch.testing.assert_close(got.cpu().double(), total, rtol=1e-6, atol=1e-5 * rows**0.5)
+    assert torch.equal(factor.cpu(), slope)
+
+
+def test_multiply_sum_of_a_long_column():
+    # Too many rows for blocks of the smallest stretch.
+    gradient, slope = (matrix(40_001, 36, torch.float32, seed) for seed in (0, 1))
+    product = gradient.double()
+    total = torch.ops.dmamba.multiply_sum_(product, slope.double())
+    dy = gradient.cuda()
+    poison()
+    got = torch.ops.dmamba.multiply_sum_(dy, slope.cuda())
+    assert error(dy, product) <= 1e-6 and error(got, total) <= 2e-6
+
+
+@DTYPES
+@MATRICES
+@ROWS
+def test_bias_gelu_and_multiply_sum_give_the_same_bits(rows, channels, dtype):
+    values, gradient = (matrix(rows, channels, dtype, seed).cuda() for seed in (0, 1))
+    bias = matrix(1, channels, torch.float32, 2)[0].cuda()
+
+    def run():
+        slope, dx = values.clone(), gradient.clone()
+        y = torch.ops.dmamba.bias_gelu_(slope, bias)
+        return y, slope, torch.ops.dmamba.multiply_sum_(dx, slope), dx
+
+    first = run()
+    for _ in range(20):
+        poison()
+        assert all(torch.equal(a, b) for a, b in zip(first, run(), strict=True))
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0)])
+def test_bias_gelu_and_multiply_sum_empty(shape):
+    x = torch.zeros(shape, device="cuda")
+    poison()
+    assert torch.ops.dmamba.bias_gelu_(x, torch.zeros(shape[1], device="cuda")).shape == shape
+    total = torch.ops.dmamba.multiply_sum_(x, x.clone())
+    assert total.shape == shape[1:] and not total.any()
+
+
+def test_bad_input_of_bias_gelu_and_multiply_sum_is_named():
+    ops_ = torch.ops.dmamba
+    x = torch.zeros(2, 3, device="cuda")
+    with pytest.raises(RuntimeError, match=r"bias_gelu_: bias must be \(channels,\) = \[3\] Float"):
+        ops_.bias_gelu_(x, torch.zeros(2, device="cuda"))
+    with pytest.raises(RuntimeError, match=r"bias_gelu_: bias must be \(channels,\) = \[3\] Float"):
+        ops_.bias_gelu_(x, torch.zeros(3, device="cuda").bfloat16())
+    with pytest.raises(RuntimeError, match="bias_gelu_: bias is on cpu, but x is on cuda"):
+        ops_.bias_gelu_(x, torch.zeros(3))
+    with pytest.raises(RuntimeError, match=r"bias_gelu_: x must be \(rows, channels\), contiguous"):
+        ops_.bias_gelu_(x.t(), torch.zeros(2, device="cuda"))
+    with pytest.raises(RuntimeError, match="bias_gelu_: x is float64, which the CUDA"):
+        ops_.bias_gelu_(x.double(), torch.zeros(3, device="cuda").double())
+    with pytest.raises(RuntimeError, match=r"multiply_sum_: dy must be \[3, 3\]"):
+        ops_.multiply_sum_(x, torch.zeros(3, 3, device="cuda"))
+    with pytest.raises(RuntimeError, match="multiply_sum_: dy is float64, which the CUDA"):
+        ops_.multiply_sum_(x.double(), x.double())
 
 
 @DTYPES
