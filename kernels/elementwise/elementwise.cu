@@ -38,12 +38,16 @@ __device__ Place lane_place(int64_t i, int64_t count, bool aligned) {
   return {full ? kLaneElements<T> : static_cast<int>(count - i), aligned && full};
 }
 
+/// x, not below -40: Phi is 0 from there on, and 0 times -inf would be NaN. NaN stays.
+__device__ float bounded_below(float x) { return x < -40.0f ? -40.0f : x; }
+
 struct GeluForward {
-  __device__ static float apply(float x, float) { return x * normcdff(x); }
+  __device__ static float apply(float x, float) { return bounded_below(x) * normcdff(x); }
 };
 
 struct GeluBackward {
   __device__ static float apply(float x, float dy) {
+    x = bounded_below(x > 40.0f ? 40.0f : x);
     const float density = 0.3989422804014327f * expf(-0.5f * x * x);  // 1 / sqrt(2 pi)
     return dy * fmaf(x, density, normcdff(x));
   }

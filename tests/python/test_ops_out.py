@@ -131,3 +131,11 @@ def test_elementwise_errors_name_op_and_value():
         ops.bias_gelu_(torch.zeros(3, 2).t(), torch.zeros(3))
     with pytest.raises(RuntimeError, match=r"multiply_sum_: dy must be \[3, 3\]"):
         ops.multiply_sum_(torch.zeros(2, 3), torch.zeros(3, 3))
+
+
+def test_bias_gelu_at_the_ends():
+    ends = torch.tensor([[torch.inf, 50.0, 0.0, -50.0, -torch.inf]])
+    slope = ends.clone()
+    y = torch.ops.dmamba.bias_gelu_(slope, torch.zeros(5))
+    assert torch.equal(y, torch.tensor([[torch.inf, 50.0, 0.0, 0.0, 0.0]]))
+    assert torch.equal(slope, torch.tensor([[1.0, 1.0, 0.5, 0.0, 0.0]]))

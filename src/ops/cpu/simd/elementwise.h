@@ -90,10 +90,11 @@ void bias_gelu_typed(const BiasGeluParams& p, int64_t begin, int64_t end) {
     T* y_row = static_cast<T*>(p.out) + r * p.channels;
     for (int64_t c = 0; c < p.channels; c += V::kLanes) {
       const int n = static_cast<int>(p.channels - c < V::kLanes ? p.channels - c : V::kLanes);
-      const V x = V::load(x_row + c, n) + load_channel<V>(p.bias, c, n);
-      const Normal<V> normal = normal_distribution(x);
+      const V x = max_keep_nan(V::set1(-40), V::load(x_row + c, n) + load_channel<V>(p.bias, c, n));
+      const V inside = min_keep_nan(V::set1(40), x);
+      const Normal<V> normal = normal_distribution(inside);
       (x * normal.phi).store(y_row + c, n);
-      gelu_slope(x, normal).store(x_row + c, n);
+      gelu_slope(inside, normal).store(x_row + c, n);
     }
   }
 }
