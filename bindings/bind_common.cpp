@@ -11,6 +11,15 @@ void bind_common(py::module_& m) {
   py::register_exception<DataError>(m, "DataError", error.ptr());
   py::register_exception<ConfigError>(m, "ConfigError", error.ptr());
   py::register_exception<CheckpointError>(m, "CheckpointError", error.ptr());
+  // A device's memory may run out in any of our own calls: callers know torch's exception for it.
+  py::register_exception_translator([](std::exception_ptr thrown) {
+    try {
+      if (thrown) std::rethrow_exception(thrown);
+    } catch (const c10::OutOfMemoryError& e) {
+      const py::object type = py::module_::import("torch").attr("OutOfMemoryError");
+      PyErr_SetString(type.ptr(), e.what_without_backtrace());
+    }
+  });
 
   m.def("set_log_level", &set_log_level, py::arg("level"),
         "Sets the library's log level: trace, debug, info, warning, error or off.");

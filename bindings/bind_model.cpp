@@ -62,7 +62,7 @@ void bind_model(py::module_& m) {
       .def("reset", &model::Policy::reset, py::arg("which"), py::arg("targets"), ReleaseGil(),
            "Begins an episode where which (num_envs,) is true; targets (num_envs,) raw.")
       .def("act", &model::Policy::act, py::arg("observations"), ReleaseGil(),
-           "Actions (num_envs, act_dim) for raw observations (num_envs, state_dim).")
+           "Actions (num_envs, act_dim) for raw observations (num_envs, state_dim), on the CPU.")
       .def("observe", &model::Policy::observe, py::arg("rewards"), ReleaseGil(),
            "Takes the raw rewards (num_envs,) of the last actions.");
 }

@@ -1,6 +1,7 @@
 // The trainer and checkpoints.
 #include "bindings/bind.h"
 #include "dmamba/train/checkpoint.h"
+#include "dmamba/train/device.h"
 #include "dmamba/train/trainer.h"
 
 namespace dmamba::bindings {
@@ -38,6 +39,9 @@ void bind_train(py::module_& m) {
            "Trains for about `seconds` or max_steps; returns the rows of metrics that fell due.")
       .def_property_readonly("step", &train::Trainer::step, "Optimizer steps done.")
       .def_property_readonly("finished", &train::Trainer::finished)
+      .def_property_readonly(
+          "device", [](const train::Trainer& t) { return t.device().str(); },
+          "Where the steps are computed: cpu, cuda:0, ...")
       .def_property_readonly("state_mean",
                              [](const train::Trainer& t) { return t.state().state_mean; })
       .def_property_readonly("state_std",
@@ -49,6 +53,13 @@ void bind_train(py::module_& m) {
           "load", [](train::Trainer& t, const std::string& folder) { t.load(folder); },
           py::arg("folder"), ReleaseGil(), "Continues from a checkpoint folder.");
 
+  m.def(
+      "resolve_device",
+      [](const std::string& choice, const std::string& key) {
+        return train::resolve_device(choice, key).str();
+      },
+      py::arg("choice"), py::arg("key") = "device",
+      "The device that auto, cpu or cuda stands for here; key is what messages name.");
   m.def(
       "read_checkpoint",
       [](const std::string& folder) {

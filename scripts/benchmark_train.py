@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Times the training step on the CPU beside its matrix products alone, in one run.
+"""Times the training step: on the CPU beside its matrix products alone, on a GPU in bursts.
 
     python scripts/benchmark_train.py [--d-model 128] [--context-length 20] [--batch-size 64]
+    python scripts/benchmark_train.py --device cuda [--precision fp32|tf32|bf16] [--steps 200]
 
-The step is everything: drawing the batch, forward, loss, backward, clipping, AdamW. The matrix
-products are those of the same step (forward, and twice in the backward pass), on ready tensors. The
-two take turns, so that a machine whose speed drifts is fair to both.
+The step is everything: drawing the batch, its way to the device, forward, loss, backward, clipping,
+AdamW. On the CPU it takes turns with the matrix products of the same step (forward, and twice in
+the backward pass) on ready tensors, so that a machine whose speed drifts is fair to both. On a GPU
+a round is a burst of steps between two events: the time from step to step, whoever waits for whom.
 """
 
 from __future__ import annotations
@@ -42,31 +44,28 @@ def matrix_products(config: _C.ModelConfig, batch_size: int, state_dim: int, act
     return run
 
 
-def main() -> None:
-    """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--d-model", type=int, default=128)
-    parser.add_argument("--context-length", type=int, default=20)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--n-layer", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=40)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+def make_trainer(options: argparse.Namespace) -> tuple[_C.Trainer, _C.Config, _C.TrajectoryStore]:
+    """A trainer of the size that the options give, on the bundled sample."""
     torch.manual_seed(0)
-
     config = _C.Config()
     config.dataset.rtg_scale = 1000.0
     config.model.d_model = options.d_model
     config.model.context_length = options.context_length
     config.model.n_layer = options.n_layer
     config.training.batch_size = options.batch_size
+    config.training.steps = 10**9
+    config.training.device = options.device
+    config.training.precision = options.precision
     store = data.load("hopper-medium")
     model = dmamba.nn.DMamba(store.state_dim, store.act_dim, config.model)
-    trainer = _C.Trainer(config, store, model.cpp_module)
-    products = matrix_products(config.model, options.batch_size, store.state_dim, store.act_dim)
+    return _C.Trainer(config, store, model.cpp_module), config, store
 
-    steps, alone = [], []
+
+def time_beside_products(options: argparse.Namespace) -> dict[str, list[float]]:
+    """Milliseconds of single steps on the CPU, and of their matrix products."""
+    trainer, config, store = make_trainer(options)
+    products = matrix_products(config.model, options.batch_size, store.state_dim, store.act_dim)
+    times: dict[str, list[float]] = {"training step": [], "its matrix products alone": []}
     for round_index in range(options.rounds + 3):
         start = time.perf_counter()
         trainer.run(max_steps=1)
@@ -74,22 +73,67 @@ def main() -> None:
         products()
         end = time.perf_counter()
         if round_index >= 3:
-            steps.append(middle - start)
-            alone.append(end - middle)
+            times["training step"].append(1e3 * (middle - start))
+            times["its matrix products alone"].append(1e3 * (end - middle))
+    return times
+
+
+def time_bursts(options: argparse.Namespace) -> dict[str, list[float]]:
+    """Milliseconds a step on a GPU, a mean over each burst."""
+    trainer, _, _ = make_trainer(options)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    times = []
+    for round_index in range(options.rounds + 3):
+        torch.cuda.synchronize()
+        start.record()
+        trainer.run(seconds=1e9, max_steps=options.steps)
+        end.record()
+        torch.cuda.synchronize()
+        if round_index >= 3:
+            times.append(start.elapsed_time(end) / options.steps)
+    return {"training step": times}
+
+
+def report(options: argparse.Namespace, times: dict[str, list[float]]) -> None:
+    """Prints the machine and the table."""
+    on_gpu = options.device == "cuda"
+    machine = torch.cuda.get_device_name() if on_gpu else f"{processor()}, {_C.cpu_capability()}"
     print(
-        f"{processor()}, {options.threads} threads, {_C.cpu_capability()}, torch "
-        f"{torch.__version__}, dmamba {dmamba.__version__}\n"
+        f"{machine}, {options.threads} threads, torch {torch.__version__} (CUDA "
+        f"{torch.version.cuda}), dmamba {dmamba.__version__}\n"
         f"d_model {options.d_model}, {options.n_layer} layers, K {options.context_length}, "
-        f"batch {options.batch_size}, fp32; times in ms over {options.rounds} rounds"
+        f"batch {options.batch_size}, {options.precision}; times in ms over {options.rounds} rounds"
+        + (f" of {options.steps} steps" if on_gpu else "")
     )
     print(f"{'':26}{'median':>9}{'quartiles':>18}{'minimum':>9}")
-    for name, times in (("training step", steps), ("its matrix products alone", alone)):
-        low, median, high = (1e3 * t for t in statistics.quantiles(times, n=4))
-        print(f"{name:<26}{median:>9.1f}{low:>9.1f}{high:>9.1f}{1e3 * min(times):>9.1f}")
-    ratio = statistics.median(s / a for s, a in zip(steps, alone, strict=True))
-    print(
-        f"step / products, median of pairs {ratio:.2f}; {1 / statistics.median(steps):.1f} steps/s"
-    )
+    for name, values in times.items():
+        low, median, high = statistics.quantiles(values, n=4)
+        print(f"{name:<26}{median:>9.3f}{low:>9.3f}{high:>9.3f}{min(values):>9.3f}")
+    steps = times["training step"]
+    print(f"{1e3 / statistics.median(steps):.1f} steps/s", end="")
+    if on_gpu:
+        print(f"; at most {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB of tensors")
+    else:
+        pairs = zip(steps, times["its matrix products alone"], strict=True)
+        ratio = statistics.median(step / alone for step, alone in pairs)
+        print(f"; step / products, median of pairs {ratio:.2f}")
+
+
+def main() -> None:
+    """Reads the options, measures, prints."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "tf32"), default="fp32")
+    parser.add_argument("--d-model", type=int, default=128)
+    parser.add_argument("--context-length", type=int, default=20)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--n-layer", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=100, help="a round, on a GPU")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    report(options, (time_bursts if options.device == "cuda" else time_beside_products)(options))
 
 
 if __name__ == "__main__":

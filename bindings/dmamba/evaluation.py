@@ -49,6 +49,8 @@ class ArrayPolicy:
         kind: ``windowed`` or ``recurrent``.
         num_envs: Slots.
         info: ``state_mean``, ``state_std``, ``rtg_scale``, as ``dmamba.nn.load`` gives.
+
+    The model computes on the device where its parameters are.
     """
 
     def __init__(self, model: nn.DMamba, kind: str, num_envs: int, info: dict[str, Any]) -> None:
@@ -192,7 +194,7 @@ def evaluate_model(
     """Evaluates a model that is in memory; :func:`evaluate` says what comes back.
 
     Args:
-        model: The model; its training mode stays what it is.
+        model: The model, on the device where it is to compute; its training mode stays what it is.
         info: ``step``, ``state_mean``, ``state_std``, ``rtg_scale``, as ``dmamba.nn.load`` gives.
         environment: gymnasium id.
         targets: Raw returns to ask for.
@@ -245,6 +247,7 @@ def evaluate_model(
         "checkpoint_step": int(info["step"]),
         "seed": seed,
         "num_envs": slots,
+        "device": device_name(model_device(model)),
         "confidence": confidence,
         "targets": [
             _target_result(environment, float(target), returns[i], lengths[i], confidence, seed)
@@ -263,6 +266,7 @@ def evaluate(
     seed: int | None = None,
     num_envs: int | None = None,
     progress: bool = True,
+    device: str | None = None,
 ) -> dict[str, Any]:
     """Evaluates a run's latest checkpoint in the environment of its dataset.
 
@@ -276,16 +280,21 @@ def evaluate(
         seed: Of the environments; episode e has the same seed under every target.
         num_envs: Environments at a time.
         progress: Whether to show a bar.
+        device: ``cpu``, ``cuda``, or ``auto``: a GPU where there is one to use. Left out, ``cpu``
+            for a run that was told to train there, else ``auto``: a run from a GPU can be evaluated
+            anywhere. The arithmetic is float32, whatever precision the run was trained in.
 
     Returns:
-        A dict with ``environment``, ``policy``, ``checkpoint_step``, ``constants`` (of the score,
-        and whether they are borrowed), ``time_seconds`` and ``targets``: one dict per target with
+        A dict with ``environment``, ``policy``, ``checkpoint_step``, ``device`` (its name),
+        ``constants`` (of the score, and whether they are borrowed), ``time_seconds`` and
+        ``targets``: one dict per target with
         ``target``, ``episodes``, ``return_mean``, ``return_std``, ``return_stderr``,
         ``return_interval``, ``length_mean``, ``score_mean``, ``score_interval``, ``returns`` and
         ``lengths`` (arrays). Scores are None for an environment without reference constants.
 
     Raises:
-        ConfigError: Impossible arguments, or an environment that cannot be made.
+        ConfigError: Impossible arguments, an environment that cannot be made, or no GPU where
+            ``cuda`` was asked for.
         CheckpointError: There is no usable checkpoint.
         DataError: The environment's sizes are not the model's.
 
@@ -296,6 +305,9 @@ def evaluate(
     folder, checkpoint = locate_checkpoint(run.folder if isinstance(run, Run) else Path(run))
     model, info = nn.load(checkpoint)
     config = info["config"] if folder is None else Run(folder).config
+    if device is None:
+        device = "cpu" if config.training.device == "cpu" else "auto"
+    model.to(_C.resolve_device(device, "evaluation device"))
     if not config.dataset.environment:
         raise _C.ConfigError(
             f"{checkpoint}: the run names no environment; train with dataset.environment=ID, "
@@ -316,6 +328,17 @@ def evaluate(
         dataset=config.dataset.path,
         progress=progress,
     )
+
+
+def model_device(model: nn.DMamba) -> torch.device:
+    """Where the model's parameters are."""
+    return next(model.parameters()).device
+
+
+def device_name(device: str | torch.device) -> str:
+    """The GPU's name, or ``cpu``."""
+    device = torch.device(device)
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def import_vector() -> Any:

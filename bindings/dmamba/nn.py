@@ -228,11 +228,14 @@ class DMamba(_CppModule, _C.DMamba):  # type: ignore[misc]
         return self.cpp_module.forward(states, actions, returns_to_go, timesteps, mask)
 
 
-def load(folder: str | os.PathLike[str]) -> tuple[DMamba, dict[str, Any]]:
-    """Loads the model of a checkpoint folder.
+def load(
+    folder: str | os.PathLike[str], device: str | torch.device = "cpu"
+) -> tuple[DMamba, dict[str, Any]]:
+    """Loads the model of a checkpoint folder, wherever it was trained.
 
     Args:
         folder: A folder such as ``RUN/checkpoints/step-00001000``.
+        device: Where the model is put.
 
     Returns:
         The model in evaluation mode, and a dict with step, state_dim, act_dim, state_mean,
@@ -245,4 +248,4 @@ def load(folder: str | os.PathLike[str]) -> tuple[DMamba, dict[str, Any]]:
     model = DMamba(info["state_dim"], info["act_dim"], info["config"].model)
     _C.load_parameters(os.fspath(folder), model.cpp_module)
     info["rtg_scale"] = info["config"].dataset.rtg_scale
-    return model.eval(), info
+    return model.to(device).eval(), info

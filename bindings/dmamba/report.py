@@ -38,13 +38,16 @@ def versions() -> dict[str, str | None]:
     }
 
 
-def summarize_run(run: Run, store: _C.TrajectoryStore, times: dict[str, Any]) -> dict[str, Any]:
+def summarize_run(
+    run: Run, store: _C.TrajectoryStore, times: dict[str, Any], device: str
+) -> dict[str, Any]:
     """The content of summary.json.
 
     Args:
         run: With its metrics and evaluations.
         store: The training set.
         times: Of the process that ended the training, and the step it began with.
+        device: Name of the device that this process trained on.
     """
     config = run.config
     evaluations = run.evaluations()
@@ -55,6 +58,8 @@ def summarize_run(run: Run, store: _C.TrajectoryStore, times: dict[str, Any]) ->
         "name": config.name,
         "seed": config.seed,
         "steps": config.training.steps,
+        "device": device,
+        "precision": config.training.precision,
         "loss": float(metrics["training/loss"][-1]) if metrics["step"].size else None,
         "environment": environment,
         "dataset": {
@@ -107,7 +112,7 @@ def format_run(run: Run) -> str:
     since = f" from step {times['first_step']}" if times["first_step"] else ""
     loss = "-" if summary["loss"] is None else f"{summary['loss']:.4f}"
     lines += [
-        f"trained {summary['steps']} steps{since}, loss {loss}; training "
+        f"trained {summary['steps']} steps{since} on {summary['device']}, loss {loss}; training "
         f"{times['training_seconds']:.0f} s, evaluation {times['evaluation_seconds']:.0f} s",
         f"run folder  {run.folder}",
         f"plot        {run.plot_path}",

@@ -28,7 +28,14 @@ CONFIG_FOLDER = Path(__file__).parent / "configs" / "experiment"
 BURST_SECONDS = 0.2
 
 # What may change when a run is continued: nothing that has shaped the steps already done.
-RESUMABLE = ("training.checkpoint_every", "training.keep_checkpoints", "evaluation.")
+# The device is the machine's matter: the run goes on elsewhere, to the same bits only on the same
+# device.
+RESUMABLE = (
+    "training.checkpoint_every",
+    "training.keep_checkpoints",
+    "training.device",
+    "evaluation.",
+)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -90,7 +97,8 @@ def train(
         overrides: ``key=value`` texts.
         output: The run's folder; None: ``runs/NAME-seedSEED``.
         resume: Continue the run in the folder; it ends with the same bits as one that was never
-            stopped. Only checkpoint and evaluation settings may differ from those it began with.
+            stopped (on the same device). Only the device and checkpoint and evaluation settings may
+            differ from those it began with.
         callbacks: Hooks; see :class:`dmamba.callbacks.Callback`.
         progress: Whether to show bars and print the result.
         evaluate: Whether to evaluate at all.
@@ -168,6 +176,13 @@ class _Session:
 
     def execute(self) -> None:
         """Trains to the end, or until a signal; then says what came of it."""
+        if self.progress:
+            device = self.trainer.device
+            name = f" ({evaluation.device_name(device)})" if device != "cpu" else ""
+            print(
+                f"{self.config.name}: training on {device}{name}, {self.config.training.precision}",
+                flush=True,
+            )
         with _Signals(self.run.folder) as signals:
             self._call("on_start")
             try:
@@ -283,6 +298,7 @@ class _Session:
                 "training_seconds": self.seconds["training"],
                 "evaluation_seconds": self.seconds["evaluation"],
             },
+            evaluation.device_name(self.trainer.device),
         )
 
     def _call(self, hook: str, *arguments: Any) -> None:

@@ -132,6 +132,7 @@ void validate_training(const TrainingConfig& training) {
   check_range("training.keep_checkpoints", training.keep_checkpoints, 1);
   check_range("training.threads", training.threads, 0, kMaxThreads);
   check_choice("training.device", training.device, {"auto", "cpu", "cuda"});
+  check_choice("training.precision", training.precision, {"fp32", "bf16", "tf32"});
 }
 
 void validate_evaluation(const EvaluationConfig& evaluation) {

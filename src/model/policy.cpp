@@ -17,6 +17,10 @@ Tensor statistics(const char* name, const std::vector<float>& values, int64_t st
   return torch::tensor(values);
 }
 
+void check_on_cpu(const char* what, const Tensor& t) {
+  TORCH_CHECK(t.is_cpu(), what, " must be on the CPU, where environments are, got ", t.device());
+}
+
 /// Moves a window one step on: the oldest entry leaves, `newest` (num_envs, ...) joins at the end.
 void push(Tensor& window, const Tensor& newest) {
   window = torch::cat({window.slice(1, 1), newest.unsqueeze(1)}, 1);
@@ -40,7 +44,7 @@ class EvaluationMode {
 }  // namespace
 
 Policy::Policy(DMamba model, PolicyOptions options)
-    : model_(std::move(model)), options_(std::move(options)) {
+    : model_(std::move(model)), options_(std::move(options)), device_(model_->device()) {
   if (options_.kind != "windowed" && options_.kind != "recurrent") {
     throw ConfigError("policy '" + options_.kind +
                       "' is unknown; choose one of windowed, recurrent");
@@ -56,13 +60,16 @@ Policy::Policy(DMamba model, PolicyOptions options)
   rtg_ = torch::zeros({n}, torch::kDouble);
   timestep_ = torch::zeros({n}, torch::kLong);
   first_ = torch::ones({n}, torch::kBool);
-  last_action_ = torch::zeros({n, act_dim});
+  const auto zeros = [&](at::IntArrayRef sizes, at::ScalarType type) {
+    return torch::zeros(sizes, torch::TensorOptions().dtype(type).device(device_));
+  };
+  last_action_ = zeros({n, act_dim}, torch::kFloat);
   if (options_.kind == "windowed") {
-    states_ = torch::zeros({n, K, state_dim});
-    actions_ = torch::zeros({n, K, act_dim});
-    rtgs_ = torch::zeros({n, K, 1});
-    timesteps_ = torch::zeros({n, K}, torch::kLong);
-    mask_ = torch::zeros({n, K}, torch::kBool);
+    states_ = zeros({n, K, state_dim}, torch::kFloat);
+    actions_ = zeros({n, K, act_dim}, torch::kFloat);
+    rtgs_ = zeros({n, K, 1}, torch::kFloat);
+    timesteps_ = zeros({n, K}, torch::kLong);
+    mask_ = zeros({n, K}, torch::kBool);
   } else {
     state_ = model_->initial_state(n);
   }
@@ -75,17 +82,20 @@ void Policy::reset(const Tensor& which, const Tensor& targets) {
               which.scalar_type());
   TORCH_CHECK(targets.sizes() == at::IntArrayRef({n}),
               "Policy.reset: targets must be (num_envs = ", n, ",), got ", targets.sizes());
+  check_on_cpu("Policy.reset: which", which);
+  check_on_cpu("Policy.reset: targets", targets);
   rtg_ = torch::where(which, targets.to(torch::kDouble), rtg_);
   timestep_.masked_fill_(which, 0);
   first_.logical_or_(which);
-  last_action_.masked_fill_(which.unsqueeze(1), 0.0);
+  const Tensor anew = which.to(device_).unsqueeze(1);
+  last_action_.masked_fill_(anew, 0.0);
   if (options_.kind != "windowed") return;  // `first_` makes the layers begin anew
-  const Tensor rows = which.view({n, 1, 1});
+  const Tensor rows = anew.unsqueeze(2);
   states_.masked_fill_(rows, 0.0);
   actions_.masked_fill_(rows, 0.0);
   rtgs_.masked_fill_(rows, 0.0);
-  timesteps_.masked_fill_(which.unsqueeze(1), 0);
-  mask_.masked_fill_(which.unsqueeze(1), false);
+  timesteps_.masked_fill_(anew, 0);
+  mask_.masked_fill_(anew, false);
 }
 
 Tensor Policy::act(const Tensor& observations) {
@@ -95,18 +105,34 @@ Tensor Policy::act(const Tensor& observations) {
   TORCH_CHECK(observations.sizes() == at::IntArrayRef({n, model_->state_dim()}),
               "Policy.act: observations must be (num_envs = ", n,
               ", state_dim = ", model_->state_dim(), "), got ", observations.sizes());
-  const Tensor states = (observations.to(torch::kFloat) - mean_) / std_;
-  const Tensor rtg = (rtg_ / options_.rtg_scale).to(torch::kFloat).unsqueeze(1);
-  last_action_ =
-      options_.kind == "windowed" ? act_windowed(states, rtg) : act_recurrent(states, rtg);
-  return last_action_.clone();
+  check_on_cpu("Policy.act: observations", observations);
+  TORCH_CHECK(model_->device() == device_, "Policy.act: the model moved from ", device_, " to ",
+              model_->device(), " after the policy was made; make a new one");
+  const Seen seen = on_device({(observations.to(torch::kFloat) - mean_) / std_,
+                               (rtg_ / options_.rtg_scale).to(torch::kFloat).unsqueeze(1),
+                               timestep_.clamp_max(model_->config().max_timestep - 1), first_});
+  last_action_ = options_.kind == "windowed" ? act_windowed(seen) : act_recurrent(seen);
+  return last_action_.to(last_action_.options().device(torch::kCPU), /*non_blocking=*/false,
+                         /*copy=*/true);
 }
 
-Tensor Policy::act_windowed(const Tensor& states, const Tensor& rtg) {
-  push(states_, states);
-  push(rtgs_, rtg);
-  push(timesteps_, timestep_.clamp_max(model_->config().max_timestep - 1));
-  push(mask_, torch::ones_like(first_));
+/// Side by side in one tensor for the way: float32 holds times exactly (below 2^24).
+Policy::Seen Policy::on_device(const Seen& seen) const {
+  if (device_.is_cpu()) return seen;
+  const auto column = [](const Tensor& t) { return t.to(torch::kFloat).unsqueeze(1); };
+  const Tensor all =
+      torch::cat({seen.states, seen.rtg, column(seen.timesteps), column(seen.first)}, 1)
+          .to(device_);
+  const int64_t n = seen.states.size(1);
+  return {all.slice(1, 0, n), all.slice(1, n, n + 1), all.select(1, n + 1).to(torch::kLong),
+          all.select(1, n + 2).to(torch::kBool)};
+}
+
+Tensor Policy::act_windowed(const Seen& seen) {
+  push(states_, seen.states);
+  push(rtgs_, seen.rtg);
+  push(timesteps_, seen.timesteps);
+  push(mask_, torch::ones_like(seen.first));
   push(actions_,
        torch::zeros_like(last_action_));  // not yet known; its token comes after the answer
   const Tensor actions =
@@ -115,16 +141,15 @@ Tensor Policy::act_windowed(const Tensor& states, const Tensor& rtg) {
   return actions;
 }
 
-Tensor Policy::act_recurrent(const Tensor& states, const Tensor& rtg) {
-  return model_->step(
-      {last_action_, rtg, states, timestep_.clamp_max(model_->config().max_timestep - 1), first_},
-      state_);
+Tensor Policy::act_recurrent(const Seen& seen) {
+  return model_->step({last_action_, seen.rtg, seen.states, seen.timesteps, seen.first}, state_);
 }
 
 void Policy::observe(const Tensor& rewards) {
   TORCH_CHECK(rewards.sizes() == at::IntArrayRef({options_.num_envs}),
               "Policy.observe: rewards must be (num_envs = ", options_.num_envs, ",), got ",
               rewards.sizes());
+  check_on_cpu("Policy.observe: rewards", rewards);
   rtg_ -= rewards.to(torch::kDouble);
   timestep_ += 1;
   first_.zero_();

@@ -37,6 +37,14 @@ struct Group {
   }
 };
 
+/// The gradient as the fused kernels take it: CUDA's wants the parameter's very strides.
+Tensor gradient_of(const Tensor& parameter) {
+  const Tensor& found = parameter.grad();
+  if (!found.defined()) return torch::zeros_like(parameter);
+  if (found.strides() == parameter.strides()) return found;
+  return torch::empty_like(parameter).copy_(found);
+}
+
 }  // namespace
 
 AdamW::AdamW(const torch::nn::Module& model, const config::TrainingConfig& training)
@@ -51,9 +59,14 @@ AdamW::AdamW(const torch::nn::Module& model, const config::TrainingConfig& train
     return undecayed.count(slot.name) == 0;
   });
   n_decayed_ = static_cast<size_t>(middle - slots_.begin());
+  TORCH_CHECK(!slots_.empty(), "AdamW: the model has no parameters");
+  step_count_ = torch::zeros({}, slots_[0].parameter.options().requires_grad(false));
 }
 
-void AdamW::set_steps(int64_t steps) { steps_ = steps; }
+void AdamW::set_steps(int64_t steps) {
+  steps_ = steps;
+  step_count_.fill_(static_cast<double>(steps));
+}
 
 Tensor AdamW::step(double learning_rate) {
   torch::NoGradGuard no_grad;
@@ -62,8 +75,7 @@ Tensor AdamW::step(double learning_rate) {
   for (size_t i = 0; i < slots_.size(); ++i) {
     const Slot& slot = slots_[i];
     if (!slot.parameter.requires_grad()) continue;
-    const Tensor& found = slot.parameter.grad();
-    gradients.push_back(found.defined() ? found : torch::zeros_like(slot.parameter));
+    gradients.push_back(gradient_of(slot.parameter));
     (i < n_decayed_ ? decayed : undecayed).add(slot, gradients.back());
   }
   TORCH_CHECK(!gradients.empty(), "AdamW: no parameter requires a gradient; nothing to train");
@@ -73,10 +85,10 @@ Tensor AdamW::step(double learning_rate) {
     at::_foreach_mul_(gradients, (training_.gradient_clip / (norm + 1e-6)).clamp_max(1.0));
   }
   ++steps_;
-  const Tensor step_count = torch::full({}, static_cast<double>(steps_), norm.options());
+  step_count_ += 1;
   const auto apply = [&](Group& group, double decay) {
     if (group.parameters.empty()) return;
-    const std::vector<Tensor> steps(group.parameters.size(), step_count);
+    const std::vector<Tensor> steps(group.parameters.size(), step_count_);
     at::_fused_adamw_(group.parameters, group.gradients, group.first, group.second, {}, steps,
                       learning_rate, training_.beta1, training_.beta2, decay, training_.epsilon,
                       /*amsgrad=*/false, /*maximize=*/false);

@@ -1,19 +1,31 @@
 // The training step and the burst around it.
+//
+// Bits on CUDA. No op of the step adds with atomics or chooses its algorithm by timing: the dmamba
+// ops and ATen's fused AdamW, norms and sums reduce in a fixed order; the timestep embedding's
+// backward (embedding_dense_backward) adds colliding rows in the order of their index, one warp a
+// column, and above 3072 indices sorts them first. cuBLAS gives the same bits as long as a stream
+// has a workspace of its own, and torch gives each (handle, stream) one. So neither
+// setDeterministicAlgorithms (which also fills every new tensor with NaN) nor
+// CUBLAS_WORKSPACE_CONFIG is needed, and both may be set.
 #include "dmamba/train/trainer.h"
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Parallel.h>
+#include <c10/core/DeviceGuard.h>
 
 #include <chrono>
 #include <cmath>
+#include <optional>
 #include <set>
 
 #include "dmamba/common/error.h"
 #include "dmamba/common/philox.h"
 #include "dmamba/config/yaml.h"
 #include "dmamba/data/statistics.h"
+#include "dmamba/train/device.h"
 #include "dmamba/train/schedule.h"
 #include "src/train/memory.h"
+#include "src/train/precision.h"
 
 namespace dmamba::train {
 namespace {
@@ -88,8 +100,8 @@ void check_model_fits(const model::DMamba& model, const TrainingState& s,
 }
 
 /// Whether a run may be continued with another value of this key: what only says when something is
-/// written or measured. `threads` may change the bits as another machine may. Without a cosine,
-/// nothing that was done depends on how many steps were to come.
+/// written or measured. `threads` and `device` may change the bits as another machine may. Without
+/// a cosine, nothing that was done depends on how many steps were to come.
 bool may_differ(const std::string& key, const config::Config& config) {
   static const std::set<std::string> kFree{"name",
                                            "dataset.environment",
@@ -97,7 +109,8 @@ bool may_differ(const std::string& key, const config::Config& config) {
                                            "training.log_every",
                                            "training.checkpoint_every",
                                            "training.keep_checkpoints",
-                                           "training.threads"};
+                                           "training.threads",
+                                           "training.device"};
   if (key == "training.steps") return config.training.schedule == "constant";
   return key.starts_with("evaluation.") || kFree.count(key) > 0;
 }
@@ -122,48 +135,47 @@ void check_same_run(const std::filesystem::path& folder, const TrainingState& sa
   }
 }
 
+torch::Device device_of(const config::TrainingConfig& training) {
+  const torch::Device device = resolve_device(training.device, "training.device");
+  check_precision(training.precision, device);
+  return device;
+}
+
+/// The model on the device: its parameters are the same tensors, so the caller's model moves too.
+const model::DMambaImpl& moved(model::DMamba& model, torch::Device device) {
+  if (model->device() != device) model->to(device);
+  return *model;
+}
+
 }  // namespace
 
 Trainer::Trainer(const config::Config& config, std::shared_ptr<const data::TrajectoryStore> store,
                  model::DMamba model)
     : state_(initial_state(config, *store)),
+      device_(device_of(config.training)),
       model_(std::move(model)),
-      sampler_(store, sampler_options(state_)),
-      optimizer_(*model_, config.training) {
+      batches_(data::SegmentSampler(store, sampler_options(state_)), device_),
+      optimizer_(moved(model_, device_), config.training) {
   check_model_fits(model_, state_, *store);
-  if (config.training.device == "cuda") {
-    throw ConfigError("training.device: this version trains on the CPU; use auto or cpu");
-  }
   if (config.training.threads > 0) at::set_num_threads(static_cast<int>(config.training.threads));
   keep_freed_memory();
-  const int64_t batch = config.training.batch_size, K = config.model.context_length;
-  states_ = torch::empty({batch, K, state_.state_dim});
-  actions_ = torch::empty({batch, K, state_.act_dim});
-  rtg_ = torch::empty({batch, K, 1});
-  timesteps_ = torch::empty({batch, K}, torch::kLong);
-  mask_ = torch::empty({batch, K}, torch::kBool);
-  loss_sum_ = torch::zeros({}, torch::kDouble);
-  norm_sum_ = torch::zeros({}, torch::kDouble);
-}
-
-void Trainer::draw_batch() {
-  sampler_.sample(static_cast<uint64_t>(state_.step),
-                  {states_.mutable_data_ptr<float>(), actions_.mutable_data_ptr<float>(),
-                   rtg_.mutable_data_ptr<float>(), timesteps_.mutable_data_ptr<int64_t>(),
-                   mask_.mutable_data_ptr<bool>()});
+  const auto sums = torch::TensorOptions().dtype(torch::kDouble).device(device_);
+  loss_sum_ = torch::zeros({}, sums);
+  norm_sum_ = torch::zeros({}, sums);
 }
 
 /// Mean squared error over the actions of unpadded timesteps.
-Tensor Trainer::batch_loss() {
-  const Tensor predicted = model_->forward(states_, actions_, rtg_, timesteps_, mask_);
-  const Tensor weight = mask_.to(torch::kFloat).unsqueeze(2);
-  return ((predicted - actions_).square() * weight).sum() /
+Tensor Trainer::batch_loss(const Batch& batch) {
+  const Autocast autocast(device_.type(), state_.config.training.precision == "bf16");
+  const Tensor predicted = model_->forward(batch.states, batch.actions, batch.returns_to_go,
+                                           batch.timesteps, batch.mask);
+  const Tensor weight = batch.mask.to(torch::kFloat).unsqueeze(2);
+  return ((predicted - batch.actions).square() * weight).sum() /
          (weight.sum() * static_cast<double>(state_.act_dim));
 }
 
 void Trainer::train_step() {
-  draw_batch();
-  const Tensor loss = batch_loss();
+  const Tensor loss = batch_loss(batches_.load(state_.step));
   loss.backward();
   const Tensor norm = optimizer_.step(learning_rate(state_.config.training, state_.step));
   loss_sum_ += loss.detach();
@@ -202,6 +214,11 @@ std::vector<MetricsRow> Trainer::run(double seconds, int64_t max_steps) {
   const int64_t steps = state_.config.training.steps;
   const int64_t last = max_steps < 0 ? steps : std::min(steps, state_.step + max_steps);
   std::vector<MetricsRow> rows;
+  const c10::DeviceGuard current_device(device_);
+  std::optional<Tf32Products> products;
+  if (device_.is_cuda()) products.emplace(state_.config.training.precision == "tf32");
+  // A region of the caller's would also cast the backward pass.
+  const Autocast no_autocast(device_.type(), false);
   GeneratorGuard generator;
   model_->train();
   while (state_.step < last) {
@@ -222,7 +239,7 @@ void Trainer::save(const std::filesystem::path& folder) {
 
 void Trainer::load(const std::filesystem::path& folder) {
   const TrainingState saved = read_training_state(folder);
-  check_same_run(folder, saved, state_, sampler_.store().name());
+  check_same_run(folder, saved, state_, batches_.sampler().store().name());
   load_parameters(folder, *model_);
   load_optimizer(folder, optimizer_, saved.step);
   state_.step = saved.step;

@@ -21,6 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", choices=("windowed", "recurrent"), help="(the run's own)")
     parser.add_argument("--seed", type=int, metavar="S", help="of the environments (the run's own)")
     parser.add_argument("--num-envs", type=int, metavar="N", help="environments at a time")
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        help="where the model computes (cpu for a run with training.device=cpu, else auto)",
+    )
     parser.add_argument("--output", metavar="FILE", help="write the result as JSON, too")
 
 
@@ -33,6 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
         policy=arguments.policy,
         seed=arguments.seed,
         num_envs=arguments.num_envs,
+        device=arguments.device,
     )
     if arguments.output:
         write_json(Path(arguments.output), result)

@@ -57,8 +57,9 @@ struct TrainingConfig {
   std::int64_t log_every = 100;      // steps
   std::int64_t checkpoint_every = 5000;
   std::int64_t keep_checkpoints = 2;
-  std::int64_t threads = 0;     // 0: torch's own choice
-  std::string device = "auto";  // auto | cpu | cuda
+  std::int64_t threads = 0;        // 0: torch's own choice
+  std::string device = "auto";     // auto | cpu | cuda; auto: cuda where there is a GPU to use
+  std::string precision = "fp32";  // fp32 | bf16 | tf32; parameters and their moments are fp32
 
   bool operator==(const TrainingConfig&) const = default;
 };

@@ -74,7 +74,10 @@ void for_each_field(F&& f, Tag<TrainingConfig>) {
   f("checkpoint_every", &S::checkpoint_every, "steps between checkpoints");
   f("keep_checkpoints", &S::keep_checkpoints, "newest checkpoints that are kept");
   f("threads", &S::threads, "CPU threads; 0: torch's own choice");
-  f("device", &S::device, "auto | cpu | cuda");
+  f("device", &S::device, "auto: a GPU where there is one to use, else the CPU | cpu | cuda");
+  f("precision", &S::precision,
+    "of a step's arithmetic: fp32 | bf16: autocast, parameters stay fp32 | tf32: on a GPU, "
+    "products of fp32 with rounded factors");
 }
 
 template <class F>

@@ -50,6 +50,8 @@ class DMambaImpl : public torch::nn::Module {
 
   int64_t state_dim() const { return state_dim_; }
   int64_t act_dim() const { return act_dim_; }
+  /// Where the parameters are.
+  torch::Device device() const { return embed_state_->weight.device(); }
   const config::ModelConfig& config() const { return config_; }
 
  private:

@@ -21,12 +21,17 @@ struct PolicyOptions {
 /// an episode in any subset of the environments. With `padding: masked` both kinds agree to
 /// rounding until an episode is longer than K. Not thread-safe; keeps the model, changes no
 /// parameter.
+///
+/// The model computes where its parameters are, which must not change; tensors come and go on the
+/// CPU. A step copies once to the device and once back: returns-to-go, times and the standardised
+/// states are the CPU's, the windows and the layers' states stay on the device.
 class Policy {
  public:
   /// Throws ConfigError for an unknown kind, num_envs < 1, or statistics of another size.
   Policy(DMamba model, PolicyOptions options);
 
   /// Begins an episode where `which` (num_envs,) bool is true; targets (num_envs,) float64, raw.
+  /// Both on the CPU.
   void reset(const torch::Tensor& which, const torch::Tensor& targets);
 
   /// Actions (num_envs, act_dim) float32 in (-1, 1) for raw observations (num_envs, state_dim).
@@ -36,15 +41,27 @@ class Policy {
   void observe(const torch::Tensor& rewards);
 
  private:
-  torch::Tensor act_windowed(const torch::Tensor& states, const torch::Tensor& rtg);
-  torch::Tensor act_recurrent(const torch::Tensor& states, const torch::Tensor& rtg);
+  /// What the model sees of the newest step, on its device.
+  struct Seen {
+    torch::Tensor states;     // (num_envs, state_dim), standardised
+    torch::Tensor rtg;        // (num_envs, 1), scaled
+    torch::Tensor timesteps;  // (num_envs,) int64, below max_timestep
+    torch::Tensor first;      // (num_envs,) bool
+  };
+
+  Seen on_device(const Seen& seen) const;
+  torch::Tensor act_windowed(const Seen& seen);
+  torch::Tensor act_recurrent(const Seen& seen);
 
   DMamba model_;
   PolicyOptions options_;
-  torch::Tensor mean_, std_;   // (state_dim,)
-  torch::Tensor rtg_;          // (num_envs,) float64, raw
-  torch::Tensor timestep_;     // (num_envs,) int64
-  torch::Tensor first_;        // (num_envs,) bool: no step taken yet in this episode
+  torch::Device device_;  // the model's
+  // On the CPU:
+  torch::Tensor mean_, std_;  // (state_dim,)
+  torch::Tensor rtg_;         // (num_envs,) float64, raw
+  torch::Tensor timestep_;    // (num_envs,) int64
+  torch::Tensor first_;       // (num_envs,) bool: no step taken yet in this episode
+  // On the device:
   torch::Tensor last_action_;  // (num_envs, act_dim)
   // windowed: the last K steps, (num_envs, K, ...), newest last
   torch::Tensor states_, actions_, rtgs_, timesteps_, mask_;

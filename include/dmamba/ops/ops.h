@@ -79,6 +79,9 @@ std::string cpu_capability();
 /// in cpu_capabilities(). Not to be called while ops run in other threads.
 void set_cpu_capability(const std::string& name);
 
+/// Whether this library was built with the ops' CUDA side.
+bool built_with_cuda();
+
 /// Forces how the CUDA kernels cut a scan, forward and backward, for tests and measurements: lanes
 /// hold four states of `channels_per_lane` channels (1, 2 or 4), chunks of `chunk_length` tokens (a
 /// multiple of 16) are walked at the same time. 0 leaves either to the measured rule. Throws

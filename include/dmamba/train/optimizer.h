@@ -17,7 +17,8 @@ struct Slot {
   torch::Tensor parameter, first_moment, second_moment;
 };
 
-/// Keeps references to the parameters; not thread-safe.
+/// Keeps references to the parameters, which must stay on the device where they are; not
+/// thread-safe.
 class AdamW {
  public:
   /// Splits the parameters by `training.decay`: with `matrices`, A_log, D, norms, biases and
@@ -25,7 +26,8 @@ class AdamW {
   AdamW(const torch::nn::Module& model, const config::TrainingConfig& training);
 
   /// Scales the gradients so that their global norm is at most training.gradient_clip, applies one
-  /// step, forgets the gradients. Returns the norm before the clip, a scalar tensor. Parameters
+  /// step, forgets the gradients. Returns the norm before the clip, a scalar tensor; nothing waits
+  /// for the device. Parameters
   /// that do not require a gradient at this moment keep their bits, and their moments too.
   torch::Tensor step(double learning_rate);
 
@@ -40,6 +42,7 @@ class AdamW {
   std::vector<Slot> slots_;
   size_t n_decayed_ = 0;
   int64_t steps_ = 0;
+  torch::Tensor step_count_;  // the same on the parameters' device, where the kernel reads it
 };
 
 }  // namespace dmamba::train

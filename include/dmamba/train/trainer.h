@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "dmamba/config/config.h"
-#include "dmamba/data/segment_sampler.h"
 #include "dmamba/model/dmamba.h"
+#include "dmamba/train/batch_loader.h"
 #include "dmamba/train/checkpoint.h"
 #include "dmamba/train/optimizer.h"
 
@@ -24,10 +24,14 @@ struct MetricsRow {
 /// Trains a model on a store. The same config, data and model give the same bits on one machine
 /// with one number of threads, however the steps are cut into bursts or runs: sampling and dropout
 /// are keyed by (seed, step). Torch's default generator is left as it was found. Not thread-safe.
+///
+/// On CUDA the model is moved to the device and stays there. Steps are queued on the current
+/// stream; the host reads from the device only for rows of metrics and checkpoints. The same bits
+/// come from run to run on one model of GPU; segments and dropout masks are those of the CPU.
 class Trainer {
  public:
-  /// Throws ConfigError where the config is out of range or does not fit the data or the model,
-  /// DataError where K exceeds every episode.
+  /// Throws ConfigError where the config is out of range or does not fit the data, the model or the
+  /// machine, DataError where K exceeds every episode.
   Trainer(const config::Config& config, std::shared_ptr<const data::TrajectoryStore> store,
           model::DMamba model);
 
@@ -44,25 +48,27 @@ class Trainer {
 
   /// Continues from a checkpoint folder. Throws CheckpointError where it is damaged, or was written
   /// by a run whose steps differ from this one's: the message names the keys. What says only when
-  /// something is logged, saved or evaluated may differ, and with a constant schedule the number of
-  /// steps.
+  /// something is logged, saved or evaluated may differ, and the device, and with a constant
+  /// schedule the number of steps.
   void load(const std::filesystem::path& folder);
 
   const TrainingState& state() const { return state_; }
 
+  /// Where the model is and the steps are computed.
+  torch::Device device() const { return device_; }
+
  private:
   void train_step();
-  void draw_batch();
-  torch::Tensor batch_loss();
+  torch::Tensor batch_loss(const Batch& batch);
   void read_sums();
   MetricsRow take_row();
 
   TrainingState state_;
+  torch::Device device_;
   model::DMamba model_;
-  data::SegmentSampler sampler_;
+  BatchLoader batches_;
   AdamW optimizer_;
-  torch::Tensor states_, actions_, rtg_, timesteps_, mask_;  // the batch
-  torch::Tensor loss_sum_, norm_sum_;                        // float64 scalars, since the last row
+  torch::Tensor loss_sum_, norm_sum_;  // float64 scalars on the device, since the last row
 };
 
 }  // namespace dmamba::train

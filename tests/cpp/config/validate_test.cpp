@@ -84,6 +84,8 @@ TEST(Validate, Choices) {
             "key 'training.schedule': 'step' is not allowed; must be one of constant, cosine");
   EXPECT_EQ(error_after([](Config& c) { c.training.device = "gpu"; }),
             "key 'training.device': 'gpu' is not allowed; must be one of auto, cpu, cuda");
+  EXPECT_EQ(error_after([](Config& c) { c.training.precision = "fp16"; }),
+            "key 'training.precision': 'fp16' is not allowed; must be one of fp32, bf16, tf32");
   EXPECT_EQ(error_after([](Config& c) { c.evaluation.policy = "greedy"; }),
             "key 'evaluation.policy': 'greedy' is not allowed; must be one of windowed, recurrent");
 }

@@ -64,7 +64,7 @@ inline std::shared_ptr<data::MemoryStore> make_store(int64_t state_dim = 3, int6
   return data::MemoryStore::create(std::move(arrays), "waves");
 }
 
-/// Dropout on, a metrics row every 5 steps.
+/// Dropout on, a metrics row every 5 steps; on the CPU, whatever the machine has.
 inline config::Config small_run() {
   config::Config config;
   config.seed = 11;
@@ -78,6 +78,7 @@ inline config::Config small_run() {
   config.training.batch_size = 8;
   config.training.warmup_steps = 3;
   config.training.log_every = 5;
+  config.training.device = "cpu";
   return config;
 }
 

@@ -1,6 +1,8 @@
 // The trainer: it learns, and no way of cutting a run into pieces changes a bit of it.
 #include "dmamba/train/trainer.h"
 
+#include <ATen/autocast_mode.h>
+
 #include "tests/cpp/train/test_support.h"
 
 namespace dmamba::train {
@@ -188,8 +190,8 @@ TEST(Trainer, WhatDoesNotFitIsNamed) {
   config.dataset.rtg_scale = 0.0;
   expect_contains(message(config, make_store()), {"dataset.rtg_scale"});
   config = small_run();
-  config.training.device = "cuda";
-  expect_contains(message(config, make_store()), {"training.device", "CPU"});
+  config.training.precision = "tf32";
+  expect_contains(message(config, make_store()), {"training.precision", "tf32", "CPU"});
   config = small_run();
   config.training.batch_size = 0;
   expect_contains(message(config, make_store()), {"training.batch_size", "0"});
@@ -198,6 +200,53 @@ TEST(Trainer, WhatDoesNotFitIsNamed) {
   expect_contains(
       message_of<DataError>([&] { Trainer trainer(config, make_store(), make_model(config)); }),
       {"waves", "21", "20"});
+}
+
+TEST(Trainer, Bfloat16IsCloseToFloat32AndLeavesParametersInFloat32) {
+  config::Config config = small_run();
+  config.training.steps = 40;
+  config.training.log_every = 40;
+  const auto exact = Trainer(config, make_store(), make_model(config)).run(1e9);
+  config.training.precision = "bf16";
+  const auto rounded_run = [&] {
+    model::DMamba model = make_model(config);
+    const auto rows = Trainer(config, make_store(), model).run(1e9);
+    for (const Tensor& p : model->parameters()) EXPECT_EQ(p.scalar_type(), torch::kFloat);
+    return rows[0].loss;
+  };
+  const double rounded = rounded_run();
+  EXPECT_NE(rounded, exact[0].loss);
+  EXPECT_NEAR(rounded, exact[0].loss, 0.05 * exact[0].loss);
+  {
+    // A region of the caller's, with casts of its own: neither they nor its type reach the steps.
+    at::autocast::set_autocast_enabled(at::kCPU, true);
+    at::autocast::set_autocast_dtype(at::kCPU, at::kHalf);
+    EXPECT_EQ(rounded_run(), rounded);
+    config.training.precision = "fp32";
+    EXPECT_EQ(Trainer(config, make_store(), make_model(config)).run(1e9)[0].loss, exact[0].loss);
+    EXPECT_TRUE(at::autocast::is_autocast_enabled(at::kCPU));
+    EXPECT_EQ(at::autocast::get_autocast_dtype(at::kCPU), at::kHalf);
+    at::autocast::clear_cache();
+    at::autocast::set_autocast_enabled(at::kCPU, false);
+    at::autocast::set_autocast_dtype(at::kCPU, at::kBFloat16);
+  }
+}
+
+TEST(Trainer, DeviceMayDifferWhenARunIsContinued) {
+  const TemporaryFolder folder;
+  config::Config config = small_run();
+  Trainer first(config, make_store(), make_model(config));
+  first.run(1e9, 4);
+  first.save(folder / "ckpt");
+  config.training.device = "auto";
+  Trainer second(config, make_store(), make_model(config));
+  second.load(folder / "ckpt");
+  EXPECT_EQ(second.step(), 4);
+  config.training.device = "cpu";
+  config.training.precision = "bf16";
+  Trainer third(config, make_store(), make_model(config));
+  expect_contains(message_of<CheckpointError>([&] { third.load(folder / "ckpt"); }),
+                  {"training.precision was fp32, now bf16"});
 }
 
 }  // namespace
