@@ -86,7 +86,8 @@ def test_conv_empty(shape):
 @pytest.mark.parametrize("offset", [0, 1])
 @pytest.mark.parametrize("count", [1, 7, 1000, 262_147])
 def test_gelu(count, offset, dtype):
-    values = torch.linspace(-12, 12, count + offset).to(dtype)[offset:]
+    # Below -6 the double-precision reference, 1 + erf, has no digits left.
+    values = torch.linspace(-6, 12, count + offset).to(dtype)[offset:]
     exact = values.double().requires_grad_()
     expected = torch.nn.functional.gelu(exact)
     weight = torch.randn(count, generator=torch.Generator().manual_seed(0)).to(dtype)
