@@ -95,8 +95,8 @@ cudaError_t launch_selective_scan_backward(const SelectiveScanBackwardParams& p,
                                            const SelectiveScanGradients& gradients,
                                            const SelectiveScanPlan& plan, void* workspace,
                                            cudaStream_t stream) {
-  if (!plan_is_valid(plan) || p.storage == Storage::kFloat64 || p.d_state > kScanMaxStates ||
-      !checkpoints_are_valid(p.checkpoint_every)) {
+  if (!plan_is_valid(plan) || !indices_fit(p) || p.storage == Storage::kFloat64 ||
+      p.d_state > kScanMaxStates || !checkpoints_are_valid(p.checkpoint_every)) {
     return cudaErrorInvalidValue;
   }
   const int64_t item = storage_bytes(p.storage);

@@ -52,7 +52,7 @@ size_t selective_scan_forward_workspace(const SelectiveScanParams& p,
 cudaError_t launch_selective_scan_forward(const SelectiveScanForwardParams& p,
                                           const SelectiveScanPlan& plan, void* workspace,
                                           cudaStream_t stream) {
-  if (!plan_is_valid(plan) || p.storage == Storage::kFloat64 ||
+  if (!plan_is_valid(plan) || !indices_fit(p) || p.storage == Storage::kFloat64 ||
       (p.checkpoint_every != 0 && !checkpoints_are_valid(p.checkpoint_every))) {
     return cudaErrorInvalidValue;
   }

@@ -26,9 +26,8 @@ constexpr int64_t kScanChunkMultiple = 16;
 constexpr int64_t kScanMaxStates = 128;
 
 /// How a scan is cut into warps. A lane holds four states of `channels_per_lane` channels. The
-/// sequence is cut into chunks of `chunk_length` tokens (a multiple of
-/// kScanChunkMultiple) that are walked at the
-/// same time and joined; chunk_length >= L is one chunk.
+/// sequence is cut into chunks of `chunk_length` tokens (a multiple of kScanChunkMultiple) that are
+/// walked at the same time and joined; chunk_length >= L is one chunk.
 struct SelectiveScanPlan {
   int channels_per_lane;  // 1, 2 or 4
   int64_t chunk_length;
@@ -44,7 +43,8 @@ size_t selective_scan_forward_workspace(const SelectiveScanParams& p,
 size_t selective_scan_backward_workspace(const SelectiveScanParams& p,
                                          const SelectiveScanPlan& plan);
 
-/// checkpoint_every must be 0, 8 or 16. last_state.data may be null. L d_state below 2^30.
+/// checkpoint_every must be 0, 8 or 16. last_state.data may be null. L d_state and d_inner below
+/// 2^30.
 cudaError_t launch_selective_scan_forward(const SelectiveScanForwardParams& p,
                                           const SelectiveScanPlan& plan, void* workspace,
                                           cudaStream_t stream);

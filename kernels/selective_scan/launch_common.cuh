@@ -46,6 +46,12 @@ inline int64_t carry_floats(const SelectiveScanParams& p, int64_t n_chunks) {
   return (p.batch * n_chunks * p.d_inner * p.d_state + 63) / 64 * 64;
 }
 
+/// Tokens, channels and a sequence's states are counted in 32 bits.
+inline bool indices_fit(const SelectiveScanParams& p) {
+  constexpr int64_t kLimit = int64_t{1} << 30;
+  return p.length * p.d_state < kLimit && p.d_inner < kLimit;
+}
+
 inline bool checkpoints_are_valid(int64_t every) { return every == 8 || every == 16; }
 
 inline bool plan_is_valid(const SelectiveScanPlan& plan) {
