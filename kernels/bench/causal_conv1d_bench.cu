@@ -281,11 +281,7 @@ void run_times(cudaStream_t stream) {
 int main(int argc, char** argv) {
   using namespace dmamba::bench;
   const char* what = argc > 1 ? argv[1] : "all";
-  cudaDeviceProp properties{};
-  check(cudaGetDeviceProperties(&properties, 0), "device");
-  std::printf("%s, CUDA runtime %d\n", properties.name, CUDART_VERSION);
-  cudaStream_t stream;
-  check(cudaStreamCreate(&stream), "stream");
+  const cudaStream_t stream = open_device();
   if (std::strcmp(what, "once") == 0) {
     run_once(argc > 2 ? std::atoi(argv[2]) : 0, stream);
     return 0;

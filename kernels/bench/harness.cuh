@@ -153,6 +153,16 @@ inline double exponential_rate() {
   return 16.0 * multiprocessors * clock_khz * 1e-3;
 }
 
+/// Prints the device; the stream that everything runs on.
+inline cudaStream_t open_device() {
+  cudaDeviceProp properties{};
+  check(cudaGetDeviceProperties(&properties, 0), "device");
+  std::printf("%s, CUDA runtime %d\n", properties.name, CUDART_VERSION);
+  cudaStream_t stream;
+  check(cudaStreamCreate(&stream), "stream");
+  return stream;
+}
+
 inline int multiprocessors() {
   int count = 0;
   check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, 0), "device");

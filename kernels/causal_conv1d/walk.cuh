@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "kernels/causal_conv1d/launch.h"
+#include "kernels/common/alignment.h"
 #include "kernels/common/math.cuh"
 #include "kernels/common/storage.cuh"
 
@@ -78,14 +79,12 @@ inline bool conv_sizes_are_valid(const CausalConv1dParams& p) {
 
 /// Whether `pack` neighbouring channels of every token can be one access.
 inline bool conv_rows_are_wide(const CausalConv1dParams& p, const Sequence& s, int64_t pack) {
-  const int64_t item = p.storage == Storage::kBFloat16 ? 2 : 4;
-  return reinterpret_cast<uintptr_t>(s.data) % static_cast<uintptr_t>(pack * item) == 0 &&
-         s.batch_stride % pack == 0 && s.step_stride % pack == 0 && p.d_inner % pack == 0;
+  return p.d_inner % pack == 0 && rows_aligned(s, pack, storage_bytes(p.storage));
 }
 
 inline bool conv_weight_is_wide(const CausalConv1dParams& p) {
   return p.width == 4 && p.weight_tap_stride == 1 && p.weight_channel_stride == 4 &&
-         reinterpret_cast<uintptr_t>(p.weight) % 16 == 0;
+         aligned(p.weight, 16);
 }
 
 /// The thread's piece: tokens [begin, end) of a sequence, and `left` channels from `channel` on.

@@ -14,6 +14,7 @@
 // launch the blocks, each thread every kSlices-th and then the threads in turn.
 #include <algorithm>
 
+#include "kernels/common/alignment.h"
 #include "kernels/common/math.cuh"
 #include "kernels/common/storage.cuh"
 #include "kernels/elementwise/launch.h"
@@ -185,8 +186,6 @@ int64_t block_rows(int64_t rows) {
 }
 
 int64_t part_count(const MultiplySumParams& p) { return divide_up(p.rows, block_rows(p.rows)); }
-
-bool aligned(const void* p, size_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
 
 template <class T>
 dim3 grid_of(int64_t channels, int64_t row_blocks) {

@@ -11,6 +11,7 @@
 // Arithmetic is fp32 whatever the storage. A lane takes 16 bytes at a time; an array whose address
 // is no multiple of 16, and the last lane's rest, go element by element.
 #include "include/dmamba/common/philox.h"
+#include "kernels/common/alignment.h"
 #include "kernels/common/storage.cuh"
 #include "kernels/elementwise/launch.h"
 
@@ -133,14 +134,12 @@ unsigned blocks_for(int64_t count) {
   return static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks);
 }
 
-bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
-
 template <class T, class Op, bool kBackward>
 cudaError_t launch_gelu(const GeluParams& p, cudaStream_t stream) {
-  const bool aligned = is_aligned(p.x) && is_aligned(p.out) && (!kBackward || is_aligned(p.dy));
+  const bool wide = aligned(p.x, 16) && aligned(p.out, 16) && (!kBackward || aligned(p.dy, 16));
   gelu_kernel<T, Op, kBackward><<<blocks_for<T>(p.count), kThreads, 0, stream>>>(
       static_cast<const T*>(p.x), static_cast<const T*>(p.dy), static_cast<T*>(p.out), p.count,
-      aligned);
+      wide);
   return cudaGetLastError();
 }
 
@@ -162,7 +161,7 @@ cudaError_t launch_dropout_stored(const DropoutParams& p, const uint64_t* device
                                   cudaStream_t stream) {
   dropout_kernel<T><<<blocks_for<T>(p.count), kThreads, 0, stream>>>(
       static_cast<const T*>(p.x), static_cast<T*>(p.out), p.count, p.key, device_key, p.threshold,
-      static_cast<float>(p.scale), is_aligned(p.x) && is_aligned(p.out));
+      static_cast<float>(p.scale), aligned(p.x, 16) && aligned(p.out, 16));
   return cudaGetLastError();
 }
 

@@ -82,7 +82,6 @@ class ForwardWarp {
 
  private:
   static constexpr int kWidth = Shape::kWidth;
-  static constexpr bool kWide = kUsual;
 
   __device__ bool has_z() const { return kUsual || p_.z.data != nullptr; }
   /// Where the lane's items and packs of states begin.
@@ -110,14 +109,15 @@ class ForwardWarp {
 
   /// Loads what prepare needs of the tile at `step`, zeros beyond the end, and moves on.
   __device__ __forceinline__ void fetch_input(int step) {
-    const bool wide = kWide || work_.vectors.channels, wide_states = kWide || work_.vectors.states;
+    const bool wide = kUsual || work_.vectors.channels,
+               wide_states = kUsual || work_.vectors.states;
 #pragma unroll
     for (int i = 0; i < Shape::kItems; ++i) {
       const int ahead = i * Shape::kItemSteps;
       const int left = item_.busy && step + item_.token + ahead < at_.end ? item_.left : 0;
-      u_next_[i] = fetch<kWidth, kWide>(u_.row(ahead), left, wide);
-      delta_next_[i] = fetch<kWidth, kWide>(delta_.row(ahead), left, wide);
-      if (!kStateOnly && has_z()) z_next_[i] = fetch<kWidth, kWide>(z_.row(ahead), left, wide);
+      u_next_[i] = fetch<kWidth, kUsual>(u_.row(ahead), left, wide);
+      delta_next_[i] = fetch<kWidth, kUsual>(delta_.row(ahead), left, wide);
+      if (!kStateOnly && has_z()) z_next_[i] = fetch<kWidth, kUsual>(z_.row(ahead), left, wide);
     }
 #pragma unroll
     for (int i = 0; i < Shape::kStateItems; ++i) {
@@ -126,9 +126,9 @@ class ForwardWarp {
           (Shape::kAllBusyStates || token < Shape::kSteps) && step + token < at_.end;
       const int left =
           inside ? static_cast<int>(p_.d_state) - lane_ % Shape::kLanes * kStatesPerLane : 0;
-      B_next_[i] = fetch<kStatesPerLane, kWide>(B_.row(ahead), left, wide_states);
+      B_next_[i] = fetch<kStatesPerLane, kUsual>(B_.row(ahead), left, wide_states);
       if constexpr (!kStateOnly) {
-        C_next_[i] = fetch<kStatesPerLane, kWide>(C_.row(ahead), left, wide_states);
+        C_next_[i] = fetch<kStatesPerLane, kUsual>(C_.row(ahead), left, wide_states);
       }
     }
     flag_ = flags_.load(step, step + lane_ % Shape::kSteps < at_.end);
@@ -272,7 +272,7 @@ class ForwardWarp {
         for (int j = 0; j < kWidth; ++j) y[j] *= z[j] * sigmoid(z[j]);
       }
       store_some<T, kWidth>(out_.row(ahead), y, inside ? item_.left : 0,
-                            kWide || work_.vectors.channels);
+                            kUsual || work_.vectors.channels);
     }
     out_.move(Shape::kSteps);
   }

@@ -3,28 +3,17 @@
 
 #include <cstdint>
 
+#include "kernels/common/alignment.h"
 #include "kernels/selective_scan/launch.h"
 #include "kernels/selective_scan/tile.cuh"
 
 namespace dmamba::kernels {
-
-inline bool aligned(const void* pointer, int64_t bytes) {
-  return reinterpret_cast<uintptr_t>(pointer) % static_cast<uintptr_t>(bytes) == 0;
-}
-
-/// Whether kWidth neighbouring channels of every token can be one access.
-inline bool rows_aligned(const Sequence& s, int64_t width, int64_t item) {
-  return s.data == nullptr || (aligned(s.data, width * item) && s.batch_stride % width == 0 &&
-                               s.step_stride % width == 0);
-}
 
 /// Whether A is row-major and aligned.
 inline bool rows_of_A_aligned(const SelectiveScanParams& p) {
   return p.d_state % 4 == 0 && p.A_state_stride == 1 && p.A_channel_stride == p.d_state &&
          aligned(p.A, 16);
 }
-
-inline int64_t storage_bytes(Storage storage) { return storage == Storage::kBFloat16 ? 2 : 4; }
 
 /// Calls f(ScanShape<lanes, kPerLane>{}) with the fewest lanes that hold d_state states.
 template <int kPerLane, class F>

@@ -27,8 +27,8 @@ class AdamW {
 
   /// Scales the gradients so that their global norm is at most training.gradient_clip, applies one
   /// step, forgets the gradients. Returns the norm before the clip, a scalar tensor; nothing waits
-  /// for the device. Parameters
-  /// that do not require a gradient at this moment keep their bits, and their moments too.
+  /// for the device. Parameters that do not require a gradient at this moment keep their bits, and
+  /// their moments too.
   torch::Tensor step(double learning_rate);
 
   int64_t steps() const { return steps_; }
