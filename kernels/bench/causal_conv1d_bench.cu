@@ -138,17 +138,24 @@ double error_of(const std::vector<float>& x, const Doubles& reference) {
   return worst / largest;
 }
 
+/// The backward pass with its sums.
+void run_backward(Problem& q, void* workspace, cudaStream_t stream) {
+  const auto b = q.backward();
+  check(launch_causal_conv1d_backward(b, workspace, stream), "backward");
+  check(launch_causal_conv1d_backward_sums(b, q.gradients(), workspace, stream), "backward sums");
+}
+
 int run_check(const Case& c, cudaStream_t stream) {
   Problem q(c);
   const auto f = q.forward();
   const auto b = q.backward();
   DeviceArray workspace(causal_conv1d_backward_workspace(b));
   // The backward launches first: the forward one may write where the initial state lies.
-  check(launch_causal_conv1d_backward(b, q.gradients(), workspace.get(), stream), "backward");
+  run_backward(q, workspace.get(), stream);
   check(cudaStreamSynchronize(stream), "backward");
   const int64_t weights = c.d_inner * c.width;
   const std::vector<float> first = to_host(q.dweight, weights, false);
-  check(launch_causal_conv1d_backward(b, q.gradients(), workspace.get(), stream), "backward");
+  run_backward(q, workspace.get(), stream);
   check(launch_causal_conv1d_forward(f, stream), "forward");
   check(cudaStreamSynchronize(stream), "forward");
   const ConvAnswer r = causal_conv1d_reference(q.reference());
@@ -239,7 +246,7 @@ void run_once(int row, cudaStream_t stream) {
   const auto b = q.backward();
   DeviceArray workspace(causal_conv1d_backward_workspace(b));
   check(launch_causal_conv1d_forward(q.forward(), stream), "forward");
-  check(launch_causal_conv1d_backward(b, q.gradients(), workspace.get(), stream), "backward");
+  run_backward(q, workspace.get(), stream);
   check(cudaStreamSynchronize(stream), "once");
 }
 
@@ -264,7 +271,7 @@ void run_times(cudaStream_t stream) {
     const Times forward =
         time_by_replay(stream, [&] { check(launch_causal_conv1d_forward(f, stream), "forward"); });
     const Times backward = time_by_replay(stream, [&] {
-      check(launch_causal_conv1d_backward(b, q.gradients(), workspace.get(), stream), "backward");
+      run_backward(q, workspace.get(), stream);
     });
     const double bytes = static_cast<double>(q.tokens * c.d_inner * q.item);
     std::printf("%s %3ld x %4ld x %4ld %5s", c.bf16 ? "bf16" : "fp32", c.batch, c.d_inner, c.length,

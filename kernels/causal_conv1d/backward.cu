@@ -230,37 +230,45 @@ __global__ void __launch_bounds__(kConvThreads, kBlocksOf<Shape>)
 }
 
 template <class Shape>
-cudaError_t launch_shape(const CausalConv1dBackwardParams& p, bool wide,
-                         const CausalConv1dGradients& gradients, float* partial,
+ConvGrid grid_of(const CausalConv1dParams& p) {
+  return conv_grid(p, Shape::kPack, kGridTile, Shape::kHalo, kLongest);
+}
+
+template <class Shape>
+cudaError_t launch_shape(const CausalConv1dBackwardParams& p, bool wide, float* partial,
                          cudaStream_t stream) {
-  ConvGrid g = conv_grid(p, Shape::kPack, kGridTile, Shape::kHalo, kLongest);
+  ConvGrid g = grid_of<Shape>(p);
   g.wide = wide;
   const int64_t blocks = int64_t{g.row_blocks} * g.pack_blocks;
   if (blocks > INT32_MAX) return cudaErrorInvalidValue;
   causal_conv1d_backward_kernel<Shape>
       <<<static_cast<unsigned>(blocks), kConvThreads, 0, stream>>>(p, g, partial);
-  const cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess) return error;
-  return launch_conv_sums({partial, g.row_blocks, p.d_inner, p.width}, gradients, stream);
+  return cudaGetLastError();
+}
+
+bool rows_are_wide(const CausalConv1dBackwardParams& p, int pack) {
+  return conv_rows_are_wide(p, p.x, pack) && conv_rows_are_wide(p, p.dout, pack) &&
+         conv_rows_are_wide(p, p.dx, pack);
+}
+
+bool is_usual(const CausalConv1dBackwardParams& p) {
+  return conv_weight_is_wide(p) && p.silu && rows_are_wide(p, kUsualPack);
 }
 
 template <class T>
-cudaError_t launch_storage(const CausalConv1dBackwardParams& p,
-                           const CausalConv1dGradients& gradients, float* partial,
+using UsualShape = ConvShape<T, kUsualPack, 4, true, true>;
+template <class T>
+using OtherShape = ConvShape<T, kOtherPack, kConvMaxWidth, false, true>;
+
+template <class T>
+cudaError_t launch_storage(const CausalConv1dBackwardParams& p, float* partial,
                            cudaStream_t stream) {
-  const auto wide = [&](int pack) {
-    return conv_rows_are_wide(p, p.x, pack) && conv_rows_are_wide(p, p.dout, pack) &&
-           conv_rows_are_wide(p, p.dx, pack);
-  };
-  if (conv_weight_is_wide(p) && p.silu && wide(kUsualPack)) {
-    return p.mask.data == nullptr && p.segment_starts.data == nullptr
-               ? launch_shape<ConvShape<T, kUsualPack, 4, true, false>>(p, true, gradients, partial,
-                                                                        stream)
-               : launch_shape<ConvShape<T, kUsualPack, 4, true, true>>(p, true, gradients, partial,
-                                                                       stream);
+  if (!is_usual(p)) {
+    return launch_shape<OtherShape<T>>(p, rows_are_wide(p, kOtherPack), partial, stream);
   }
-  return launch_shape<ConvShape<T, kOtherPack, kConvMaxWidth, false, true>>(
-      p, wide(kOtherPack), gradients, partial, stream);
+  return p.mask.data == nullptr && p.segment_starts.data == nullptr
+             ? launch_shape<ConvShape<T, kUsualPack, 4, true, false>>(p, true, partial, stream)
+             : launch_shape<UsualShape<T>>(p, true, partial, stream);
 }
 
 }  // namespace
@@ -268,21 +276,29 @@ cudaError_t launch_storage(const CausalConv1dBackwardParams& p,
 size_t causal_conv1d_backward_workspace(const CausalConv1dParams& p) {
   if (!conv_sizes_are_valid(p) || p.batch == 0 || p.d_inner == 0) return 0;
   // Of either kernel: which one it will be depends on addresses too.
-  const int64_t row_blocks =
-      std::max(conv_grid(p, kUsualPack, kGridTile, 3, kLongest).row_blocks,
-               conv_grid(p, kOtherPack, kGridTile, kConvMaxWidth - 1, kLongest).row_blocks);
+  const int64_t row_blocks = std::max(grid_of<UsualShape<float>>(p).row_blocks,
+                                      grid_of<OtherShape<float>>(p).row_blocks);
   const int64_t floats = row_blocks * (p.width + 1) * p.d_inner;
   return static_cast<size_t>((floats + 63) / 64 * 64) * sizeof(float);
 }
 
-cudaError_t launch_causal_conv1d_backward(const CausalConv1dBackwardParams& p,
-                                          const CausalConv1dGradients& gradients, void* workspace,
+cudaError_t launch_causal_conv1d_backward(const CausalConv1dBackwardParams& p, void* workspace,
                                           cudaStream_t stream) {
   if (!conv_sizes_are_valid(p)) return cudaErrorInvalidValue;
   if (p.batch == 0 || p.d_inner == 0) return cudaSuccess;
   float* const partial = static_cast<float*>(workspace);
-  return p.storage == Storage::kBFloat16 ? launch_storage<bfloat16>(p, gradients, partial, stream)
-                                         : launch_storage<float>(p, gradients, partial, stream);
+  return p.storage == Storage::kBFloat16 ? launch_storage<bfloat16>(p, partial, stream)
+                                         : launch_storage<float>(p, partial, stream);
+}
+
+cudaError_t launch_causal_conv1d_backward_sums(const CausalConv1dBackwardParams& p,
+                                               const CausalConv1dGradients& gradients,
+                                               const void* workspace, cudaStream_t stream) {
+  if (!conv_sizes_are_valid(p)) return cudaErrorInvalidValue;
+  if (p.batch == 0 || p.d_inner == 0) return cudaSuccess;
+  const ConvGrid g = is_usual(p) ? grid_of<UsualShape<float>>(p) : grid_of<OtherShape<float>>(p);
+  return launch_conv_sums({static_cast<const float*>(workspace), g.row_blocks, p.d_inner, p.width},
+                          gradients, stream);
 }
 
 }  // namespace dmamba::kernels

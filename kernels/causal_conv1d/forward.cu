@@ -18,6 +18,9 @@ constexpr int kOtherPack = 2;
 
 template <class T>
 constexpr int kUsualPack = 16 / sizeof(T);
+/// With fewer elements than this, smaller packs in more threads hide more latency.
+constexpr int kSmallPack = 4;
+constexpr int64_t kManyElements = int64_t{1} << 22;
 
 /// Tokens in flight: what 128 registers hold.
 template <class Shape>
@@ -173,6 +176,14 @@ cudaError_t launch_shape(const CausalConv1dForwardParams& p, bool wide, cudaStre
   return cudaGetLastError();
 }
 
+/// The usual shape: four taps, SiLU, wide rows.
+template <class T, int kPack>
+cudaError_t launch_usual(const CausalConv1dForwardParams& p, cudaStream_t stream) {
+  return p.mask.data == nullptr && p.segment_starts.data == nullptr
+             ? launch_shape<ConvShape<T, kPack, 4, true, false>>(p, true, stream)
+             : launch_shape<ConvShape<T, kPack, 4, true, true>>(p, true, stream);
+}
+
 template <class T>
 cudaError_t launch_storage(const CausalConv1dForwardParams& p, cudaStream_t stream) {
   const auto wide = [&](int pack) {
@@ -180,9 +191,10 @@ cudaError_t launch_storage(const CausalConv1dForwardParams& p, cudaStream_t stre
   };
   constexpr int kPack = kUsualPack<T>;
   if (conv_weight_is_wide(p) && p.silu && wide(kPack)) {
-    return p.mask.data == nullptr && p.segment_starts.data == nullptr
-               ? launch_shape<ConvShape<T, kPack, 4, true, false>>(p, true, stream)
-               : launch_shape<ConvShape<T, kPack, 4, true, true>>(p, true, stream);
+    if (kPack > kSmallPack && p.batch * p.length * p.d_inner < kManyElements) {
+      return launch_usual<T, kSmallPack>(p, stream);
+    }
+    return launch_usual<T, kPack>(p, stream);
   }
   return launch_shape<ConvShape<T, kOtherPack, kConvMaxWidth, false, true>>(p, wide(kOtherPack),
                                                                             stream);

@@ -25,9 +25,14 @@ struct CausalConv1dGradients {
 /// Bytes of scratch (256-byte aligned) that the backward launch needs.
 size_t causal_conv1d_backward_workspace(const CausalConv1dParams& p);
 
-/// dinitial_state, where asked, is written whole. The *_partial fields of `p` are not read.
-cudaError_t launch_causal_conv1d_backward(const CausalConv1dBackwardParams& p,
-                                          const CausalConv1dGradients& gradients, void* workspace,
+/// dinitial_state, where asked, is written whole. The *_partial fields of `p` are not read. Leaves
+/// the blocks' sums for the weight's and the bias's gradients in `workspace`.
+cudaError_t launch_causal_conv1d_backward(const CausalConv1dBackwardParams& p, void* workspace,
                                           cudaStream_t stream);
+
+/// Adds those up, on whichever stream, after the launch above with the same `p`.
+cudaError_t launch_causal_conv1d_backward_sums(const CausalConv1dBackwardParams& p,
+                                               const CausalConv1dGradients& gradients,
+                                               const void* workspace, cudaStream_t stream);
 
 }  // namespace dmamba::kernels

@@ -185,8 +185,6 @@ int64_t block_rows(int64_t rows) {
   return std::max<int64_t>(1, divide_up(rows, kMaxRowBlocks * kUnit)) * kUnit;
 }
 
-int64_t part_count(const MultiplySumParams& p) { return divide_up(p.rows, block_rows(p.rows)); }
-
 template <class T>
 dim3 grid_of(int64_t channels, int64_t row_blocks) {
   return {static_cast<unsigned>(divide_up(channels, kWarp * kLaneChannels<T>)),
@@ -210,7 +208,7 @@ template <class T>
 cudaError_t launch_stored(const MultiplySumParams& p, float* parts, cudaStream_t stream) {
   const bool wide = p.channels % kLaneChannels<T> == 0 && aligned(p.dy, 16) && aligned(p.slope, 16);
   const auto kernel = wide ? multiply_sum_kernel<T, true> : multiply_sum_kernel<T, false>;
-  kernel<<<grid_of<T>(p.channels, part_count(p)), kBlock, 0, stream>>>(
+  kernel<<<grid_of<T>(p.channels, multiply_sum_parts(p)), kBlock, 0, stream>>>(
       static_cast<T*>(p.dy), static_cast<const T*>(p.slope), parts, p.rows, p.channels,
       block_rows(p.rows));
   return cudaGetLastError();
@@ -225,24 +223,22 @@ cudaError_t launch_bias_gelu(const BiasGeluParams& p, cudaStream_t stream) {
                                          : launch_stored<float>(p, stream);
 }
 
-size_t multiply_sum_workspace(const MultiplySumParams& p) {
-  return static_cast<size_t>(part_count(p) * p.channels) * sizeof(float);
+int64_t multiply_sum_parts(const MultiplySumParams& p) {
+  return p.rows > 0 ? divide_up(p.rows, block_rows(p.rows)) : 0;
 }
 
-cudaError_t launch_multiply_sum(const MultiplySumParams& p, float* sums, void* workspace,
-                                cudaStream_t stream) {
+cudaError_t launch_multiply_sum(const MultiplySumParams& p, float* parts, cudaStream_t stream) {
   if (p.storage == Storage::kFloat64) return cudaErrorInvalidValue;
-  if (p.channels == 0) return cudaSuccess;
-  auto* parts = static_cast<float*>(workspace);
-  if (p.rows > 0) {
-    const cudaError_t error = p.storage == Storage::kBFloat16
-                                  ? launch_stored<bfloat16>(p, parts, stream)
-                                  : launch_stored<float>(p, parts, stream);
-    if (error != cudaSuccess) return error;
-  }
-  const auto blocks = static_cast<unsigned>(divide_up(p.channels, kColumns));
-  add_parts_kernel<<<blocks, dim3(kColumns, kSlices), 0, stream>>>(parts, sums, part_count(p),
-                                                                   p.channels);
+  if (p.channels == 0 || p.rows == 0) return cudaSuccess;
+  return p.storage == Storage::kBFloat16 ? launch_stored<bfloat16>(p, parts, stream)
+                                         : launch_stored<float>(p, parts, stream);
+}
+
+cudaError_t launch_sum_parts(const float* parts, float* sums, int64_t count, int64_t columns,
+                             cudaStream_t stream) {
+  if (columns == 0) return cudaSuccess;
+  const auto blocks = static_cast<unsigned>(divide_up(columns, kColumns));
+  add_parts_kernel<<<blocks, dim3(kColumns, kSlices), 0, stream>>>(parts, sums, count, columns);
   return cudaGetLastError();
 }
 

@@ -3,6 +3,7 @@
 //   gelu      y = x Phi(x)                      reads x, writes y:       2 n elements
 //   backward  dx = dy (Phi(x) + x Phi'(x))      reads x, dy, writes dx:  3 n elements
 //   dropout   y = keep ? x scale : 0            reads x, writes y:       2 n elements
+//   decay     y = -exp(x), a scan's A           a few thousand numbers: one launch
 //
 // (Hendrycks and Gimpel, arXiv 1606.08415; Phi is the normal distribution function.) The floor is
 // those bytes at the device's copy bandwidth. Dropout draws one Philox block per four elements: in
@@ -10,8 +11,8 @@
 //
 // Arithmetic is fp32 whatever the storage. A lane takes 16 bytes at a time; an array whose address
 // is no multiple of 16, and the last lane's rest, go element by element.
-#include "include/dmamba/common/philox.h"
 #include "kernels/common/alignment.h"
+#include "kernels/common/dropout.cuh"
 #include "kernels/common/storage.cuh"
 #include "kernels/elementwise/launch.h"
 
@@ -72,33 +73,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-/// The keep bits of this lane's elements, lowest first, of the warp's tile of 32 lanes that opens
-/// with stretch `first_stretch`. Every lane draws blocks of its own, so that no two lanes draw the
-/// same; four ballots a block hand the bits to the lanes whose elements they are.
-template <int kElements>
-__device__ uint32_t keep_bits(uint64_t first_stretch, uint64_t key, uint32_t threshold, int lane) {
-  constexpr int kStretch = 64, kBlocks = 16;  // a stretch has 16 Philox blocks of 4 words
-  constexpr int kRounds = kElements * kWarp / kStretch / 2;  // two stretches a round
-  const uint32_t key_words[2] = {static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32)};
-  const int position = lane * kElements;  // of this lane's first element in the tile
-  const int stretch = position / kStretch, word = position % kStretch / kBlocks;
-  uint32_t bits = 0;
-#pragma unroll
-  for (int round = 0; round < kRounds; ++round) {
-    const uint64_t counter =
-        (first_stretch + 2 * round + lane / kBlocks) * kBlocks + lane % kBlocks;
-    const uint32_t counter_words[4] = {static_cast<uint32_t>(counter),
-                                       static_cast<uint32_t>(counter >> 32), 0, 0};
-    const common::PhiloxBlock block = common::philox4x32(counter_words, key_words);
-#pragma unroll
-    for (int w = 0; w < 4; ++w) {
-      const uint32_t kept = __ballot_sync(0xFFFFFFFFu, block.word[w] >= threshold);
-      if (w == word && round == stretch / 2) bits = kept;
-    }
-  }
-  return bits >> (stretch % 2 * kBlocks + position % kBlocks);
-}
-
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     dropout_kernel(const T* __restrict__ x, T* __restrict__ out, int64_t count, uint64_t key,
@@ -125,6 +99,12 @@ __global__ void __launch_bounds__(kThreads)
     }
     store_some<T, kElements>(out + i, values, place.count, place.whole);
   }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    decay_rates_kernel(const float* __restrict__ x, float* __restrict__ out, int64_t count) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i < count) out[i] = -expf(x[i]);
 }
 
 template <class T>
@@ -173,6 +153,13 @@ cudaError_t launch_gelu_forward(const GeluParams& p, cudaStream_t stream) {
 
 cudaError_t launch_gelu_backward(const GeluParams& p, cudaStream_t stream) {
   return launch_gelu_stored<GeluBackward, true>(p, stream);
+}
+
+cudaError_t launch_decay_rates(const float* x, float* out, int64_t count, cudaStream_t stream) {
+  if (count == 0) return cudaSuccess;
+  const auto blocks = static_cast<unsigned>((count + kThreads - 1) / kThreads);
+  decay_rates_kernel<<<blocks, kThreads, 0, stream>>>(x, out, count);
+  return cudaGetLastError();
 }
 
 cudaError_t launch_dropout(const DropoutParams& p, const uint64_t* device_key,

@@ -5,6 +5,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
+#include <cstdint>
 
 #include "kernels/elementwise/params.h"
 
@@ -15,13 +16,20 @@ cudaError_t launch_gelu_backward(const GeluParams& p, cudaStream_t stream);
 
 cudaError_t launch_bias_gelu(const BiasGeluParams& p, cudaStream_t stream);
 
-/// Bytes of scratch (16-byte aligned) that launch_multiply_sum needs.
-size_t multiply_sum_workspace(const MultiplySumParams& p);
+/// Blocks' sums that launch_multiply_sum leaves: parts (multiply_sum_parts(p), channels) float32.
+int64_t multiply_sum_parts(const MultiplySumParams& p);
 
-/// sums: (channels,), written whole, zeros without rows. The sum_partial field of `p` is the CPU's
-/// and is not read.
-cudaError_t launch_multiply_sum(const MultiplySumParams& p, float* sums, void* workspace,
-                                cudaStream_t stream);
+/// The sum over the rows is left in parts, for launch_sum_parts. The sum_partial field of `p` is
+/// the CPU's and is not read.
+cudaError_t launch_multiply_sum(const MultiplySumParams& p, float* parts, cudaStream_t stream);
+
+/// sums[c] = the sum of parts[.][c], parts (count, columns) contiguous; zeros without parts. A
+/// thread adds every 16th part and then the threads in turn: one order on any device.
+cudaError_t launch_sum_parts(const float* parts, float* sums, int64_t count, int64_t columns,
+                             cudaStream_t stream);
+
+/// out = -exp(x), `count` numbers.
+cudaError_t launch_decay_rates(const float* x, float* out, int64_t count, cudaStream_t stream);
 
 /// The same mask as on the CPU, bit for bit. A device key, where given, takes the place of p.key,
 /// so that a captured graph can be replayed with another.

@@ -54,7 +54,7 @@ DMAMBA_HOST_DEVICE constexpr PhiloxBlock philox4x32(const std::uint32_t (&counte
 /// What a draw is for. It is part of the counter, so draws for different ends never share bits.
 enum class PhiloxPurpose : std::uint32_t {
   kSegment = 1,  ///< episode and start of a training segment
-  kDropout = 2,  ///< seed of a training step's dropout masks
+  kDropout = 2,  ///< keys of a training step's dropout masks
 };
 
 /// A stream of draws under one 64-bit seed, addressed by (step, index, purpose).
@@ -72,6 +72,12 @@ struct Philox {
     return philox4x32(counter, key);
   }
 };
+
+/// The key of the `index`-th dropout of a training step.
+DMAMBA_HOST_DEVICE constexpr std::uint64_t dropout_key(std::uint64_t seed, std::uint64_t step,
+                                                       std::uint32_t index) {
+  return Philox{seed}(step, index, PhiloxPurpose::kDropout).bits64(0);
+}
 
 /// Maps 64 random bits to [0, n): the high half of the 128-bit product bits * n.
 /// n >= 1. Its bias is below n / 2^64; no floating point, so every device rounds alike.

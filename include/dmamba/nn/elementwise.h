@@ -12,13 +12,19 @@ class GeluImpl : public torch::nn::Module {
 };
 TORCH_MODULE(Gelu);
 
-/// Dropout while training. One number a call comes from torch's default generator, the mask follows
-/// from it (see ops::dropout): torch.manual_seed decides the masks, whatever the number of threads.
+/// Dropout while training. The mask follows from one number a call (see ops::dropout), which comes
+/// from torch's default generator, so that torch.manual_seed decides the masks, whatever the number
+/// of threads; in a Trainer's step it is a function of (seed, step, number of the call).
 class DropoutImpl : public torch::nn::Module {
  public:
   /// Throws ConfigError unless 0 <= p < 1.
   explicit DropoutImpl(double p);
-  torch::Tensor forward(const torch::Tensor& x);
+  torch::Tensor forward(const torch::Tensor& x) { return apply(x); }
+  torch::Tensor apply(const torch::Tensor& x) const;
+
+  double p() const { return p_; }
+  /// Whether anything is dropped now.
+  bool active() const { return is_training() && p_ > 0.0; }
 
  private:
   double p_;

@@ -81,7 +81,10 @@ void conv_backward(const char* op, const ConvInputs& in, const Tensor& dout,
       gradients.dweight.mutable_data_ptr<float>(),
       gradients.dbias.defined() ? gradients.dbias.mutable_data_ptr<float>() : nullptr};
   void* scratch = call.scratch(kernels::causal_conv1d_backward_workspace(p));
-  call.check(kernels::launch_causal_conv1d_backward(p, sums, scratch, call.stream()));
+  call.check(kernels::launch_causal_conv1d_backward(p, scratch, call.stream()));
+  call.beside([&](cudaStream_t stream) {
+    return kernels::launch_causal_conv1d_backward_sums(p, sums, scratch, stream);
+  });
 }
 
 ConvGradients run_backward(const char* op, const ConvInputs& in, const Tensor& dout,

@@ -63,9 +63,14 @@ Tensor multiply_sum_cuda(const Tensor& dy, const Tensor& slope) {
                                      dy.mutable_data_ptr(),
                                      slope.const_data_ptr(),
                                      /*sum_partial=*/nullptr};
-  void* scratch = call.scratch(kernels::multiply_sum_workspace(p));
-  call.check(
-      kernels::launch_multiply_sum(p, sums.mutable_data_ptr<float>(), scratch, call.stream()));
+  const int64_t count = kernels::multiply_sum_parts(p);
+  auto* parts = static_cast<float*>(
+      call.scratch(static_cast<size_t>(count * p.channels) * sizeof(float)));
+  call.check(kernels::launch_multiply_sum(p, parts, call.stream()));
+  call.beside([&](cudaStream_t stream) {
+    return kernels::launch_sum_parts(parts, sums.mutable_data_ptr<float>(), count, p.channels,
+                                     stream);
+  });
   return sums;
 }
 

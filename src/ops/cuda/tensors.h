@@ -7,6 +7,7 @@
 #include <cuda_runtime_api.h>
 
 #include "src/ops/checks.h"
+#include "src/ops/graph.h"
 #include "src/ops/tensors.h"
 
 namespace dmamba::ops::cuda {
@@ -59,6 +60,15 @@ class Call {
     if (bytes == 0) return nullptr;
     scratch_ = at::empty({static_cast<int64_t>(bytes)}, like_.options().dtype(at::kByte));
     return scratch_.mutable_data_ptr();
+  }
+
+  /// Launches sums that only parameters' gradients need: on the side stream where there is one, or
+  /// else in line. They may read the scratch.
+  template <class F>
+  void beside(F&& launch) {
+    SideStream* side = SumsBeside::current();
+    if (side == nullptr) return check(launch(stream()));
+    side->run([&] { check(launch(c10::cuda::getCurrentCUDAStream())); }, {scratch_});
   }
 
   void check(cudaError_t error) const {

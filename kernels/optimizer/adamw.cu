@@ -1,0 +1,212 @@
+// AdamW over all parameters of a model, with the clip by the global norm, in two launches.
+//
+//   norm    a block sums the squares of its stretch of a gradient          reads   4 bytes a number
+//   update  every block adds the blocks' sums, then moves its stretch      moves  28 to 34
+//
+// Nothing is read back and nothing depends on the host: the factor of the clip is worked out by
+// every block anew, in the same order, from sums that lie in the L2 cache. The sums have one order
+// on any device. The update writes a parameter's mirror on the way, which saves the next forward pass
+// a launch for each weight.
+//
+//   g = clip g;  p -= lr decay p;  m += (1 - b1) (g - m);  v = b2 v + (1 - b2) g^2
+//   p -= step_size m / (sqrt(v) / second_correction + epsilon)
+#include <algorithm>
+
+#include "kernels/common/alignment.h"
+#include "kernels/common/storage.cuh"
+#include "kernels/optimizer/launch.h"
+
+namespace dmamba::kernels {
+namespace {
+
+constexpr int kThreads = 256, kWarp = 32;
+constexpr int kVectors = 2;                         // of four numbers, a thread
+constexpr int kStretch = kThreads * kVectors * 4;   // numbers of a block
+constexpr int kTensorsPerLaunch = 96;
+
+/// The tensors of one launch, and which of its blocks belong to which.
+struct Batch {
+  AdamWTensor tensors[kTensorsPerLaunch];
+  bool wide[kTensorsPerLaunch];  // addresses allow four numbers at once
+  int first_block[kTensorsPerLaunch + 1];
+  int count;
+};
+
+struct Place {
+  int tensor;
+  int64_t offset;  // of the block's stretch
+};
+
+__device__ Place place_of(const Batch& batch, int block) {
+  int low = 0, high = batch.count;  // first_block[low] <= block < first_block[high]
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    if (batch.first_block[middle] <= block) {
+      low = middle;
+    } else {
+      high = middle;
+    }
+  }
+  return {low, int64_t{block - batch.first_block[low]} * kStretch};
+}
+
+/// The sum over the block, in every thread; one order.
+__device__ float sum_block(float value) {
+  __shared__ float warps[kThreads / kWarp];
+#pragma unroll
+  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
+    value += __shfl_xor_sync(~0U, value, lanes);
+  }
+  if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  float sum = warps[0];
+#pragma unroll
+  for (int w = 1; w < kThreads / kWarp; ++w) sum += warps[w];
+  return sum;
+}
+
+/// The thread's i-th vector of the stretch at `offset`; `count` of its numbers exist.
+__device__ int64_t vector_at(int64_t offset, int i, int64_t size, int& count) {
+  const int64_t at = offset + (int64_t{i} * kThreads + threadIdx.x) * 4;
+  const int64_t left = size - at;
+  count = static_cast<int>(left < 0 ? 0 : left < 4 ? left : 4);
+  return at;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    norm_kernel(const __grid_constant__ Batch batch, float* __restrict__ sums) {
+  const Place place = place_of(batch, static_cast<int>(blockIdx.x));
+  const AdamWTensor& t = batch.tensors[place.tensor];
+  float sum = 0.0F;
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    int count;
+    const int64_t at = vector_at(place.offset, i, t.count, count);
+    float g[4];
+    fetch<4, false>(t.gradient + at, count, count == 4 && batch.wide[place.tensor]).get(g);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) sum = fmaf(g[e], g[e], sum);
+  }
+  sum = sum_block(sum);
+  if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+}
+
+/// The norm, in every thread.
+__device__ float global_norm(const float* __restrict__ sums, int count) {
+  float sum = 0.0F;
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += kThreads) sum += sums[i];
+  return sqrtf(sum_block(sum));
+}
+
+__device__ void leave_traces(const AdamWTraces& traces, float norm) {
+  *traces.norm = norm;
+  *traces.norm_sum += static_cast<double>(norm);
+  *traces.loss_sum += static_cast<double>(*traces.loss);
+  *traces.step += 1;
+}
+
+/// `traces.norm` is null in all launches but the last.
+__global__ void __launch_bounds__(kThreads)
+    update_kernel(const __grid_constant__ Batch batch, const __grid_constant__ AdamWOptions options,
+                  const StepScalars* __restrict__ scalars, const __grid_constant__ AdamWTraces traces,
+                  const float* __restrict__ sums, int n_sums) {
+  const Place place = place_of(batch, static_cast<int>(blockIdx.x));
+  const AdamWTensor& t = batch.tensors[place.tensor];
+  const bool wide = batch.wide[place.tensor];
+  const StepScalars s = *scalars;
+  const float norm = global_norm(sums, n_sums);
+  if (blockIdx.x == 0 && threadIdx.x == 0 && traces.norm != nullptr) leave_traces(traces, norm);
+  float clip = 1.0F;  // 1e-6 as in torch's clip_grad_norm_
+  if (options.gradient_clip > 0.0F) clip = fminf(options.gradient_clip / (norm + 1e-6F), 1.0F);
+  if (isnan(norm)) clip = norm;
+  const float kept = 1.0F - s.learning_rate * t.weight_decay;
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    int count;
+    const int64_t at = vector_at(place.offset, i, t.count, count);
+    const bool whole = wide && count == 4;
+    float p[4], g[4], m[4], v[4];
+    fetch<4, false>(t.parameter + at, count, whole).get(p);
+    fetch<4, false>(t.gradient + at, count, whole).get(g);
+    fetch<4, false>(t.first_moment + at, count, whole).get(m);
+    fetch<4, false>(t.second_moment + at, count, whole).get(v);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const float gradient = g[e] * clip;
+      m[e] = fmaf(1.0F - options.beta1, gradient - m[e], m[e]);
+      v[e] = fmaf(options.beta2, v[e], (1.0F - options.beta2) * gradient * gradient);
+      const float denominator = sqrtf(v[e]) / s.second_correction + options.epsilon;
+      p[e] = fmaf(-s.step_size, m[e] / denominator, p[e] * kept);
+    }
+    store_some<float, 4>(t.parameter + at, p, count, whole);
+    store_some<float, 4>(t.first_moment + at, m, count, whole);
+    store_some<float, 4>(t.second_moment + at, v, count, whole);
+    if (t.mirror_kind == Mirror::kBFloat16) {
+      store_some<bfloat16, 4>(static_cast<bfloat16*>(t.mirror) + at, p, count, whole);
+    } else if (t.mirror_kind == Mirror::kDecayRates) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) p[e] = -expf(p[e]);
+      store_some<float, 4>(static_cast<float*>(t.mirror) + at, p, count, whole);
+    }
+  }
+}
+
+int blocks_of(const AdamWTensor& t) {
+  return static_cast<int>((t.count + kStretch - 1) / kStretch);
+}
+
+Batch make_batch(const AdamWTensor* tensors, int count) {
+  Batch batch;
+  batch.count = count;
+  int block = 0;
+  for (int i = 0; i < count; ++i) {
+    const AdamWTensor& t = batch.tensors[i] = tensors[i];
+    batch.wide[i] = aligned(t.parameter, 16) && aligned(t.gradient, 16) &&
+                    aligned(t.first_moment, 16) && aligned(t.second_moment, 16) &&
+                    aligned(t.mirror, 16);
+    batch.first_block[i] = block;
+    block += blocks_of(tensors[i]);
+  }
+  batch.first_block[count] = block;
+  return batch;
+}
+
+int total_blocks(const AdamWTensor* tensors, int count) {
+  int blocks = 0;
+  for (int i = 0; i < count; ++i) blocks += blocks_of(tensors[i]);
+  return blocks;
+}
+
+/// Calls f(batch, its first block among all) for each launch.
+template <class F>
+void for_each_batch(const AdamWTensor* tensors, int count, F&& f) {
+  int first_block = 0;
+  for (int first = 0; first < count; first += kTensorsPerLaunch) {
+    const Batch batch = make_batch(tensors + first, std::min(kTensorsPerLaunch, count - first));
+    f(batch, first_block, first + kTensorsPerLaunch >= count);
+    first_block += batch.first_block[batch.count];
+  }
+}
+
+}  // namespace
+
+size_t adamw_workspace(const AdamWTensor* tensors, int count) {
+  return static_cast<size_t>(total_blocks(tensors, count)) * sizeof(float);
+}
+
+cudaError_t launch_adamw(const AdamWTensor* tensors, int count, const AdamWOptions& options,
+                         const StepScalars* scalars, const AdamWTraces& traces, void* workspace,
+                         cudaStream_t stream) {
+  auto* sums = static_cast<float*>(workspace);
+  const int n_sums = total_blocks(tensors, count);
+  for_each_batch(tensors, count, [&](const Batch& batch, int first_block, bool) {
+    norm_kernel<<<batch.first_block[batch.count], kThreads, 0, stream>>>(batch, sums + first_block);
+  });
+  for_each_batch(tensors, count, [&](const Batch& batch, int, bool last) {
+    update_kernel<<<batch.first_block[batch.count], kThreads, 0, stream>>>(
+        batch, options, scalars, last ? traces : AdamWTraces{}, sums, n_sums);
+  });
+  return cudaGetLastError();
+}
+
+}  // namespace dmamba::kernels

@@ -1,0 +1,44 @@
+// Parameters of the optimizer's step. Free of torch and of CUDA.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/sampling/params.h"
+
+namespace dmamba::kernels {
+
+/// What is kept beside a parameter.
+enum class Mirror : int {
+  kNone,
+  kBFloat16,    // the parameter, rounded
+  kDecayRates,  // -exp(parameter), float32: a scan's A
+};
+
+/// One parameter and what belongs to it: contiguous, of one size; float32.
+/// Addresses need not be aligned.
+struct AdamWTensor {
+  float* parameter;
+  const float* gradient;
+  float* first_moment;
+  float* second_moment;
+  void* mirror;
+  Mirror mirror_kind;
+  int64_t count;
+  float weight_decay;
+};
+
+struct AdamWOptions {
+  float beta1, beta2, epsilon;
+  float gradient_clip;  // largest global norm; 0: off
+};
+
+/// Where the step leaves its traces.
+struct AdamWTraces {
+  float* norm;       // of all gradients, before the clip
+  double* norm_sum;  // += norm
+  double* loss_sum;  // += loss
+  const float* loss;
+  int64_t* step;  // += 1
+};
+
+}  // namespace dmamba::kernels

@@ -1,0 +1,53 @@
+// Parameters of a training step's opening. Free of torch and of CUDA.
+#pragma once
+
+#include <cstdint>
+
+#include "include/dmamba/common/learning_rate.h"
+
+namespace dmamba::kernels {
+
+/// Recorded episodes in the device's memory, as a batch wants them: states standardised,
+/// returns-to-go scaled. Row-major, float32.
+struct Trajectories {
+  const float* states;         // (transitions, state_dim)
+  const float* actions;        // (transitions, act_dim)
+  const float* returns_to_go;  // (transitions,)
+  const int64_t* starts;       // (episodes + 1,) first transition of each, then their total
+  const float* padding_state;  // (state_dim,)
+  float padding_action;
+  int64_t episodes, state_dim, act_dim;
+};
+
+/// Where a batch is written; shapes as data::BatchView.
+struct SegmentBatch {
+  float* states;
+  float* actions;
+  float* returns_to_go;
+  int64_t* timesteps;
+  bool* mask;
+  int64_t batch_size, context_length, max_timestep;
+};
+
+/// What the optimizer's kernel reads: float32 scalars side by side.
+struct StepScalars {
+  float learning_rate;
+  float step_size;           // learning_rate / (1 - beta1^n) of the n-th step
+  float second_correction;   // sqrt(1 - beta2^n)
+};
+
+/// All that a step needs which depends on its number alone, so that a captured graph, which always
+/// runs with the same arguments, does the next step each time.
+struct BeginStepParams {
+  const int64_t* step;  // on the device: optimizer steps done
+  uint64_t seed;
+  common::LearningRate learning_rate;
+  double beta1, beta2;
+  StepScalars* scalars;
+  int64_t* dropout_keys;  // (n_keys,)
+  int64_t n_keys;
+  Trajectories data;   // not read where batch_size is 0
+  SegmentBatch batch;  // batch_size 0: the batch comes from elsewhere
+};
+
+}  // namespace dmamba::kernels

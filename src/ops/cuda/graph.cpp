@@ -1,0 +1,190 @@
+// Graphs and streams over the CUDA runtime and torch's allocator. Not at::cuda::CUDAGraph: that
+// lies in torch_cuda, which nothing else here needs, and brings the generator's state along, which
+// no op of ours draws from.
+#include "src/ops/graph.h"
+
+#include <c10/cuda/CUDACachingAllocator.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <cuda_runtime_api.h>
+
+#include <atomic>
+#include <string>
+
+#include "dmamba/common/error.h"
+
+namespace dmamba::ops {
+namespace {
+
+namespace allocator = c10::cuda::CUDACachingAllocator;
+
+void check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // or torch's next check would find it
+  throw Error(std::string(what) + ": " + cudaGetErrorString(error));
+}
+
+/// An id that torch's own pools don't have: theirs count up from 1.
+c10::MempoolId_t new_pool() {
+  static std::atomic<uint64_t> count{uint64_t{1} << 40};
+  return {0, ++count};
+}
+
+class Event {
+ public:
+  Event() { check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "cudaEventCreate"); }
+  ~Event() { cudaEventDestroy(event_); }
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+
+  /// `later` goes on after what `earlier` has been given until now.
+  void order(cudaStream_t earlier, cudaStream_t later) {
+    check(cudaEventRecord(event_, earlier), "cudaEventRecord");
+    check(cudaStreamWaitEvent(later, event_, 0), "cudaStreamWaitEvent");
+  }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
+/// Allocations of the streams that are being captured into one graph go to the graph's pool.
+class PoolScope {
+ public:
+  PoolScope(c10::DeviceIndex device, c10::MempoolId_t pool, const unsigned long long* capture)
+      : device_(device), pool_(pool) {
+    allocator::beginAllocateToPool(device, pool, [capture](cudaStream_t stream) {
+      cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+      unsigned long long id = 0;
+      if (cudaStreamGetCaptureInfo(stream, &status, &id) != cudaSuccess) return false;
+      return status == cudaStreamCaptureStatusActive && id == *capture;
+    });
+  }
+  ~PoolScope() { allocator::endAllocateToPool(device_, pool_); }
+  PoolScope(const PoolScope&) = delete;
+  PoolScope& operator=(const PoolScope&) = delete;
+
+ private:
+  c10::DeviceIndex device_;
+  c10::MempoolId_t pool_;
+};
+
+}  // namespace
+
+int64_t free_memory(at::Device device) {
+  const c10::cuda::CUDAGuard guard(device);
+  size_t free = 0, total = 0;
+  check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  return static_cast<int64_t>(free);
+}
+
+struct Graph::Impl {
+  c10::DeviceIndex device = 0;
+  c10::MempoolId_t pool = new_pool();
+  bool has_pool = false;
+  unsigned long long capture = 0;
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t executable = nullptr;
+
+  ~Impl() {
+    if (executable != nullptr) cudaGraphExecDestroy(executable);
+    if (graph != nullptr) cudaGraphDestroy(graph);
+    if (has_pool) allocator::releasePool(device, pool);
+  }
+
+  /// Ends the capture whatever happened in it; the graph, or null.
+  cudaGraph_t end(cudaStream_t stream) {
+    cudaGraph_t recorded = nullptr;
+    if (cudaStreamEndCapture(stream, &recorded) != cudaSuccess) cudaGetLastError();
+    return recorded;
+  }
+};
+
+Graph::Graph() : impl_(std::make_unique<Impl>()) {}
+Graph::~Graph() = default;
+
+void Graph::capture(const std::function<void()>& work) {
+  Impl& g = *impl_;
+  const c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream();
+  g.device = stream.device_index();
+  const PoolScope scope(g.device, g.pool, &g.capture);
+  g.has_pool = true;
+  // Other threads may train on the same device meanwhile: only this graph's streams are held.
+  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed), "cudaStreamBeginCapture");
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  cudaError_t error = cudaStreamGetCaptureInfo(stream, &status, &g.capture);
+  try {
+    check(error, "cudaStreamGetCaptureInfo");
+    work();
+  } catch (...) {
+    if (cudaGraph_t recorded = g.end(stream); recorded != nullptr) cudaGraphDestroy(recorded);
+    throw;
+  }
+  g.graph = g.end(stream);
+  if (g.graph == nullptr) {
+    throw Error("CUDA graph: some of the work cannot be recorded, such as a read from the device");
+  }
+  check(cudaGraphInstantiate(&g.executable, g.graph, 0), "cudaGraphInstantiate");
+}
+
+void Graph::replay() {
+  check(cudaGraphLaunch(impl_->executable, c10::cuda::getCurrentCUDAStream()), "cudaGraphLaunch");
+}
+
+struct SideStream::Impl {
+  explicit Impl(at::Device device)
+      : stream(c10::cuda::getStreamFromPool(/*isHighPriority=*/false, device.index())) {}
+  c10::cuda::CUDAStream stream;
+  Event fork, joined;
+  std::vector<at::Tensor> kept;
+  bool busy = false;
+};
+
+SideStream::SideStream(at::Device device) : impl_(std::make_unique<Impl>(device)) {}
+SideStream::~SideStream() = default;
+
+void SideStream::run(const std::function<void()>& work, std::vector<at::Tensor> inputs) {
+  impl_->fork.order(c10::cuda::getCurrentCUDAStream(), impl_->stream);
+  impl_->busy = true;
+  for (at::Tensor& input : inputs) impl_->kept.push_back(std::move(input));
+  const c10::cuda::CUDAStreamGuard guard(impl_->stream);
+  work();
+}
+
+void SideStream::join() {
+  if (impl_->busy) impl_->joined.order(impl_->stream, c10::cuda::getCurrentCUDAStream());
+  impl_->busy = false;
+  impl_->kept.clear();
+}
+
+struct WorkStream::Impl {
+  explicit Impl(at::Device device)
+      : stream(c10::cuda::getStreamFromPool(/*isHighPriority=*/true, device.index())) {}
+  c10::cuda::CUDAStream stream;
+  Event event;
+};
+
+WorkStream::WorkStream(at::Device device) : impl_(std::make_unique<Impl>(device)) {}
+WorkStream::~WorkStream() = default;
+
+struct WorkStream::Scope::Impl {
+  explicit Impl(WorkStream::Impl& work)
+      : work(work),
+        outer(c10::cuda::getCurrentCUDAStream(work.stream.device_index())),
+        guard(work.stream) {
+    work.event.order(outer, work.stream);
+  }
+  WorkStream::Impl& work;
+  c10::cuda::CUDAStream outer;
+  c10::cuda::CUDAStreamGuard guard;
+};
+
+WorkStream::Scope::Scope(WorkStream& stream) : impl_(std::make_unique<Impl>(*stream.impl_)) {}
+WorkStream::Scope::~Scope() {
+  try {
+    impl_->work.event.order(impl_->work.stream, impl_->outer);
+  } catch (const Error&) {
+    // The device has failed; the next call on it says so.
+  }
+}
+
+}  // namespace dmamba::ops

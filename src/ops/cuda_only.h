@@ -1,0 +1,157 @@
+// Fused steps of training that exist on CUDA alone. They take what src/nn and src/train hand them
+// (checked there), work on the current stream, wait for nothing, and can be captured in a graph.
+// In a library built without CUDA each of them throws dmamba::Error.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "dmamba/common/learning_rate.h"
+#include "kernels/normalization/params.h"
+
+namespace dmamba::ops::cuda_only {
+
+using at::Tensor;
+
+/// A dropout whose key, an int64 scalar, lies on the device; without a key there is none.
+struct Dropout {
+  double p = 0.0;
+  Tensor key;
+};
+
+/// x / (1 - p) or 0; the mask of ops::dropout with that key. Its own derivative.
+Tensor dropout(const Tensor& x, const Dropout& dropout);
+
+/// -exp(A_log), in one launch.
+Tensor decay_rates(const Tensor& A_log);
+
+/// The sums of parts (blocks, ...) over the blocks, in one order.
+Tensor sum_parts(const Tensor& parts);
+
+// ---- The residual stream: kernels/normalization/params.h ----
+
+using kernels::norm_width_fits;
+
+struct AddNorm {
+  Tensor sum;         // (..., width) float32; the residual itself where there is no branch
+  Tensor normed;      // (..., width)
+  Tensor statistics;  // (rows, 2)
+};
+
+/// residual (..., width) float32 contiguous; branch (..., width) of `type`, or undefined; bias
+/// (width,) or undefined.
+AddNorm add_norm(const Tensor& residual, const Tensor& branch, const Tensor& bias,
+                 const Dropout& dropout, const Tensor& weight, const Tensor& norm_bias,
+                 double epsilon, at::ScalarType type);
+
+struct AddNormGradients {
+  Tensor dresidual;
+  Tensor dbranch;  // undefined where not wanted
+  Tensor parts;    // (blocks, 2 or 3, width): weight, norm_bias, bias
+};
+
+AddNormGradients add_norm_backward(const Tensor& dnormed, const Tensor& dsum, const Tensor& sum,
+                                   const Tensor& statistics, const Tensor& weight,
+                                   const Dropout& dropout, bool has_bias, bool wants_branch);
+
+// ---- The token embedding: kernels/embedding/params.h ----
+
+struct EmbeddingInputs {
+  std::array<Tensor, 3> values;   // returns-to-go, states, actions: (steps, features)
+  std::array<Tensor, 3> weights;  // (width, features)
+  std::array<Tensor, 3> biases;   // (width,)
+  Tensor timesteps;               // (steps,) int64
+  Tensor mask;                    // (steps,) bool, or undefined
+  Tensor time;                    // (max_timestep, width)
+  Tensor norm_weight, norm_bias;  // (width,)
+  double epsilon;
+  Dropout dropout;
+};
+
+struct Embedding {
+  Tensor out;         // (3 steps, width) float32
+  Tensor tokens;      // the same before norm and dropout
+  Tensor statistics;  // (3 steps, 2)
+  Tensor token_mask;  // (3 steps,) bool where there is a mask
+};
+
+Embedding embed(const EmbeddingInputs& in);
+
+/// dtokens (3 steps, width), and parts (blocks, 2, width) of the norm's weight and bias.
+std::array<Tensor, 2> embed_norm_backward(const Tensor& dout, const Embedding& embedding,
+                                          const EmbeddingInputs& in);
+
+/// (sum of (features + 1) width,): each kind's weight (width, features), then its bias (width,).
+Tensor embed_weights_backward(const Tensor& dtokens, const EmbeddingInputs& in);
+
+/// (max_timestep, width).
+Tensor embed_time_backward(const Tensor& dtokens, const EmbeddingInputs& in);
+
+// ---- The action head with its loss: kernels/action_head/params.h ----
+
+struct ActionHead {
+  Tensor losses;  // (blocks,): the loss is their sum
+  Tensor slopes;  // (steps, act_dim)
+};
+
+/// y (3 steps, width) contiguous, targets (steps, act_dim), mask (steps,) bool.
+ActionHead action_head(const Tensor& y, const Tensor& weight, const Tensor& bias,
+                       const Tensor& targets, const Tensor& mask);
+
+/// dy, and parts (blocks, act_dim (width + 1)) of weight and then of bias.
+std::array<Tensor, 2> action_head_backward(const Tensor& dloss, const Tensor& y,
+                                           const Tensor& weight, const Tensor& slopes);
+
+// ---- The step's beginning and end: kernels/sampling, kernels/optimizer ----
+
+/// What a step leaves on the device for the next one, and for who reads the metrics.
+struct StepState {
+  Tensor step;          // () int64: optimizer steps done
+  Tensor scalars;       // (3,) float32: kernels::StepScalars
+  Tensor dropout_keys;  // (n,) int64
+  Tensor loss_sum;      // () float64
+  Tensor norm_sum;      // () float64
+};
+
+/// Recorded episodes, standardised and scaled; see kernels::Trajectories.
+struct TrajectoryTensors {
+  Tensor states, actions, returns_to_go, starts, padding_state;
+  float padding_action = 0.0F;
+};
+
+/// A batch's tensors and its sizes; see kernels::SegmentBatch.
+struct BatchTensors {
+  Tensor states, actions, returns_to_go, timesteps, mask;
+};
+
+struct BeginStep {
+  uint64_t seed;
+  common::LearningRate learning_rate;
+  double beta1, beta2;
+  int64_t max_timestep;
+};
+
+/// Writes scalars and dropout keys of the step, and the batch where the trajectories are there.
+void begin_step(const BeginStep& options, const StepState& state,
+                const TrajectoryTensors* trajectories, const BatchTensors& batch);
+
+/// What the optimizer moves: lists of one length. A mirror is undefined, or of the parameter's
+/// size: bfloat16, the parameter rounded; float32, its decay_rates.
+struct AdamWTensors {
+  std::vector<Tensor> parameters, gradients, first_moments, second_moments, mirrors;
+  std::vector<double> weight_decays;
+};
+
+struct AdamWOptions {
+  double beta1, beta2, epsilon, gradient_clip;
+};
+
+/// Clips and steps; adds `loss` and the norm to the state's sums, counts the step. Returns the norm
+/// before the clip, ().
+Tensor adamw(const AdamWTensors& tensors, const AdamWOptions& options, const Tensor& loss,
+             const StepState& state);
+
+}  // namespace dmamba::ops::cuda_only

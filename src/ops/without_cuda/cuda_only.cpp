@@ -1,0 +1,77 @@
+// What exists on CUDA alone, in a library that was built without it.
+#include "src/ops/cuda_only.h"
+
+#include <string>
+
+#include "dmamba/common/error.h"
+#include "src/ops/graph.h"
+
+namespace dmamba::ops {
+namespace {
+
+[[noreturn]] void refuse(const char* what) {
+  throw Error(std::string(what) +
+              ": this dmamba was built without CUDA kernels; dmamba info says why");
+}
+
+}  // namespace
+
+namespace cuda_only {
+
+Tensor dropout(const Tensor&, const Dropout&) { refuse("dropout"); }
+Tensor decay_rates(const Tensor&) { refuse("decay_rates"); }
+Tensor sum_parts(const Tensor&) { refuse("sum_parts"); }
+AddNorm add_norm(const Tensor&, const Tensor&, const Tensor&, const Dropout&, const Tensor&,
+                 const Tensor&, double, at::ScalarType) {
+  refuse("add_norm");
+}
+AddNormGradients add_norm_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                                   const Tensor&, const Dropout&, bool, bool) {
+  refuse("add_norm_backward");
+}
+Embedding embed(const EmbeddingInputs&) { refuse("embed"); }
+std::array<Tensor, 2> embed_norm_backward(const Tensor&, const Embedding&, const EmbeddingInputs&) {
+  refuse("embed_backward");
+}
+Tensor embed_weights_backward(const Tensor&, const EmbeddingInputs&) { refuse("embed_backward"); }
+Tensor embed_time_backward(const Tensor&, const EmbeddingInputs&) { refuse("embed_backward"); }
+ActionHead action_head(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&) {
+  refuse("action_head");
+}
+std::array<Tensor, 2> action_head_backward(const Tensor&, const Tensor&, const Tensor&,
+                                           const Tensor&) {
+  refuse("action_head_backward");
+}
+void begin_step(const BeginStep&, const StepState&, const TrajectoryTensors*, const BatchTensors&) {
+  refuse("begin_step");
+}
+Tensor adamw(const AdamWTensors&, const AdamWOptions&, const Tensor&, const StepState&) {
+  refuse("adamw");
+}
+
+}  // namespace cuda_only
+
+int64_t free_memory(at::Device) { refuse("free_memory"); }
+
+struct Graph::Impl {};
+Graph::Graph() { refuse("Graph"); }
+Graph::~Graph() = default;
+void Graph::capture(const std::function<void()>&) { refuse("Graph"); }
+void Graph::replay() { refuse("Graph"); }
+
+struct SideStream::Impl {};
+SideStream::SideStream(at::Device) { refuse("SideStream"); }
+SideStream::~SideStream() = default;
+void SideStream::run(const std::function<void()>&, std::vector<at::Tensor>) {
+  refuse("SideStream");
+}
+void SideStream::join() { refuse("SideStream"); }
+
+struct WorkStream::Impl {};
+WorkStream::WorkStream(at::Device) { refuse("WorkStream"); }
+WorkStream::~WorkStream() = default;
+struct WorkStream::Scope::Impl {};
+WorkStream::Scope::Scope(WorkStream&) { refuse("WorkStream"); }
+WorkStream::Scope::~Scope() = default;
+
+}  // namespace dmamba::ops
