@@ -42,6 +42,10 @@ void bind_train(py::module_& m) {
       .def_property_readonly(
           "device", [](const train::Trainer& t) { return t.device().str(); },
           "Where the steps are computed: cpu, cuda:0, ...")
+      .def_property_readonly("uses_graph", &train::Trainer::uses_graph,
+                             "Whether the last step was a replay of a CUDA graph.")
+      .def_property_readonly("data_on_device", &train::Trainer::data_on_device,
+                             "Whether batches are drawn from a recording in the GPU's memory.")
       .def_property_readonly("state_mean",
                              [](const train::Trainer& t) { return t.state().state_mean; })
       .def_property_readonly("state_std",

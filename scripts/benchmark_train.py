@@ -3,11 +3,14 @@
 
     python scripts/benchmark_train.py [--d-model 128] [--context-length 20] [--batch-size 64]
     python scripts/benchmark_train.py --device cuda [--precision fp32|tf32|bf16] [--steps 200]
+        [--runs 8] [--graph off] [--data host]
 
 The step is everything: drawing the batch, its way to the device, forward, loss, backward, clipping,
 AdamW. On the CPU it takes turns with the matrix products of the same step (forward, and twice in
 the backward pass) on ready tensors, so that a machine whose speed drifts is fair to both. On a GPU
-a round is a burst of steps between two events: the time from step to step, whoever waits for whom.
+a round is a burst of steps, until the GPU has done the last one.
+Several runs at once are trainers in threads of their own, as the seeds of an experiment; the time is
+then that of a step of all of them.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from benchmark_ops import processor
@@ -56,6 +60,8 @@ def make_trainer(options: argparse.Namespace) -> tuple[_C.Trainer, _C.Config, _C
     config.training.steps = 10**9
     config.training.device = options.device
     config.training.precision = options.precision
+    config.training.graph = options.graph
+    config.training.data = options.data
     store = data.load("hopper-medium")
     model = dmamba.nn.DMamba(store.state_dim, store.act_dim, config.model)
     return _C.Trainer(config, store, model.cpp_module), config, store
@@ -78,19 +84,27 @@ def time_beside_products(options: argparse.Namespace) -> dict[str, list[float]]:
     return times
 
 
+def run_together(trainers: list[_C.Trainer], steps: int) -> None:
+    """Runs each trainer for `steps` steps, in a thread of its own where there are several."""
+    if len(trainers) == 1:
+        trainers[0].run(seconds=1e9, max_steps=steps)
+        return
+    with ThreadPoolExecutor(len(trainers)) as pool:
+        for future in [pool.submit(t.run, seconds=1e9, max_steps=steps) for t in trainers]:
+            future.result()
+
+
 def time_bursts(options: argparse.Namespace) -> dict[str, list[float]]:
     """Milliseconds a step on a GPU, a mean over each burst."""
-    trainer, _, _ = make_trainer(options)
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    trainers = [make_trainer(options)[0] for _ in range(options.runs)]
     times = []
     for round_index in range(options.rounds + 3):
         torch.cuda.synchronize()
-        start.record()
-        trainer.run(seconds=1e9, max_steps=options.steps)
-        end.record()
+        start = time.perf_counter()
+        run_together(trainers, options.steps)
         torch.cuda.synchronize()
         if round_index >= 3:
-            times.append(start.elapsed_time(end) / options.steps)
+            times.append(1e3 * (time.perf_counter() - start) / options.steps)
     return {"training step": times}
 
 
@@ -103,14 +117,14 @@ def report(options: argparse.Namespace, times: dict[str, list[float]]) -> None:
         f"{torch.version.cuda}), dmamba {dmamba.__version__}\n"
         f"d_model {options.d_model}, {options.n_layer} layers, K {options.context_length}, "
         f"batch {options.batch_size}, {options.precision}; times in ms over {options.rounds} rounds"
-        + (f" of {options.steps} steps" if on_gpu else "")
+        + (f" of {options.steps} steps; {options.runs} at once" if on_gpu else "")
     )
     print(f"{'':26}{'median':>9}{'quartiles':>18}{'minimum':>9}")
     for name, values in times.items():
         low, median, high = statistics.quantiles(values, n=4)
         print(f"{name:<26}{median:>9.3f}{low:>9.3f}{high:>9.3f}{min(values):>9.3f}")
     steps = times["training step"]
-    print(f"{1e3 / statistics.median(steps):.1f} steps/s", end="")
+    print(f"{1e3 * options.runs / statistics.median(steps):.1f} steps/s", end="")
     if on_gpu:
         print(f"; at most {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB of tensors")
     else:
@@ -131,6 +145,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--steps", type=int, default=100, help="a round, on a GPU")
+    parser.add_argument("--runs", type=int, default=1, help="trainers at once, on a GPU")
+    parser.add_argument("--graph", choices=("auto", "on", "off"), default="auto")
+    parser.add_argument("--data", choices=("auto", "device", "host"), default="auto")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     report(options, (time_bursts if options.device == "cuda" else time_beside_products)(options))

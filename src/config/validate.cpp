@@ -133,6 +133,8 @@ void validate_training(const TrainingConfig& training) {
   check_range("training.threads", training.threads, 0, kMaxThreads);
   check_choice("training.device", training.device, {"auto", "cpu", "cuda"});
   check_choice("training.precision", training.precision, {"fp32", "bf16", "tf32"});
+  check_choice("training.graph", training.graph, {"auto", "on", "off"});
+  check_choice("training.data", training.data, {"auto", "device", "host"});
 }
 
 void validate_evaluation(const EvaluationConfig& evaluation) {

@@ -119,15 +119,31 @@ void SegmentSampler::write(const Segment& segment, std::int64_t row, const Batch
   float* rtg = out.returns_to_go + begin;
   store_->read(starts_[segment.episode] + segment.start, segment.length, states,
                out.actions + begin * store_->act_dim(), nullptr, rtg);
+  normalise(segment.length, states, rtg);
   for (std::int64_t t = 0; t < segment.length; ++t) {
+    out.timesteps[begin + t] = std::min(segment.start + t, options_.max_timestep - 1);
+    out.mask[begin + t] = true;
+  }
+}
+
+void SegmentSampler::normalise(std::int64_t count, float* states, float* returns_to_go) const {
+  const std::int64_t state_dim = store_->state_dim();
+  for (std::int64_t t = 0; t < count; ++t) {
     for (std::int64_t i = 0; i < state_dim; ++i) {
       float& value = states[t * state_dim + i];
       value = (value - options_.state_mean[i]) / options_.state_std[i];
     }
-    rtg[t] = static_cast<float>(rtg[t] / options_.rtg_scale);
-    out.timesteps[begin + t] = std::min(segment.start + t, options_.max_timestep - 1);
-    out.mask[begin + t] = true;
+    returns_to_go[t] = static_cast<float>(returns_to_go[t] / options_.rtg_scale);
   }
+}
+
+void SegmentSampler::read_all(float* states, float* actions, float* returns_to_go) const {
+  store_->read(0, store_->num_transitions(), states, actions, nullptr, returns_to_go);
+  normalise(store_->num_transitions(), states, returns_to_go);
+}
+
+float SegmentSampler::padding_action() const {
+  return options_.paper_padding ? kPaperActionPadding : 0.0f;
 }
 
 void SegmentSampler::write_padding(std::int64_t row, std::int64_t count,
@@ -138,7 +154,7 @@ void SegmentSampler::write_padding(std::int64_t row, std::int64_t count,
     std::copy(padding_state_.begin(), padding_state_.end(), out.states + (begin + t) * state_dim);
   }
   std::fill_n(out.actions + begin * store_->act_dim(), count * store_->act_dim(),
-              options_.paper_padding ? kPaperActionPadding : 0.0f);
+              padding_action());
   std::fill_n(out.returns_to_go + begin, count, 0.0f);
   std::fill_n(out.timesteps + begin, count, 0);
   std::fill_n(out.mask + begin, count, false);

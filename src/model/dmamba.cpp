@@ -4,6 +4,10 @@
 #include <ATen/autocast_mode.h>
 
 #include "dmamba/common/error.h"
+#include "src/nn/action_loss.h"
+#include "src/nn/residual_stream.h"
+#include "src/nn/step_context.h"
+#include "src/nn/token_embedding.h"
 
 namespace dmamba::model {
 namespace {
@@ -139,23 +143,74 @@ Tensor DMambaImpl::embed_tokens(const Tensor& tokens) {
   return embedding_dropout_(embed_ln_(tokens));
 }
 
+DMambaImpl::Window DMambaImpl::embed_window(const Tensor& states, const Tensor& actions,
+                                            const Tensor& returns_to_go, const Tensor& timesteps,
+                                            const Tensor& mask) {
+  const int64_t batch = states.size(0), K = states.size(1);
+  if (has_fused_steps()) {
+    ops::cuda_only::EmbeddingInputs in;
+    in.values = {returns_to_go, states, actions};
+    in.weights = {embed_return_->weight, embed_state_->weight, embed_action_->weight};
+    in.biases = {embed_return_->bias, embed_state_->bias, embed_action_->bias};
+    in.timesteps = timesteps;
+    in.mask = mask;
+    in.time = embed_timestep_->weight;
+    in.norm_weight = embed_ln_->weight;
+    in.norm_bias = embed_ln_->bias;
+    in.epsilon = embed_ln_->options.eps();
+    if (embedding_dropout_->active()) {
+      in.dropout = {embedding_dropout_->p(), nn::next_dropout_key(device())};
+    }
+    const nn::EmbeddedTokens embedded = nn::embed_tokens(in);
+    return {embedded.tokens, embedded.mask};
+  }
+  const Tensor time = embed_timestep_(timesteps);
+  const Tensor tokens = torch::stack({embed_return_(returns_to_go) + time,
+                                      embed_state_(states) + time, embed_action_(actions) + time},
+                                     2);
+  return {embed_tokens(tokens.view({batch, 3 * K, config_.d_model})),
+          mask.defined() ? mask.unsqueeze(2).expand({batch, K, 3}).reshape({batch, 3 * K}) : mask};
+}
+
+bool DMambaImpl::has_fused_steps() const {
+  return device().is_cuda() && ops::built_with_cuda() &&
+         embed_state_->weight.scalar_type() == torch::kFloat &&
+         ops::cuda_only::norm_width_fits(config_.d_model);
+}
+
+Tensor DMambaImpl::run_window(const Tensor& states, const Tensor& actions,
+                              const Tensor& returns_to_go, const Tensor& timesteps,
+                              const ops::OptionalTensor& mask) {
+  check_inputs(states, actions, returns_to_go, timesteps, mask);
+  const bool masked = config_.padding == "masked" && mask.has_value();
+  const Window window =
+      embed_window(states, actions, returns_to_go, timesteps, masked ? *mask : Tensor());
+  nn::ResidualStream x(window.tokens);
+  ops::TokenFlags flags;
+  if (window.mask.defined()) flags.mask = window.mask;
+  for (auto& block : blocks_) block->forward(x, flags);
+  return x.norm(*ln_f_);
+}
+
 Tensor DMambaImpl::forward(const Tensor& states, const Tensor& actions, const Tensor& returns_to_go,
                            const Tensor& timesteps, const ops::OptionalTensor& mask) {
-  check_inputs(states, actions, returns_to_go, timesteps, mask);
-  const int64_t batch = states.size(0), K = states.size(1);
-  const Tensor time = embed_timestep_(timesteps);
-  Tensor x = torch::stack({embed_return_(returns_to_go) + time, embed_state_(states) + time,
-                           embed_action_(actions) + time},
-                          2)
-                 .view({batch, 3 * K, config_.d_model});
-  x = embed_tokens(x);
-  ops::TokenFlags flags;
-  if (config_.padding == "masked" && mask.has_value() && mask->defined()) {
-    flags.mask = mask->unsqueeze(2).expand({batch, K, 3}).reshape({batch, 3 * K});
+  const Tensor y = run_window(states, actions, returns_to_go, timesteps, mask);
+  const Tensor state_tokens =
+      y.view({states.size(0), states.size(1), 3, config_.d_model}).select(2, 1);
+  return predict_action_->forward(state_tokens);
+}
+
+Tensor DMambaImpl::loss(const Tensor& states, const Tensor& actions, const Tensor& returns_to_go,
+                        const Tensor& timesteps, const Tensor& mask) {
+  if (has_fused_steps()) {
+    const Tensor y = run_window(states, actions, returns_to_go, timesteps, mask);
+    const auto& head = predict_action_->at<torch::nn::LinearImpl>(0);
+    return nn::action_loss(y, head.weight, head.bias, actions, mask);
   }
-  for (auto& block : blocks_) x = block->forward(x, flags);
-  const Tensor state_tokens = x.view({batch, K, 3, config_.d_model}).select(2, 1);
-  return predict_action_->forward(ln_f_(state_tokens));
+  const Tensor predicted = forward(states, actions, returns_to_go, timesteps, mask);
+  const Tensor weight = mask.to(torch::kFloat).unsqueeze(2);
+  return ((predicted - actions).square() * weight).sum() /
+         (weight.sum() * static_cast<double>(act_dim_));
 }
 
 RecurrentState DMambaImpl::initial_state(int64_t batch) const {
@@ -180,8 +235,9 @@ Tensor DMambaImpl::step(const RecurrentInput& input, RecurrentState& state) {
   ops::TokenFlags flags;
   flags.mask = torch::stack({~input.first, ~later, ~later}, 1);
   flags.segment_starts = torch::stack({input.first, later, later}, 1);
-  for (size_t i = 0; i < blocks_.size(); ++i) x = blocks_[i]->step(x, flags, *state[i]);
-  return predict_action_->forward(ln_f_(x.select(1, 2)));
+  nn::ResidualStream stream(x);
+  for (size_t i = 0; i < blocks_.size(); ++i) blocks_[i]->step(stream, flags, *state[i]);
+  return predict_action_->forward(stream.norm(*ln_f_).select(1, 2));
 }
 
 }  // namespace dmamba::model

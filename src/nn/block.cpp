@@ -4,6 +4,7 @@
 #include "dmamba/common/error.h"
 #include "dmamba/nn/elementwise.h"
 #include "src/nn/channel_mlp.h"
+#include "src/nn/residual_stream.h"
 
 namespace dmamba::nn {
 
@@ -25,24 +26,42 @@ BlockImpl::BlockImpl(const std::string& mixer, const config::ModelConfig& config
   }
 }
 
-torch::Tensor BlockImpl::mix_channels(const torch::Tensor& x) {
-  if (!mlp_) return x;
+void BlockImpl::mix_channels(ResidualStream& x) {
+  if (!mlp_) return;
   const auto &first = mlp_->at<torch::nn::LinearImpl>(0),
              &second = mlp_->at<torch::nn::LinearImpl>(2);
-  const auto mixed = channel_mlp(ln_2_(x), first.weight, first.bias, second.weight, second.bias);
-  return x + mlp_->at<DropoutImpl>(3).forward(mixed);
+  const torch::Tensor none;
+  const bool later = x.fused();  // the second bias joins in the stream
+  const auto mixed = channel_mlp(x.norm(*ln_2_), first.weight, first.bias, second.weight,
+                                 later ? none : second.bias);
+  x.add(mixed, later ? second.bias : none, mlp_->at<DropoutImpl>(3));
 }
 
-torch::Tensor BlockImpl::forward(torch::Tensor x, const ops::TokenFlags& flags) {
-  return mix_channels(x + mixer_->forward(norm_(x), flags));
+void BlockImpl::forward(ResidualStream& x, const ops::TokenFlags& flags) {
+  x.add(mixer_->forward(x.norm(*norm_), flags));
+  mix_channels(x);
 }
 
 std::unique_ptr<MixerState> BlockImpl::initial_state(int64_t batch) const {
   return mixer_->initial_state(batch);
 }
 
-torch::Tensor BlockImpl::step(torch::Tensor x, const ops::TokenFlags& flags, MixerState& state) {
-  return mix_channels(x + mixer_->step(norm_(x), flags, state));
+void BlockImpl::step(ResidualStream& x, const ops::TokenFlags& flags, MixerState& state) {
+  x.add(mixer_->step(x.norm(*norm_), flags, state));
+  mix_channels(x);
+}
+
+torch::Tensor BlockImpl::forward(const torch::Tensor& x, const ops::TokenFlags& flags) {
+  ResidualStream stream(x);
+  forward(stream, flags);
+  return stream.value();
+}
+
+torch::Tensor BlockImpl::step(const torch::Tensor& x, const ops::TokenFlags& flags,
+                              MixerState& state) {
+  ResidualStream stream(x);
+  step(stream, flags, state);
+  return stream.value();
 }
 
 }  // namespace dmamba::nn

@@ -1,10 +1,10 @@
 // Forward and backward of the channel mixer over whole rows of tokens.
 #include "src/nn/channel_mlp.h"
 
-#include <ATen/autocast_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "src/nn/plain_dispatch.h"
+#include "src/nn/step_context.h"
 #include "src/ops/calls.h"
 
 namespace dmamba::nn {
@@ -16,6 +16,7 @@ using torch::autograd::variable_list;
 namespace calls = ops::calls;
 
 struct Forward {
+  Tensor weight1, weight2;  // in the products' type
   Tensor x;       // (tokens, d_model), in the products' type
   Tensor slope;   // (tokens, hidden)
   Tensor hidden;  // (tokens, hidden), after the GELU
@@ -24,25 +25,29 @@ struct Forward {
 
 Forward run_forward(const Tensor& x, const Tensor& weight1, const Tensor& bias1,
                     const Tensor& weight2, const Tensor& bias2) {
-  const auto device = x.device().type();
-  const auto type = at::autocast::is_autocast_enabled(device) && x.scalar_type() != at::kDouble
-                        ? at::autocast::get_autocast_dtype(device)
-                        : x.scalar_type();
+  const auto type = product_type(x);
   const PlainDispatch guard;
   Forward f;
   f.x = rows(x).to(type);
-  f.slope = at::mm(f.x, weight1.to(type).t());  // before the GELU, until it is overwritten
+  f.weight1 = cast_parameter(weight1, type);
+  f.weight2 = cast_parameter(weight2, type);
+  f.slope = at::mm(f.x, f.weight1.t());  // before the GELU, until it is overwritten
   f.hidden = calls::bias_gelu_(f.slope, bias1);
-  f.out = at::addmm(bias2.to(type), f.hidden, weight2.to(type).t());
+  f.out = bias2.defined() ? at::addmm(bias2.to(type), f.hidden, f.weight2.t())
+                          : at::mm(f.hidden, f.weight2.t());
   return f;
 }
 
 struct ChannelMlp : torch::autograd::Function<ChannelMlp> {
   static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& weight1,
-                        const Tensor& bias1, const Tensor& weight2, const Tensor& bias2) {
-    const Forward f = run_forward(x, weight1, bias1, weight2, bias2);
-    context->save_for_backward({f.x, f.slope, f.hidden, weight1, weight2});
+                        const Tensor& bias1, const Tensor& weight2,
+                        const std::optional<Tensor>& bias2) {
+    const Forward f = run_forward(x, weight1, bias1, weight2, bias2.value_or(Tensor()));
+    context->save_for_backward({f.x, f.slope, f.hidden, f.weight1, f.weight2});
     context->saved_data["x_type"] = x.scalar_type();
+    context->saved_data["parameter_type"] = weight1.scalar_type();
+    context->saved_data["bias2"] = bias2.has_value();
+    context->saved_data["side"] = side_stream_handle();
     return f.out.view(x.sizes());
   }
 
@@ -52,15 +57,24 @@ struct ChannelMlp : torch::autograd::Function<ChannelMlp> {
     const auto saved = context->get_saved_variables();
     const Tensor &x = saved[0], &slope = saved[1], &hidden = saved[2], &weight1 = saved[3],
                  &weight2 = saved[4];
-    const auto type = x.scalar_type(), parameter = weight1.scalar_type();
+    const auto parameter = context->saved_data["parameter_type"].toScalarType();
+    const int64_t side = context->saved_data["side"].toInt();
     const Tensor dout = rows(gradients[0]).contiguous();
-    const Tensor dhidden = at::mm(dout, weight2.to(type));
-    const Tensor dweight2 = at::mm(dout.t(), hidden);
-    const Tensor dbias1 = calls::multiply_sum_(dhidden, slope);
-    const Tensor dx = at::mm(dhidden, weight1.to(type));
-    const Tensor dweight1 = at::mm(dhidden.t(), x);
+    Tensor dweight1, dweight2, dbias2;
+    run_beside(
+        side, [&] { dweight2 = weight_gradient(dout, hidden).to(parameter); }, {dout, hidden});
+    const Tensor dhidden = at::mm(dout, weight2);
+    Tensor dbias1;
+    {
+      const ops::SumsBeside beside(side_stream(side));
+      dbias1 = calls::multiply_sum_(dhidden, slope);
+    }
+    run_beside(
+        side, [&] { dweight1 = weight_gradient(dhidden, x).to(parameter); }, {dhidden, x});
+    const Tensor dx = at::mm(dhidden, weight1);
+    if (context->saved_data["bias2"].toBool()) dbias2 = dout.sum(0, false, parameter);
     return {dx.view(gradients[0].sizes()).to(context->saved_data["x_type"].toScalarType()),
-            dweight1.to(parameter), dbias1, dweight2.to(parameter), dout.sum(0, false, parameter)};
+            dweight1, dbias1, dweight2, dbias2};
   }
 };
 
@@ -68,7 +82,8 @@ struct ChannelMlp : torch::autograd::Function<ChannelMlp> {
 
 Tensor channel_mlp(const Tensor& x, const Tensor& weight1, const Tensor& bias1,
                    const Tensor& weight2, const Tensor& bias2) {
-  return ChannelMlp::apply(x, weight1, bias1, weight2, bias2);
+  return ChannelMlp::apply(x, weight1, bias1, weight2,
+                           bias2.defined() ? std::optional<Tensor>(bias2) : std::nullopt);
 }
 
 }  // namespace dmamba::nn

@@ -11,7 +11,7 @@ namespace dmamba::nn {
 
 /// x (batch, L, d_model) -> gelu(x W1^T + b1) W2^T + b2, (batch, L, d_model). weight1 (hidden,
 /// d_model), bias1 (hidden,), weight2 (d_model, hidden), bias2 (d_model,). Under autocast the
-/// products take its type. Differentiable once.
+/// products take its type. bias2 may be undefined: the caller adds it. Differentiable once.
 torch::Tensor channel_mlp(const torch::Tensor& x, const torch::Tensor& weight1,
                           const torch::Tensor& bias1, const torch::Tensor& weight2,
                           const torch::Tensor& bias2);

@@ -1,22 +1,12 @@
 // GELU and dropout.
 #include "dmamba/nn/elementwise.h"
 
-#include <ATen/CPUGeneratorImpl.h>
-
 #include "dmamba/common/error.h"
 #include "dmamba/ops/ops.h"
+#include "src/nn/keyed_dropout.h"
+#include "src/nn/step_context.h"
 
 namespace dmamba::nn {
-namespace {
-
-int64_t draw_key() {
-  at::Generator generator = at::detail::getDefaultCPUGenerator();
-  const std::lock_guard<std::mutex> lock(generator.mutex());
-  return static_cast<int64_t>(at::check_generator<at::CPUGeneratorImpl>(generator)->random64());
-}
-
-}  // namespace
-
 torch::Tensor GeluImpl::forward(const torch::Tensor& x) { return ops::gelu(x); }
 
 DropoutImpl::DropoutImpl(double p) : p_(p) {
@@ -25,8 +15,12 @@ DropoutImpl::DropoutImpl(double p) : p_(p) {
   }
 }
 
-torch::Tensor DropoutImpl::forward(const torch::Tensor& x) {
-  return is_training() && p_ > 0.0 ? ops::dropout(x, p_, draw_key()) : x;
+torch::Tensor DropoutImpl::apply(const torch::Tensor& x) const {
+  if (!active()) return x;
+  if (x.is_cuda() && StepScope::current() != nullptr) {
+    return keyed_dropout(x, next_dropout_key(x.device()), p_);
+  }
+  return ops::dropout(x, p_, next_dropout_key());
 }
 
 }  // namespace dmamba::nn

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "dmamba/common/error.h"
+#include "src/nn/linear.h"
 #include "src/nn/mamba_inner.h"
 
 namespace dmamba::nn {
@@ -80,7 +81,7 @@ MambaImpl::MambaImpl(const MambaOptions& options) : options_(checked(options)) {
 
 torch::Tensor MambaImpl::forward(const Tensor& x, const ops::TokenFlags& flags) {
   check_input(x, options_.d_model);
-  return out_proj(mamba_inner(in_proj(x), inner_parameters(*this), flags));
+  return linear(*out_proj, mamba_inner(linear(*in_proj, x), inner_parameters(*this), flags));
 }
 
 std::unique_ptr<MixerState> MambaImpl::initial_state(int64_t batch) const {
@@ -96,7 +97,9 @@ torch::Tensor MambaImpl::step(const Tensor& x, const ops::TokenFlags& flags, Mix
   torch::NoGradGuard no_grad;
   check_input(x, options_.d_model);
   auto& now = dynamic_cast<MambaState&>(state);
-  return out_proj(mamba_inner_step(in_proj(x), inner_parameters(*this), flags, now.conv, now.ssm));
+  const Tensor y =
+      mamba_inner_step(linear(*in_proj, x), inner_parameters(*this), flags, now.conv, now.ssm);
+  return linear(*out_proj, y);
 }
 
 }  // namespace dmamba::nn

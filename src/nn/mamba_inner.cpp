@@ -4,6 +4,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "src/nn/plain_dispatch.h"
+#include "src/nn/step_context.h"
 #include "src/ops/calls.h"
 #include "src/ops/checkpoints.h"
 
@@ -24,6 +25,7 @@ struct Forward {
   Tensor A;          // (d_inner, d_state)
   Tensor y;          // d_inner
   Tensor conv_state, ssm_state, checkpoints;
+  Tensor x_proj_weight, dt_proj_weight;  // in the activations' type
 };
 
 struct States {
@@ -49,16 +51,34 @@ Forward run_forward(const Tensor& xz, const MambaInnerParameters& p, const ops::
   std::tie(f.u, f.conv_state) =
       calls::causal_conv1d(xz.narrow(2, 0, d_inner), p.conv_weight, p.conv_bias, /*silu=*/true,
                            flags.mask, flags.segment_starts, states.conv);
-  f.projected =
-      at::mm(rows(f.u), p.x_proj_weight.to(type).t()).view({batch, L, p.x_proj_weight.size(0)});
+  f.x_proj_weight = cast_parameter(p.x_proj_weight, type);
+  f.dt_proj_weight = cast_parameter(p.dt_proj_weight, type);
+  f.projected = at::mm(rows(f.u), f.x_proj_weight.t()).view({batch, L, p.x_proj_weight.size(0)});
   const Parts parts(f.projected, p.A_log.size(1));
   // dt_proj's bias joins inside the scan, before the softplus.
-  f.delta = at::mm(rows(parts.dt), p.dt_proj_weight.to(type).t()).view({batch, L, d_inner});
-  f.A = at::exp(p.A_log).neg_();
+  f.delta = at::mm(rows(parts.dt), f.dt_proj_weight.t()).view({batch, L, d_inner});
+  f.A = decay_rates(p.A_log);
   std::tie(f.y, f.ssm_state, f.checkpoints) = calls::selective_scan(
       f.u, f.delta, f.A, parts.B, parts.C, p.D, xz.narrow(2, d_inner, d_inner), p.dt_proj_bias,
       /*delta_softplus=*/true, flags.mask, flags.segment_starts, states.ssm, checkpoint_every);
   return f;
+}
+
+/// d(dt) = d(delta) W into `ddt`, and W's gradient, for dt (tokens, dt_rank), ddelta (tokens,
+/// d_inner), W (d_inner, dt_rank).
+Tensor dt_proj_backward(const Tensor& dt, const Tensor& ddelta, const Tensor& weight,
+                        const Tensor& ddt, int64_t side) {
+  Tensor dweight;
+  if (ddelta.is_cuda()) {
+    run_beside(side, [&] { dweight = weight_gradient(ddelta, dt); }, {ddelta, dt});
+    Tensor out = ddt;
+    at::mm_out(out, ddelta, weight);
+    return dweight;
+  }
+  // The products with dt_rank columns are taken transposed, as wide ones: on the CPU three to four
+  // times as fast (3840 x 256 x 8, fp32, two threads: 0.2 ms each for 0.7 and 0.9).
+  ddt.copy_(at::mm(weight.t(), ddelta.t()).t());
+  return at::mm(dt.t(), ddelta).t();
 }
 
 struct MambaInner : torch::autograd::Function<MambaInner> {
@@ -72,11 +92,13 @@ struct MambaInner : torch::autograd::Function<MambaInner> {
     const Forward f = run_forward(
         xz, {conv_weight, conv_bias, x_proj_weight, dt_proj_weight, dt_proj_bias, A_log, D},
         {mask, segment_starts}, {}, every);
-    context->save_for_backward({xz, conv_weight, conv_bias, x_proj_weight, dt_proj_weight,
+    context->save_for_backward({xz, conv_weight, conv_bias, f.x_proj_weight, f.dt_proj_weight,
                                 dt_proj_bias, D, mask.value_or(Tensor()),
                                 segment_starts.value_or(Tensor()), f.u, f.projected, f.delta, f.A,
                                 f.checkpoints});
     context->saved_data["checkpoint_every"] = every;
+    context->saved_data["parameter_type"] = x_proj_weight.scalar_type();
+    context->saved_data["side"] = side_stream_handle();
     return f.y;
   }
 
@@ -92,36 +114,45 @@ struct MambaInner : torch::autograd::Function<MambaInner> {
                  &D = saved[6], &u = saved[9], &projected = saved[10], &delta = saved[11],
                  &A = saved[12], &checkpoints = saved[13];
     const OptionalTensor mask = present(7), segment_starts = present(8);
-    const auto type = xz.scalar_type();
+    const auto parameter = context->saved_data["parameter_type"].toScalarType();
+    const int64_t side = context->saved_data["side"].toInt();
     const int64_t d_inner = u.size(2);
 
     const auto like = [](const Tensor& t) { return at::empty(t.sizes(), t.options()); };
     const Tensor dxz = like(xz), dprojected = like(projected), du = like(u), ddelta = like(delta);
     const Parts parts(projected, A.size(1)), dparts(dprojected, A.size(1));
-    auto [dA, dD, ddelta_bias, no_initial_state] = calls::selective_scan_backward_out(
+    const auto [dA_sum, dD, ddelta_bias, no_initial_state] = calls::selective_scan_backward_out(
         gradients[0], {}, u, delta, A, parts.B, parts.C, D, xz.narrow(2, d_inner, d_inner),
         dt_proj_bias, /*delta_softplus=*/true, mask, segment_starts, {}, checkpoints,
         context->saved_data["checkpoint_every"].toInt(), du, ddelta, dparts.B, dparts.C,
         dxz.narrow(2, d_inner, d_inner));
+    const Tensor dA = dA_sum;
 
-    // The products with dt_rank columns are taken transposed, as wide ones: on the CPU three to
-    // four times as fast (3840 x 256 x 8, fp32, two threads: 0.2 ms each for 0.7 and 0.9).
-    const Tensor ddt = at::mm(dt_proj_weight.to(type).t(), rows(ddelta).t());
-    rows(dparts.dt).copy_(ddt.t());
-    const Tensor ddt_proj = at::mm(rows(parts.dt).t(), rows(ddelta)).t();
-    rows(du).addmm_(rows(dprojected), x_proj_weight.to(type));
-    const Tensor dx_proj = at::mm(rows(dprojected).t(), rows(u));
+    Tensor ddt_proj = dt_proj_backward(rows(parts.dt), rows(ddelta), dt_proj_weight,
+                                       rows(dparts.dt), side)
+                          .to(parameter)
+                          .contiguous();
+    rows(du).addmm_(rows(dprojected), x_proj_weight);
+    Tensor dx_proj, dA_log;
+    run_beside(
+        side,
+        [&] {
+          dx_proj = weight_gradient(rows(dprojected), rows(u)).to(parameter);
+          dA_log = dA.mul_(A);  // dA / dA_log = A
+        },
+        {dprojected, u, A});
 
+    const ops::SumsBeside beside(side_stream(side));
     auto [dconv_weight, dconv_bias, no_initial_inputs] = calls::causal_conv1d_backward_out(
         du, {}, xz.narrow(2, 0, d_inner), conv_weight, conv_bias, /*silu=*/true, mask,
         segment_starts, {}, dxz.narrow(2, 0, d_inner));
     return {dxz,
             dconv_weight,
             dconv_bias,
-            dx_proj.to(x_proj_weight.scalar_type()),
-            ddt_proj.to(dt_proj_weight.scalar_type()).contiguous(),
+            dx_proj,
+            ddt_proj,
             ddelta_bias,
-            dA.mul_(A),  // dA / dA_log = A
+            dA_log,
             dD,
             Tensor(),
             Tensor()};

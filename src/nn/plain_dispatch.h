@@ -1,6 +1,7 @@
 // What the fused functions of this folder share.
 #pragma once
 
+#include <ATen/autocast_mode.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/types.h>
@@ -13,8 +14,23 @@ struct PlainDispatch {
   c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
 };
 
+/// The type in which a matrix product takes x: autocast's, where it is on.
+inline at::ScalarType product_type(const torch::Tensor& x) {
+  const auto device = x.device().type();
+  return at::autocast::is_autocast_enabled(device) && x.scalar_type() != at::kDouble
+             ? at::autocast::get_autocast_dtype(device)
+             : x.scalar_type();
+}
+
 /// (batch, L, n) -> (batch L, n).
 inline torch::Tensor rows(const torch::Tensor& t) { return t.flatten(0, 1); }
+
+/// The gradient dy^T x of a weight (n, m) for dy (rows, n) and x (rows, m): in float32 from
+/// bfloat16 factors too where the device can sum them so.
+inline torch::Tensor weight_gradient(const torch::Tensor& dy, const torch::Tensor& x) {
+  if (dy.is_cuda() && dy.scalar_type() == at::kBFloat16) return at::mm(dy.t(), x, at::kFloat);
+  return at::mm(dy.t(), x);
+}
 
 /// To be called by backward passes, whose own derivative nothing records: an error, not a wrong
 /// number.

@@ -6,6 +6,8 @@
 
 #include <array>
 
+#include "src/ops/cuda_only.h"
+
 namespace dmamba::train {
 namespace {
 
@@ -49,9 +51,30 @@ struct Layout {
   }
 };
 
+/// The whole recording as batches hold it.
+ops::cuda_only::TrajectoryTensors on_device(const data::SegmentSampler& sampler,
+                                            torch::Device device) {
+  const data::TrajectoryStore& store = sampler.store();
+  const int64_t count = store.num_transitions(), episodes = store.num_episodes();
+  const Tensor states = torch::empty({count, store.state_dim()});
+  const Tensor actions = torch::empty({count, store.act_dim()});
+  const Tensor returns = torch::empty({count}), starts = torch::empty({episodes + 1}, at::kLong);
+  sampler.read_all(states.mutable_data_ptr<float>(), actions.mutable_data_ptr<float>(),
+                   returns.mutable_data_ptr<float>());
+  for (int64_t i = 0; i < episodes; ++i) {
+    starts.mutable_data_ptr<int64_t>()[i] = store.episode(i).start;
+  }
+  starts.mutable_data_ptr<int64_t>()[episodes] = count;
+  const std::vector<float>& padding = sampler.padding_state();
+  const Tensor padding_state =
+      torch::tensor(at::ArrayRef<float>(padding), torch::kFloat);
+  return {states.to(device),  actions.to(device),       returns.to(device),
+          starts.to(device), padding_state.to(device), sampler.padding_action()};
+}
+
 }  // namespace
 
-BatchLoader::BatchLoader(data::SegmentSampler sampler, torch::Device device)
+BatchLoader::BatchLoader(data::SegmentSampler sampler, torch::Device device, bool resident)
     : sampler_(std::move(sampler)), device_(device) {
   const Layout layout(sampler_);
   const auto bytes = torch::TensorOptions().dtype(torch::kByte);
@@ -61,13 +84,27 @@ BatchLoader::BatchLoader(data::SegmentSampler sampler, torch::Device device)
     hosts_.push_back({buffer_, batch_, std::nullopt});
     return;
   }
+  if (resident) {
+    resident_ =
+        std::make_unique<ops::cuda_only::TrajectoryTensors>(on_device(sampler_, device_));
+    return;
+  }
   for (size_t i = 0; i < kHosts; ++i) {
     const Tensor pinned = torch::zeros({layout.bytes}, bytes.pinned_memory(true));
     hosts_.push_back({pinned, layout.batch_in(pinned), c10::Event(device_.type())});
   }
 }
 
+BatchLoader::~BatchLoader() = default;
+BatchLoader::BatchLoader(BatchLoader&&) noexcept = default;
+
+int64_t BatchLoader::resident_bytes(const data::TrajectoryStore& store) {
+  const int64_t row = 4 * (store.state_dim() + store.act_dim() + 1);
+  return store.num_transitions() * row + 8 * store.num_episodes();
+}
+
 const Batch& BatchLoader::load(int64_t step) {
+  if (resident_) return batch_;
   Host& host = hosts_[turn_];
   turn_ = (turn_ + 1) % hosts_.size();
   if (host.copied) host.copied->synchronize();

@@ -1,15 +1,14 @@
 // The training step and the burst around it.
 //
 // Bits on CUDA. No op of the step adds with atomics or chooses its algorithm by timing: the dmamba
-// ops and ATen's fused AdamW, norms and sums reduce in a fixed order; the timestep embedding's
-// backward (embedding_dense_backward) adds colliding rows in the order of their index, one warp a
-// column, and above 3072 indices sorts them first. cuBLAS gives the same bits as long as a stream
+// ops reduce in a fixed order, and so do ATen's where a width is not the kernels' (the timestep
+// embedding's backward, embedding_dense_backward, adds colliding rows in the order of their index,
+// one warp a column, and above 3072 indices sorts them first). cuBLAS gives the same bits as long as a stream
 // has a workspace of its own, and torch gives each (handle, stream) one. So neither
 // setDeterministicAlgorithms (which also fills every new tensor with NaN) nor
 // CUBLAS_WORKSPACE_CONFIG is needed, and both may be set.
 #include "dmamba/train/trainer.h"
 
-#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Parallel.h>
 #include <c10/core/DeviceGuard.h>
 
@@ -24,6 +23,9 @@
 #include "dmamba/data/statistics.h"
 #include "dmamba/train/device.h"
 #include "dmamba/train/schedule.h"
+#include "src/ops/graph.h"
+#include "src/train/batch_loss.h"
+#include "src/train/device_run.h"
 #include "src/train/memory.h"
 #include "src/train/precision.h"
 
@@ -31,35 +33,6 @@ namespace dmamba::train {
 namespace {
 
 using torch::Tensor;
-
-/// The seed of the generator that a step's dropout draws from.
-uint64_t dropout_seed(uint64_t seed, int64_t step) {
-  const auto purpose = common::PhiloxPurpose::kDropout;
-  return common::Philox{seed}(static_cast<uint64_t>(step), 0, purpose).bits64(0);
-}
-
-/// Gives torch's default CPU generator back as it was.
-class GeneratorGuard {
- public:
-  GeneratorGuard() : generator_(at::detail::getDefaultCPUGenerator()) {
-    const std::lock_guard<std::mutex> lock(generator_.mutex());
-    saved_ = generator_.get_state();
-  }
-  ~GeneratorGuard() {
-    const std::lock_guard<std::mutex> lock(generator_.mutex());
-    generator_.set_state(saved_);
-  }
-  /// Dropout draws from the default generator: seeded by (seed, step), a step's masks depend on
-  /// nothing that went before.
-  void seed_step(uint64_t seed, int64_t step) {
-    const std::lock_guard<std::mutex> lock(generator_.mutex());
-    generator_.set_current_seed(dropout_seed(seed, step));
-  }
-
- private:
-  at::Generator generator_;
-  Tensor saved_;
-};
 
 TrainingState initial_state(const config::Config& config, const data::TrajectoryStore& store) {
   config::validate(config);
@@ -110,7 +83,9 @@ bool may_differ(const std::string& key, const config::Config& config) {
                                            "training.checkpoint_every",
                                            "training.keep_checkpoints",
                                            "training.threads",
-                                           "training.device"};
+                                           "training.device",
+                                           "training.graph",
+                                           "training.data"};
   if (key == "training.steps") return config.training.schedule == "constant";
   return key.starts_with("evaluation.") || kFree.count(key) > 0;
 }
@@ -147,6 +122,22 @@ const model::DMambaImpl& moved(model::DMamba& model, torch::Device device) {
   return *model;
 }
 
+/// Whether the recording goes to the device's memory; throws ConfigError where it should and does
+/// not fit.
+bool keep_on_device(const config::TrainingConfig& training, const data::TrajectoryStore& store,
+                    torch::Device device) {
+  if (!device.is_cuda() || training.data == "host") return false;
+  const int64_t bytes = BatchLoader::resident_bytes(store), free = ops::free_memory(device);
+  if (training.data == "device" && bytes > free) {
+    throw ConfigError("training.data: device, but " + store.name() + " takes " +
+                      std::to_string(bytes >> 20) + " MiB and the device has " +
+                      std::to_string(free >> 20) + " MiB left; use auto or host");
+  }
+  return training.data == "device" || bytes <= free / 4;
+}
+
+constexpr int64_t kHostDropoutKeys = 64;  // of a step on the CPU
+
 }  // namespace
 
 Trainer::Trainer(const config::Config& config, std::shared_ptr<const data::TrajectoryStore> store,
@@ -154,34 +145,42 @@ Trainer::Trainer(const config::Config& config, std::shared_ptr<const data::Traje
     : state_(initial_state(config, *store)),
       device_(device_of(config.training)),
       model_(std::move(model)),
-      batches_(data::SegmentSampler(store, sampler_options(state_)), device_),
+      batches_(data::SegmentSampler(store, sampler_options(state_)), device_,
+               keep_on_device(config.training, *store, device_)),
       optimizer_(moved(model_, device_), config.training) {
   check_model_fits(model_, state_, *store);
   if (config.training.threads > 0) at::set_num_threads(static_cast<int>(config.training.threads));
   keep_freed_memory();
-  const auto sums = torch::TensorOptions().dtype(torch::kDouble).device(device_);
-  loss_sum_ = torch::zeros({}, sums);
-  norm_sum_ = torch::zeros({}, sums);
+  if (device_.is_cuda()) {
+    on_device_ = std::make_unique<DeviceRun>(config, model_, batches_, optimizer_, device_);
+    loss_sum_ = on_device_->state().loss_sum;
+    norm_sum_ = on_device_->state().norm_sum;
+    return;
+  }
+  host_ = std::make_unique<nn::StepContext>();
+  host_->dropout_keys = torch::zeros({kHostDropoutKeys}, torch::kLong);
+  loss_sum_ = torch::zeros({}, torch::kDouble);
+  norm_sum_ = torch::zeros({}, torch::kDouble);
 }
 
-/// Mean squared error over the actions of unpadded timesteps.
-Tensor Trainer::batch_loss(const Batch& batch) {
-  const Autocast autocast(device_.type(), state_.config.training.precision == "bf16");
-  const Tensor predicted = model_->forward(batch.states, batch.actions, batch.returns_to_go,
-                                           batch.timesteps, batch.mask);
-  const Tensor weight = batch.mask.to(torch::kFloat).unsqueeze(2);
-  return ((predicted - batch.actions).square() * weight).sum() /
-         (weight.sum() * static_cast<double>(state_.act_dim));
-}
+Trainer::~Trainer() = default;
 
-void Trainer::train_step() {
-  const Tensor loss = batch_loss(batches_.load(state_.step));
+bool Trainer::uses_graph() const { return on_device_ && on_device_->uses_graph(); }
+
+void Trainer::step_on_host() {
+  const config::Config& config = state_.config;
+  auto* keys = host_->dropout_keys.mutable_data_ptr<int64_t>();
+  for (uint32_t i = 0; i < kHostDropoutKeys; ++i) {
+    keys[i] = static_cast<int64_t>(
+        common::dropout_key(config.seed, static_cast<uint64_t>(state_.step), i));
+  }
+  const nn::StepScope scope(*host_);
+  const Tensor loss =
+      batch_loss(*model_, batches_.load(state_.step), config.training.precision == "bf16");
   loss.backward();
-  const Tensor norm = optimizer_.step(learning_rate(state_.config.training, state_.step));
+  const Tensor norm = optimizer_.step(learning_rate(config.training, state_.step));
   loss_sum_ += loss.detach();
   norm_sum_ += norm;
-  ++state_.steps_summed;
-  ++state_.step;
 }
 
 /// Reads the running sums off the device. They go on from there: summing in two pieces would round
@@ -216,14 +215,22 @@ std::vector<MetricsRow> Trainer::run(double seconds, int64_t max_steps) {
   std::vector<MetricsRow> rows;
   const c10::DeviceGuard current_device(device_);
   std::optional<Tf32Products> products;
-  if (device_.is_cuda()) products.emplace(state_.config.training.precision == "tf32");
+  std::optional<DeviceRun::Burst> burst;
+  if (on_device_) {
+    products.emplace(state_.config.training.precision == "tf32");
+    burst.emplace(*on_device_);
+  }
   // A region of the caller's would also cast the backward pass.
   const Autocast no_autocast(device_.type(), false);
-  GeneratorGuard generator;
   model_->train();
   while (state_.step < last) {
-    generator.seed_step(state_.config.seed, state_.step);
-    train_step();
+    if (on_device_) {
+      on_device_->step(state_.step);
+    } else {
+      step_on_host();
+    }
+    ++state_.step;
+    ++state_.steps_summed;
     if (state_.step % state_.config.training.log_every == 0 || finished()) {
       rows.push_back(take_row());
     }
@@ -243,6 +250,7 @@ void Trainer::load(const std::filesystem::path& folder) {
   load_parameters(folder, *model_);
   load_optimizer(folder, optimizer_, saved.step);
   state_.step = saved.step;
+  if (on_device_) on_device_->set_step(saved.step);
   loss_sum_.fill_(saved.loss_sum);
   norm_sum_.fill_(saved.gradient_norm_sum);
   state_.steps_summed = saved.steps_summed;

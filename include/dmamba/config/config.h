@@ -60,6 +60,8 @@ struct TrainingConfig {
   std::int64_t threads = 0;        // 0: torch's own choice
   std::string device = "auto";     // auto | cpu | cuda; auto: cuda where there is a GPU to use
   std::string precision = "fp32";  // fp32 | bf16 | tf32; parameters and their moments are fp32
+  std::string graph = "auto";      // auto | on | off: a step as one CUDA graph
+  std::string data = "auto";       // auto | device | host: where a GPU's batches are drawn from
 
   bool operator==(const TrainingConfig&) const = default;
 };

@@ -78,6 +78,11 @@ void for_each_field(F&& f, Tag<TrainingConfig>) {
   f("precision", &S::precision,
     "of a step's arithmetic: fp32 | bf16: autocast, parameters stay fp32 | tf32: on a GPU, "
     "products of fp32 with rounded factors");
+  f("graph", &S::graph,
+    "a step as one CUDA graph: auto: on a GPU, op by op where it cannot be | on: fails then | off");
+  f("data", &S::data,
+    "of a run on a GPU: auto: in its memory where they take at most a quarter of what is free | "
+    "device | host: batches are drawn on the CPU and copied");
 }
 
 template <class F>

@@ -71,11 +71,21 @@ class SegmentSampler {
   void sample_range(std::uint64_t step, std::int64_t first, std::int64_t count,
                     const BatchView& out) const;
 
+  /// Copies the whole recording as batches hold it: states (transitions, state_dim) standardised,
+  /// actions (transitions, act_dim), returns-to-go (transitions,) scaled.
+  void read_all(float* states, float* actions, float* returns_to_go) const;
+
+  /// What stands in a batch before a short segment: a state (state_dim,), and every component of an
+  /// action.
+  const std::vector<float>& padding_state() const { return padding_state_; }
+  float padding_action() const;
+
   const SamplerOptions& options() const { return options_; }
   const TrajectoryStore& store() const { return *store_; }
 
  private:
   void write(const Segment& segment, std::int64_t row, const BatchView& out) const;
+  void normalise(std::int64_t count, float* states, float* returns_to_go) const;
   void write_padding(std::int64_t row, std::int64_t count, const BatchView& out) const;
 
   std::shared_ptr<const TrajectoryStore> store_;

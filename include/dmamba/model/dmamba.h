@@ -42,6 +42,13 @@ class DMambaImpl : public torch::nn::Module {
                         const torch::Tensor& returns_to_go, const torch::Tensor& timesteps,
                         const ops::OptionalTensor& mask = {});
 
+  /// The training loss, a float32 scalar: the mean over real steps and components of the squared
+  /// error of the predicted actions. Arguments as forward's; the mask is required, and false steps
+  /// do not count whatever the padding.
+  torch::Tensor loss(const torch::Tensor& states, const torch::Tensor& actions,
+                     const torch::Tensor& returns_to_go, const torch::Tensor& timesteps,
+                     const torch::Tensor& mask);
+
   RecurrentState initial_state(int64_t batch) const;
 
   /// Actions (batch, act_dim) for one environment step of each episode; `state` moves on. No
@@ -62,7 +69,18 @@ class DMambaImpl : public torch::nn::Module {
   void check_inputs(const torch::Tensor& states, const torch::Tensor& actions,
                     const torch::Tensor& returns_to_go, const torch::Tensor& timesteps,
                     const ops::OptionalTensor& mask) const;
+  bool has_fused_steps() const;
   torch::Tensor embed_tokens(const torch::Tensor& tokens);
+  /// Tokens (batch, 3 K, d_model) and, where there is a mask, theirs (batch, 3 K).
+  struct Window {
+    torch::Tensor tokens, mask;
+  };
+  Window embed_window(const torch::Tensor& states, const torch::Tensor& actions,
+                      const torch::Tensor& returns_to_go, const torch::Tensor& timesteps,
+                      const torch::Tensor& mask);
+  torch::Tensor run_window(const torch::Tensor& states, const torch::Tensor& actions,
+                           const torch::Tensor& returns_to_go, const torch::Tensor& timesteps,
+                           const ops::OptionalTensor& mask);
 
   int64_t state_dim_, act_dim_;
   config::ModelConfig config_;

@@ -5,6 +5,8 @@
 
 namespace dmamba::nn {
 
+class ResidualStream;
+
 /// Linear(d, 4 d) -> GELU -> Linear(4 d, d) -> Dropout, named as in the author's code.
 torch::nn::Sequential make_channel_mlp(int64_t d_model, double dropout);
 
@@ -16,12 +18,16 @@ class BlockImpl : public torch::nn::Module {
   BlockImpl(const std::string& mixer, const config::ModelConfig& config);
 
   /// (batch, L, d_model) -> (batch, L, d_model).
-  torch::Tensor forward(torch::Tensor x, const ops::TokenFlags& flags);
+  torch::Tensor forward(const torch::Tensor& x, const ops::TokenFlags& flags);
+  torch::Tensor step(const torch::Tensor& x, const ops::TokenFlags& flags, MixerState& state);
+
+  /// The same on a stream, to which layers add one after the other.
+  void forward(ResidualStream& x, const ops::TokenFlags& flags);
   std::unique_ptr<MixerState> initial_state(int64_t batch) const;
-  torch::Tensor step(torch::Tensor x, const ops::TokenFlags& flags, MixerState& state);
+  void step(ResidualStream& x, const ops::TokenFlags& flags, MixerState& state);
 
  private:
-  torch::Tensor mix_channels(const torch::Tensor& x);
+  void mix_channels(ResidualStream& x);
 
   std::shared_ptr<TokenMixer> mixer_;
   torch::nn::LayerNorm norm_{nullptr}, ln_2_{nullptr};

@@ -4,10 +4,15 @@
 #include <c10/core/Event.h>
 #include <torch/types.h>
 
+#include <memory>
 #include <optional>
 #include <vector>
 
 #include "dmamba/data/segment_sampler.h"
+
+namespace dmamba::ops::cuda_only {
+struct TrajectoryTensors;
+}
 
 namespace dmamba::train {
 
@@ -20,18 +25,32 @@ struct Batch {
   torch::Tensor mask;           // (batch, K) bool
 };
 
-/// Draws batches on the CPU; for a CUDA device into pinned memory, from where they are copied while
-/// the host goes on. Not thread-safe.
+/// Where batches come from.
+///   the CPU's: drawn where they are used.
+///   a CUDA device's, host: drawn on the CPU into pinned memory, copied while the host goes on.
+///   a CUDA device's, resident: the recording lies in the device's memory, and a step's first
+///   launch draws the same batch there (ops::cuda_only::begin_step).
+/// Not thread-safe.
 class BatchLoader {
  public:
-  BatchLoader(data::SegmentSampler sampler, torch::Device device);
+  BatchLoader(data::SegmentSampler sampler, torch::Device device, bool resident);
+  ~BatchLoader();
+  BatchLoader(BatchLoader&&) noexcept;
 
-  /// The batch of `step`, in the order of the current stream. The tensors are the same at every
-  /// call, so that a CUDA graph may read them; the next call overwrites them. The host waits only
-  /// where the device is two whole batches behind.
+  /// The batch of `step`, in the order of the current stream; nothing to do where the recording is
+  /// resident. The tensors are the same at every call, so that a CUDA graph may read them; the next
+  /// call overwrites them. The host waits only where the device is two whole batches behind.
   const Batch& load(int64_t step);
 
+  /// The tensors that load() fills.
+  const Batch& batch() const { return batch_; }
+  /// The recording on the device; null unless resident.
+  const ops::cuda_only::TrajectoryTensors* resident() const { return resident_.get(); }
+
   const data::SegmentSampler& sampler() const { return sampler_; }
+
+  /// Bytes that the recording takes on a device.
+  static int64_t resident_bytes(const data::TrajectoryStore& store);
 
  private:
   /// Memory that batches are drawn into, and the end of the last copy out of it.
@@ -45,6 +64,7 @@ class BatchLoader {
   torch::Device device_;
   torch::Tensor buffer_;  // on the device, all of a batch side by side: one copy moves it
   Batch batch_;           // its parts
+  std::unique_ptr<ops::cuda_only::TrajectoryTensors> resident_;
   std::vector<Host> hosts_;
   size_t turn_ = 0;
 };

@@ -5,9 +5,14 @@
 #include <torch/nn.h>
 
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "dmamba/config/config.h"
+
+namespace dmamba::ops::cuda_only {
+struct StepState;
+}
 
 namespace dmamba::train {
 
@@ -15,6 +20,7 @@ namespace dmamba::train {
 struct Slot {
   std::string name;
   torch::Tensor parameter, first_moment, second_moment;
+  bool is_matrix = false;  // a product's weight: no vector, no embedding, not A_log
 };
 
 /// Keeps references to the parameters, which must stay on the device where they are; not
@@ -31,6 +37,18 @@ class AdamW {
   /// their moments too.
   torch::Tensor step(double learning_rate);
 
+  /// The same on CUDA, in two launches and from what lies on the device: the step's scalars in
+  /// `state`, to whose sums `loss` (a float32 scalar) and the norm are added and whose step is
+  /// counted. Bits differ from step()'s in the last place.
+  torch::Tensor step_on_device(const torch::Tensor& loss, const ops::cuda_only::StepState& state);
+
+  /// From now on step_on_device() keeps copies beside parameters, to which the map leads:
+  /// -exp(A_log), and with `bf16` every matrix in bfloat16.
+  using Mirrors = std::unordered_map<const c10::TensorImpl*, torch::Tensor>;
+  const Mirrors& make_mirrors(bool bf16);
+  /// Copies the parameters anew, which somebody else may have changed.
+  void refresh_mirrors();
+
   int64_t steps() const { return steps_; }
   void set_steps(int64_t steps);
 
@@ -43,6 +61,7 @@ class AdamW {
   size_t n_decayed_ = 0;
   int64_t steps_ = 0;
   torch::Tensor step_count_;  // the same on the parameters' device, where the kernel reads it
+  Mirrors mirrors_;
 };
 
 }  // namespace dmamba::train

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "dmamba/common/learning_rate.h"
 #include "dmamba/config/config.h"
 
 namespace dmamba::train {
@@ -16,5 +17,8 @@ namespace dmamba::train {
 /// so the last warm-up step runs at the full rate and the last step of all at f times it. The
 /// warm-up is the authors' LambdaLR. Throws ConfigError for an unknown schedule.
 double learning_rate(const config::TrainingConfig& training, std::int64_t step);
+
+/// The same as a function of the step that CUDA kernels can call. Throws likewise.
+common::LearningRate learning_rate(const config::TrainingConfig& training);
 
 }  // namespace dmamba::train

@@ -11,7 +11,13 @@
 #include "dmamba/train/checkpoint.h"
 #include "dmamba/train/optimizer.h"
 
+namespace dmamba::nn {
+struct StepContext;
+}
+
 namespace dmamba::train {
+
+class DeviceRun;
 
 /// One row of metrics: means over the steps since the row before.
 struct MetricsRow {
@@ -23,17 +29,21 @@ struct MetricsRow {
 
 /// Trains a model on a store. The same config, data and model give the same bits on one machine
 /// with one number of threads, however the steps are cut into bursts or runs: sampling and dropout
-/// are keyed by (seed, step). Torch's default generator is left as it was found. Not thread-safe.
+/// are keyed by (seed, step). Torch's default generator is not used. Not thread-safe; several
+/// trainers may run in threads of their own.
 ///
-/// On CUDA the model is moved to the device and stays there. Steps are queued on the current
-/// stream; the host reads from the device only for rows of metrics and checkpoints. The same bits
-/// come from run to run on one model of GPU; segments and dropout masks are those of the CPU.
+/// On CUDA the model is moved to the device and stays there. A step, from the drawing of the batch
+/// to the optimizer, is one CUDA graph on a stream of the trainer's own, which begins after the
+/// current stream's work and which the current stream waits for; the host reads from the device
+/// only for rows of metrics and checkpoints. The same bits come from run to run on one model of
+/// GPU, with and without the graph; segments and dropout masks are those of the CPU.
 class Trainer {
  public:
   /// Throws ConfigError where the config is out of range or does not fit the data, the model or the
   /// machine, DataError where K exceeds every episode.
   Trainer(const config::Config& config, std::shared_ptr<const data::TrajectoryStore> store,
           model::DMamba model);
+  ~Trainer();
 
   /// Trains until `seconds` have passed, `max_steps` are done (negative: no limit) or training is
   /// finished; at least one step unless finished. Returns the rows that fell due. Throws Error
@@ -56,10 +66,13 @@ class Trainer {
 
   /// Where the model is and the steps are computed.
   torch::Device device() const { return device_; }
+  /// Whether batches are drawn on the device, from a recording in its memory.
+  bool data_on_device() const { return batches_.resident() != nullptr; }
+  /// Whether the last step was a replay of a CUDA graph.
+  bool uses_graph() const;
 
  private:
-  void train_step();
-  torch::Tensor batch_loss(const Batch& batch);
+  void step_on_host();
   void read_sums();
   MetricsRow take_row();
 
@@ -68,7 +81,9 @@ class Trainer {
   model::DMamba model_;
   BatchLoader batches_;
   AdamW optimizer_;
-  torch::Tensor loss_sum_, norm_sum_;  // float64 scalars on the device, since the last row
+  torch::Tensor loss_sum_, norm_sum_;      // float64 scalars on the device, since the last row
+  std::unique_ptr<nn::StepContext> host_;  // dropout keys of a run on the CPU
+  std::unique_ptr<DeviceRun> on_device_;   // of a run on CUDA
 };
 
 }  // namespace dmamba::train

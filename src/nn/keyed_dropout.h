@@ -1,0 +1,11 @@
+// Dropout whose key lies on the device.
+#pragma once
+
+#include <torch/types.h>
+
+namespace dmamba::nn {
+
+/// ops::dropout for x on CUDA with a key that the host does not know, an int64 scalar there.
+torch::Tensor keyed_dropout(const torch::Tensor& x, const torch::Tensor& key, double p);
+
+}  // namespace dmamba::nn

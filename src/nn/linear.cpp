@@ -1,0 +1,48 @@
+// Forward and backward of the linear layer on CUDA.
+#include "src/nn/linear.h"
+
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "src/nn/plain_dispatch.h"
+#include "src/nn/step_context.h"
+
+namespace dmamba::nn {
+namespace {
+
+using torch::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+struct Linear : torch::autograd::Function<Linear> {
+  static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& weight) {
+    const auto type = product_type(x);
+    const PlainDispatch guard;
+    const Tensor input = rows(x).to(type), factor = cast_parameter(weight, type);
+    context->save_for_backward({input, factor});
+    context->saved_data["x_type"] = x.scalar_type();
+    context->saved_data["side"] = side_stream_handle();
+    return at::mm(input, factor.t()).view({x.size(0), x.size(1), weight.size(0)});
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+    refuse_second_order("linear");
+    const PlainDispatch guard;
+    const auto saved = context->get_saved_variables();
+    const Tensor &x = saved[0], &weight = saved[1];
+    const Tensor dy = rows(gradients[0]);
+    Tensor dweight;
+    run_beside(
+        context->saved_data["side"].toInt(), [&] { dweight = weight_gradient(dy, x); }, {dy, x});
+    const Tensor dx = at::mm(dy, weight).to(context->saved_data["x_type"].toScalarType());
+    return {dx.view({gradients[0].size(0), gradients[0].size(1), x.size(1)}), dweight};
+  }
+};
+
+}  // namespace
+
+Tensor linear(torch::nn::LinearImpl& layer, const Tensor& x) {
+  if (!x.is_cuda() || layer.weight.scalar_type() != at::kFloat) return layer.forward(x);
+  return Linear::apply(x, layer.weight);
+}
+
+}  // namespace dmamba::nn

@@ -1,0 +1,145 @@
+// Dropout, addition and LayerNorm: fused on CUDA, composed elsewhere.
+#include "src/nn/residual_stream.h"
+
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "dmamba/ops/ops.h"
+#include "src/nn/keyed_dropout.h"
+#include "src/nn/plain_dispatch.h"
+#include "src/nn/step_context.h"
+
+namespace dmamba::nn {
+namespace {
+
+using ops::OptionalTensor;
+using torch::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+namespace cuda_only = ops::cuda_only;
+
+/// Autograd takes no undefined tensors.
+OptionalTensor optional(const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; }
+
+struct AddNorm : torch::autograd::Function<AddNorm> {
+  static variable_list forward(AutogradContext* context, const Tensor& residual,
+                               const OptionalTensor& branch_or_none,
+                               const OptionalTensor& bias_or_none, const Tensor& weight,
+                               const Tensor& norm_bias, const OptionalTensor& key_or_none,
+                               double p, double epsilon, at::ScalarType type) {
+    const PlainDispatch guard;
+    const Tensor branch = branch_or_none.value_or(Tensor()), bias = bias_or_none.value_or(Tensor());
+    const Tensor key = key_or_none.value_or(Tensor());
+    const auto out = cuda_only::add_norm(residual, branch, bias, {p, key}, weight, norm_bias,
+                                         epsilon, type);
+    context->save_for_backward({out.sum, out.statistics, weight, key});
+    context->saved_data["p"] = p;
+    context->saved_data["branch"] = branch.defined();
+    context->saved_data["bias"] = bias.defined();
+    context->saved_data["side"] = side_stream_handle();
+    context->set_materialize_grads(false);
+    return {out.sum, out.normed};
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+    refuse_second_order("add_norm");
+    const PlainDispatch guard;
+    const auto saved = context->get_saved_variables();
+    const Tensor &sum = saved[0], &statistics = saved[1], &weight = saved[2];
+    const bool has_bias = context->saved_data["bias"].toBool();
+    const bool has_branch = context->saved_data["branch"].toBool();
+    const double p = context->saved_data["p"].toDouble();
+    Tensor dsum = gradients[0], dnormed = gradients[1];
+    if (!dnormed.defined()) dnormed = at::zeros_like(sum);
+    if (dsum.defined()) dsum = dsum.contiguous();
+    // Without dropout, in one type, the branch's gradient is the residual's.
+    const bool same = has_branch && p == 0.0 && dnormed.scalar_type() == at::kFloat && !has_bias;
+    const auto out =
+        cuda_only::add_norm_backward(dnormed.contiguous(), dsum, sum, statistics, weight,
+                                     {p, saved[3]}, has_bias, has_branch && !same);
+    Tensor sums;
+    run_beside(
+        context->saved_data["side"].toInt(), [&] { sums = cuda_only::sum_parts(out.parts); },
+        {out.parts});
+    return {out.dresidual,
+            same ? out.dresidual : out.dbranch,
+            has_bias ? sums[2] : Tensor(),
+            sums[0],
+            sums[1],
+            Tensor(),
+            Tensor(),
+            Tensor(),
+            Tensor()};
+  }
+};
+
+}  // namespace
+
+ResidualStream::ResidualStream(Tensor x)
+    : fused_(x.is_cuda() && x.scalar_type() == at::kFloat && ops::built_with_cuda() &&
+             cuda_only::norm_width_fits(x.size(-1))),
+      x_(std::move(x)) {
+  if (fused_) x_ = x_.contiguous();
+}
+
+void ResidualStream::add(Tensor branch) {
+  if (!fused_) {
+    x_ = x_ + branch;
+    return;
+  }
+  TORCH_INTERNAL_ASSERT(!branch_.defined(), "an addition is held back already");
+  branch_ = std::move(branch);
+}
+
+void ResidualStream::add(Tensor branch, Tensor bias, const DropoutImpl& dropout) {
+  if (!fused_) {
+    if (bias.defined()) branch = branch + bias;
+    x_ = x_ + dropout.apply(branch);
+    return;
+  }
+  add(std::move(branch));
+  bias_ = std::move(bias);
+  if (dropout.active()) {
+    p_ = dropout.p();
+    key_ = next_dropout_key(x_.device());
+  }
+}
+
+Tensor ResidualStream::norm(torch::nn::LayerNormImpl& layer) {
+  if (!fused_) return layer.forward(x_);
+  const auto type = product_type(x_);
+  const double epsilon = layer.options.eps();
+  if (branch_.defined() && branch_.scalar_type() != type) branch_ = branch_.to(type);
+  if (branch_.defined()) branch_ = branch_.contiguous();
+  Tensor normed;
+  if (at::GradMode::is_enabled()) {
+    const auto out =
+        AddNorm::apply(x_, optional(branch_), optional(bias_), layer.weight, layer.bias,
+                       optional(key_), p_, epsilon, type);
+    x_ = out[0];
+    normed = out[1];
+  } else {
+    const PlainDispatch guard;
+    const auto out = cuda_only::add_norm(x_, branch_, bias_, {p_, key_}, layer.weight, layer.bias,
+                                         epsilon, type);
+    x_ = out.sum;
+    normed = out.normed;
+  }
+  forget_branch();
+  return normed;
+}
+
+Tensor ResidualStream::value() {
+  if (branch_.defined()) {
+    const Tensor sum = bias_.defined() ? branch_ + bias_ : branch_;
+    x_ = x_ + (key_.defined() ? keyed_dropout(sum, key_, p_) : sum);
+    forget_branch();
+  }
+  return x_;
+}
+
+void ResidualStream::forget_branch() {
+  branch_ = bias_ = key_ = Tensor();
+  p_ = 0.0;
+}
+
+}  // namespace dmamba::nn

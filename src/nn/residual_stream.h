@@ -1,0 +1,41 @@
+// The residual stream that pre-norm layers read and add to.
+#pragma once
+
+#include <torch/nn.h>
+
+#include "dmamba/nn/elementwise.h"
+
+namespace dmamba::nn {
+
+/// x (batch, L, d_model). An addition is held back until the next norm: on CUDA dropout, addition
+/// and LayerNorm are one launch, and their gradients another. On the CPU, and for widths that the
+/// kernels don't take, single ops do the same.
+class ResidualStream {
+ public:
+  explicit ResidualStream(torch::Tensor x);
+
+  /// x += branch
+  void add(torch::Tensor branch);
+
+  /// x += dropout(branch + bias); bias may be undefined.
+  void add(torch::Tensor branch, torch::Tensor bias, const DropoutImpl& dropout);
+
+  /// LayerNorm(x), in the type in which matrix products take it.
+  torch::Tensor norm(torch::nn::LayerNormImpl& layer);
+
+  /// x, with all that was added.
+  torch::Tensor value();
+
+  /// Whether a bias costs nothing here: products leave theirs to add().
+  bool fused() const { return fused_; }
+
+ private:
+  void forget_branch();
+
+  bool fused_;
+  torch::Tensor x_;
+  torch::Tensor branch_, bias_, key_;  // held back; undefined: nothing
+  double p_ = 0.0;
+};
+
+}  // namespace dmamba::nn

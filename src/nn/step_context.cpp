@@ -1,0 +1,80 @@
+// The context of a training step, per thread.
+#include "src/nn/step_context.h"
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <torch/torch.h>
+
+namespace dmamba::nn {
+namespace {
+
+thread_local StepContext* current_context = nullptr;
+
+int64_t use_key(StepContext& context) {
+  TORCH_CHECK(context.keys_used < context.dropout_keys.numel(), "a step has keys for ",
+              context.dropout_keys.numel(), " dropouts, and the model asks for more");
+  return context.keys_used++;
+}
+
+int64_t draw_key() {
+  at::Generator generator = at::detail::getDefaultCPUGenerator();
+  const std::lock_guard<std::mutex> lock(generator.mutex());
+  return static_cast<int64_t>(at::check_generator<at::CPUGeneratorImpl>(generator)->random64());
+}
+
+}  // namespace
+
+StepScope::StepScope(StepContext& context) : outer_(current_context) {
+  context.keys_used = 0;
+  current_context = &context;
+}
+StepScope::~StepScope() { current_context = outer_; }
+StepContext* StepScope::current() { return current_context; }
+
+int64_t next_dropout_key() {
+  if (current_context == nullptr) return draw_key();
+  return current_context->dropout_keys.const_data_ptr<int64_t>()[use_key(*current_context)];
+}
+
+torch::Tensor next_dropout_key(torch::Device device) {
+  if (current_context != nullptr) {
+    return current_context->dropout_keys.select(0, use_key(*current_context));
+  }
+  return at::full({}, draw_key(), at::TensorOptions(device).dtype(at::kLong));
+}
+
+torch::Tensor decay_rates(const torch::Tensor& A_log) {
+  if (!A_log.is_cuda()) return at::exp(A_log).neg_();
+  if (current_context != nullptr) {
+    const auto found = current_context->mirrors.find(A_log.unsafeGetTensorImpl());
+    if (found != current_context->mirrors.end()) return found->second;
+  }
+  return ops::cuda_only::decay_rates(A_log);
+}
+
+torch::Tensor cast_parameter(const torch::Tensor& parameter, at::ScalarType type) {
+  if (parameter.scalar_type() == type) return parameter;
+  if (current_context != nullptr && type == at::kBFloat16) {
+    const auto found = current_context->mirrors.find(parameter.unsafeGetTensorImpl());
+    if (found != current_context->mirrors.end()) return found->second;
+  }
+  return parameter.to(type);
+}
+
+int64_t side_stream_handle() {
+  return current_context == nullptr ? 0 : reinterpret_cast<int64_t>(current_context->side);
+}
+
+ops::SideStream* side_stream(int64_t handle) {
+  return reinterpret_cast<ops::SideStream*>(handle);
+}
+
+void run_beside(int64_t handle, const std::function<void()>& work,
+                std::vector<torch::Tensor> inputs) {
+  if (handle == 0) {
+    work();
+  } else {
+    side_stream(handle)->run(work, std::move(inputs));
+  }
+}
+
+}  // namespace dmamba::nn

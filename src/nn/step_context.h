@@ -1,0 +1,63 @@
+// What a trainer lends the layers for the length of a training step.
+#pragma once
+
+#include <torch/types.h>
+
+#include <functional>
+#include <unordered_map>
+#include <vector>
+
+#include "src/ops/cuda_only.h"
+#include "src/ops/graph.h"
+
+namespace dmamba::nn {
+
+struct StepContext {
+  torch::Tensor dropout_keys;  // (n,) int64 on the parameters' device: a step's, in order of use
+  int64_t keys_used = 0;
+  /// What the optimizer keeps beside parameters: matrices in bfloat16, so that none is cast at its
+  /// use, and -exp(A_log).
+  std::unordered_map<const c10::TensorImpl*, torch::Tensor> mirrors;
+  ops::SideStream* side = nullptr;  // where weights' gradients are computed; none: in line
+};
+
+/// Lends a context to the layers that this thread calls, and begins with its first key.
+class StepScope {
+ public:
+  explicit StepScope(StepContext& context);
+  ~StepScope();
+  StepScope(const StepScope&) = delete;
+  StepScope& operator=(const StepScope&) = delete;
+
+  /// This thread's; null outside of any.
+  static StepContext* current();
+
+ private:
+  StepContext* outer_;
+};
+
+/// The key of the next dropout of this thread, on the host: the step's, or else one number of
+/// torch's default generator.
+int64_t next_dropout_key();
+
+/// The same as an int64 scalar on a CUDA device; the host does not read it there.
+torch::Tensor next_dropout_key(torch::Device device);
+
+/// The parameter in another type, which is its mirror where there is one.
+torch::Tensor cast_parameter(const torch::Tensor& parameter, at::ScalarType type);
+
+/// -exp(A_log), kept or computed.
+torch::Tensor decay_rates(const torch::Tensor& A_log);
+
+/// This thread's side stream for a backward pass, which may run in another thread: kept by the
+/// forward pass in saved_data["side"].
+int64_t side_stream_handle();
+
+/// The side stream of that handle; null: none.
+ops::SideStream* side_stream(int64_t handle);
+
+/// Runs `work`, whose results only the optimizer reads, on the side stream of that handle or here.
+void run_beside(int64_t handle, const std::function<void()>& work,
+                std::vector<torch::Tensor> inputs);
+
+}  // namespace dmamba::nn
