@@ -3,6 +3,7 @@
 #include "dmamba/model/policy.h"
 
 #include "dmamba/common/error.h"
+#include "src/model/recurrent_cpu.h"
 
 namespace dmamba::model {
 namespace {
@@ -19,6 +20,25 @@ Tensor statistics(const char* name, const std::vector<float>& values, int64_t st
 
 void check_on_cpu(const char* what, const Tensor& t) {
   TORCH_CHECK(t.is_cpu(), what, " must be on the CPU, where environments are, got ", t.device());
+}
+
+/// The recurrent step without torch's operators, where that is possible.
+std::unique_ptr<RecurrentCpu> make_engine(const DMamba& model, const PolicyOptions& options) {
+  const bool bf16 = options.weights == "bf16";
+  if (!bf16 && options.weights != "fp32") {
+    throw ConfigError("Policy: weights '" + options.weights +
+                      "' are unknown; choose one of fp32, bf16");
+  }
+  if (options.kind == "recurrent" && RecurrentCpu::supports(*model)) {
+    const auto storage = bf16 ? kernels::Storage::kBFloat16 : kernels::Storage::kFloat32;
+    return std::make_unique<RecurrentCpu>(model, options.num_envs, storage);
+  }
+  if (bf16) {
+    throw ConfigError(
+        "Policy: weights bf16 are for kind recurrent and a float32 model of mamba "
+        "layers on the CPU; choose fp32");
+  }
+  return nullptr;
 }
 
 /// Moves a window one step on: the oldest entry leaves, `newest` (num_envs, ...) joins at the end.
@@ -53,6 +73,7 @@ Policy::Policy(DMamba model, PolicyOptions options)
     throw ConfigError("Policy: num_envs must be at least 1, got " +
                       std::to_string(options_.num_envs));
   }
+  engine_ = make_engine(model_, options_);
   const int64_t n = options_.num_envs, K = model_->config().context_length;
   const int64_t state_dim = model_->state_dim(), act_dim = model_->act_dim();
   mean_ = statistics("state_mean", options_.state_mean, state_dim);
@@ -70,10 +91,13 @@ Policy::Policy(DMamba model, PolicyOptions options)
     rtgs_ = zeros({n, K, 1}, torch::kFloat);
     timesteps_ = zeros({n, K}, torch::kLong);
     mask_ = zeros({n, K}, torch::kBool);
-  } else {
+  } else if (engine_ == nullptr) {
     state_ = model_->initial_state(n);
   }
 }
+
+Policy::Policy(Policy&&) noexcept = default;
+Policy::~Policy() = default;
 
 void Policy::reset(const Tensor& which, const Tensor& targets) {
   const int64_t n = options_.num_envs;
@@ -112,6 +136,7 @@ Tensor Policy::act(const Tensor& observations) {
                                (rtg_ / options_.rtg_scale).to(torch::kFloat).unsqueeze(1),
                                timestep_.clamp_max(model_->config().max_timestep - 1), first_});
   last_action_ = options_.kind == "windowed" ? act_windowed(seen) : act_recurrent(seen);
+  acted_ = true;
   return last_action_.to(last_action_.options().device(torch::kCPU), /*non_blocking=*/false,
                          /*copy=*/true);
 }
@@ -142,6 +167,7 @@ Tensor Policy::act_windowed(const Seen& seen) {
 }
 
 Tensor Policy::act_recurrent(const Seen& seen) {
+  if (engine_) return engine_->act(seen.rtg, seen.states, seen.timesteps, seen.first);
   return model_->step({last_action_, seen.rtg, seen.states, seen.timesteps, seen.first}, state_);
 }
 
@@ -150,6 +176,8 @@ void Policy::observe(const Tensor& rewards) {
               "Policy.observe: rewards must be (num_envs = ", options_.num_envs, ",), got ",
               rewards.sizes());
   check_on_cpu("Policy.observe: rewards", rewards);
+  if (engine_ && acted_) engine_->follow(last_action_, timestep_);
+  acted_ = false;
   rtg_ -= rewards.to(torch::kDouble);
   timestep_ += 1;
   first_.zero_();
