@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Times a step of the recurrent policy on the CPU, beside the same step by torch's operators.
 
-    python scripts/benchmark_policy.py [--batch 1 64] [--threads 1] [--d-model 128] [--seconds 5]
+    python scripts/benchmark_policy.py [--batch 1 64] [--threads 1] [--burst 20] [--seconds 10]
 
 act() is what passes between an observation and its action, observe() takes that action in. Beside
 them: the model's step by torch's operators (DMamba.step), and the step's matrix products alone, as
-one torch.mm each for the three tokens of all environments. All take turns in one run; medians and
-quartiles in microseconds, each with the call from Python.
+one torch.mm each for the three tokens of all environments. All take turns in one run, a burst of
+steps each; with --burst 1 every step finds in the caches what the other programs left there.
+Medians and quartiles in microseconds, each with the call from Python.
 """
 
 from __future__ import annotations
@@ -21,26 +22,29 @@ from benchmark_ops import processor
 
 import dmamba
 
-Call = Callable[[], object]
+# What a step consists of: names and calls, in their order.
+Step = dict[str, Callable[[], object]]
 
 
-def take_turns(calls: dict[str, Call], seconds: float) -> dict[str, list[float]]:
-    """Times of the calls in microseconds; one after the other, again and again."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
+def take_turns(steps: list[Step], burst: int, seconds: float) -> dict[str, list[float]]:
+    """Times of the steps' calls in microseconds; a burst of each step, again and again."""
+    times: dict[str, list[float]] = {name: [] for step in steps for name in step}
     for warm_up in (True, False):
-        end = time.perf_counter() + (0.2 if warm_up else 1.0) * seconds
+        end = time.perf_counter() + (0.1 if warm_up else 1.0) * seconds
         while time.perf_counter() < end:
-            for name, call in calls.items():
-                start = time.perf_counter()
-                call()
-                elapsed = time.perf_counter() - start
-                if not warm_up:
-                    times[name].append(elapsed * 1e6)
+            for step in steps:
+                for _ in range(burst):
+                    for name, call in step.items():
+                        start = time.perf_counter()
+                        call()
+                        elapsed = time.perf_counter() - start
+                        if not warm_up:
+                            times[name].append(elapsed * 1e6)
     return times
 
 
-def policy_calls(model: dmamba.nn.DMamba, batch: int, weights: str) -> dict[str, Call]:
-    """The two halves of a policy's step, always in turn."""
+def policy_step(model: dmamba.nn.DMamba, batch: int, weights: str) -> Step:
+    """The two halves of a policy's step."""
     zeros, ones = [0.0] * model.state_dim, [1.0] * model.state_dim
     policy = dmamba.Policy(
         model.cpp_module, "recurrent", batch, 1000.0, zeros, ones, weights=weights
@@ -53,17 +57,18 @@ def policy_calls(model: dmamba.nn.DMamba, batch: int, weights: str) -> dict[str,
     }
 
 
-def model_step(model: dmamba.nn.DMamba, batch: int) -> Call:
+def model_step(model: dmamba.nn.DMamba, batch: int) -> Step:
     """The step by torch's operators."""
     cpp = model.cpp_module
     state = cpp.initial_state(batch)
     actions, rtg = torch.zeros(batch, model.act_dim), torch.ones(batch, 1)
     states, first = torch.randn(batch, model.state_dim), torch.zeros(batch, dtype=torch.bool)
     timesteps = torch.full((batch,), 7)
-    return lambda: cpp.step(actions, rtg, states, timesteps, first, state)
+    step = lambda: cpp.step(actions, rtg, states, timesteps, first, state)  # noqa: E731
+    return {"DMamba.step by torch's operators": step}
 
 
-def matrix_products(model: dmamba.nn.DMamba, batch: int, dtype: torch.dtype) -> Call:
+def matrix_products(model: dmamba.nn.DMamba, batch: int, dtype: torch.dtype) -> Step:
     """Every matrix of the layers by the three tokens, outputs in place."""
     names = ("in_proj", "x_proj", "dt_proj", "out_proj", "mlp_channels")
     products = []
@@ -77,7 +82,7 @@ def matrix_products(model: dmamba.nn.DMamba, batch: int, dtype: torch.dtype) -> 
         for x, w, out in products:
             torch.mm(x, w, out=out)
 
-    return run
+    return {f"matrix products alone, {str(dtype)[6:]}": run}
 
 
 def main() -> None:
@@ -89,7 +94,8 @@ def main() -> None:
     parser.add_argument("--n-layer", type=int, default=3)
     parser.add_argument("--state-dim", type=int, default=11)
     parser.add_argument("--act-dim", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=5.0, help="per batch")
+    parser.add_argument("--burst", type=int, default=20, help="steps before another's turn")
+    parser.add_argument("--seconds", type=float, default=10.0, help="per batch")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -103,12 +109,11 @@ def main() -> None:
         f"act_dim {options.act_dim}; microseconds"
     )
     for batch in options.batch:
-        calls = policy_calls(model, batch, "fp32") | policy_calls(model, batch, "bf16")
-        calls["DMamba.step by torch's operators"] = model_step(model, batch)
-        for name, dtype in {"fp32": torch.float32, "bf16": torch.bfloat16}.items():
-            calls[f"matrix products alone, {name}"] = matrix_products(model, batch, dtype)
+        steps = [policy_step(model, batch, weights) for weights in ("fp32", "bf16")]
+        steps.append(model_step(model, batch))
+        steps += [matrix_products(model, batch, t) for t in (torch.float32, torch.bfloat16)]
         with torch.no_grad():
-            times = take_turns(calls, options.seconds)
+            times = take_turns(steps, options.burst, options.seconds)
         for weights in ("fp32", "bf16"):
             halves = times[f"act(), {weights} weights"], times[f"observe(), {weights} weights"]
             whole = [a + b for a, b in zip(*halves, strict=True)]

@@ -2,6 +2,8 @@
 // keeps the layers' states and shows it the new step alone.
 #include "dmamba/model/policy.h"
 
+#include <algorithm>
+
 #include "dmamba/common/error.h"
 #include "src/model/recurrent_cpu.h"
 
@@ -10,12 +12,11 @@ namespace {
 
 using torch::Tensor;
 
-Tensor statistics(const char* name, const std::vector<float>& values, int64_t state_dim) {
+void check_statistics(const char* name, const std::vector<float>& values, int64_t state_dim) {
   if (static_cast<int64_t>(values.size()) != state_dim) {
     throw ConfigError(std::string("Policy: ") + name + " has " + std::to_string(values.size()) +
                       " entries, the model's states have " + std::to_string(state_dim));
   }
-  return torch::tensor(values);
 }
 
 void check_on_cpu(const char* what, const Tensor& t) {
@@ -76,8 +77,8 @@ Policy::Policy(DMamba model, PolicyOptions options)
   engine_ = make_engine(model_, options_);
   const int64_t n = options_.num_envs, K = model_->config().context_length;
   const int64_t state_dim = model_->state_dim(), act_dim = model_->act_dim();
-  mean_ = statistics("state_mean", options_.state_mean, state_dim);
-  std_ = statistics("state_std", options_.state_std, state_dim);
+  check_statistics("state_mean", options_.state_mean, state_dim);
+  check_statistics("state_std", options_.state_std, state_dim);
   rtg_ = torch::zeros({n}, torch::kDouble);
   timestep_ = torch::zeros({n}, torch::kLong);
   first_ = torch::ones({n}, torch::kBool);
@@ -132,13 +133,35 @@ Tensor Policy::act(const Tensor& observations) {
   check_on_cpu("Policy.act: observations", observations);
   TORCH_CHECK(model_->device() == device_, "Policy.act: the model moved from ", device_, " to ",
               model_->device(), " after the policy was made; make a new one");
-  const Seen seen = on_device({(observations.to(torch::kFloat) - mean_) / std_,
-                               (rtg_ / options_.rtg_scale).to(torch::kFloat).unsqueeze(1),
-                               timestep_.clamp_max(model_->config().max_timestep - 1), first_});
+  const Seen seen = on_device(as_trained(observations));
   last_action_ = options_.kind == "windowed" ? act_windowed(seen) : act_recurrent(seen);
   acted_ = true;
   return last_action_.to(last_action_.options().device(torch::kCPU), /*non_blocking=*/false,
                          /*copy=*/true);
+}
+
+/// Plain loops: for one environment each of torch's operators would cost more than all the rest.
+Policy::Seen Policy::as_trained(const Tensor& observations) const {
+  const int64_t n = options_.num_envs, state_dim = model_->state_dim();
+  const Tensor raw = observations.to(torch::kFloat).contiguous();
+  Seen seen{torch::empty({n, state_dim}), torch::empty({n, 1}), torch::empty({n}, torch::kLong),
+            first_};
+  const float *from = raw.const_data_ptr<float>(), *mean = options_.state_mean.data(),
+              *std = options_.state_std.data();
+  const double* rtg = rtg_.const_data_ptr<double>();
+  const int64_t *timestep = timestep_.const_data_ptr<int64_t>(),
+                last = model_->config().max_timestep - 1;
+  float *states = seen.states.mutable_data_ptr<float>(),
+        *scaled = seen.rtg.mutable_data_ptr<float>();
+  int64_t* timesteps = seen.timesteps.mutable_data_ptr<int64_t>();
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t j = 0; j < state_dim; ++j) {
+      states[i * state_dim + j] = (from[i * state_dim + j] - mean[j]) / std[j];
+    }
+    scaled[i] = static_cast<float>(rtg[i] / options_.rtg_scale);
+    timesteps[i] = std::min(timestep[i], last);
+  }
+  return seen;
 }
 
 /// Side by side in one tensor for the way: float32 holds times exactly (below 2^24).
@@ -178,9 +201,16 @@ void Policy::observe(const Tensor& rewards) {
   check_on_cpu("Policy.observe: rewards", rewards);
   if (engine_ && acted_) engine_->follow(last_action_, timestep_);
   acted_ = false;
-  rtg_ -= rewards.to(torch::kDouble);
-  timestep_ += 1;
-  first_.zero_();
+  const Tensor raw = rewards.to(torch::kDouble).contiguous();
+  const double* reward = raw.const_data_ptr<double>();
+  double* rtg = rtg_.mutable_data_ptr<double>();
+  int64_t* timestep = timestep_.mutable_data_ptr<int64_t>();
+  bool* first = first_.mutable_data_ptr<bool>();
+  for (int64_t i = 0; i < options_.num_envs; ++i) {
+    rtg[i] -= reward[i];
+    ++timestep[i];
+    first[i] = false;
+  }
 }
 
 }  // namespace dmamba::model

@@ -62,6 +62,7 @@ class Policy {
     torch::Tensor first;      // (num_envs,) bool
   };
 
+  Seen as_trained(const torch::Tensor& observations) const;
   Seen on_device(const Seen& seen) const;
   torch::Tensor act_windowed(const Seen& seen);
   torch::Tensor act_recurrent(const Seen& seen);
@@ -70,10 +71,9 @@ class Policy {
   PolicyOptions options_;
   torch::Device device_;  // the model's
   // On the CPU:
-  torch::Tensor mean_, std_;  // (state_dim,)
-  torch::Tensor rtg_;         // (num_envs,) float64, raw
-  torch::Tensor timestep_;    // (num_envs,) int64
-  torch::Tensor first_;       // (num_envs,) bool: no step taken yet in this episode
+  torch::Tensor rtg_;       // (num_envs,) float64, raw
+  torch::Tensor timestep_;  // (num_envs,) int64
+  torch::Tensor first_;     // (num_envs,) bool: no step taken yet in this episode
   // On the device:
   torch::Tensor last_action_;  // (num_envs, act_dim)
   // windowed: the last K steps, (num_envs, K, ...), newest last
