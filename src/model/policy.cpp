@@ -23,14 +23,16 @@ void check_on_cpu(const char* what, const Tensor& t) {
   TORCH_CHECK(t.is_cpu(), what, " must be on the CPU, where environments are, got ", t.device());
 }
 
-/// The recurrent step without torch's operators, where that is possible.
+/// The recurrent step without torch's operators, where that is possible, and asked for or faster:
+/// with one lane only, it is slower than torch's products.
 std::unique_ptr<RecurrentCpu> make_engine(const DMamba& model, const PolicyOptions& options) {
   const bool bf16 = options.weights == "bf16";
   if (!bf16 && options.weights != "fp32") {
     throw ConfigError("Policy: weights '" + options.weights +
                       "' are unknown; choose one of fp32, bf16");
   }
-  if (options.kind == "recurrent" && RecurrentCpu::supports(*model)) {
+  const bool vectors = ops::cpu::kernels_for(kernels::Storage::kFloat32).lanes > 1;
+  if (options.kind == "recurrent" && RecurrentCpu::supports(*model) && (vectors || bf16)) {
     const auto storage = bf16 ? kernels::Storage::kBFloat16 : kernels::Storage::kFloat32;
     return std::make_unique<RecurrentCpu>(model, options.num_envs, storage);
   }

@@ -31,10 +31,10 @@ struct PolicyOptions {
 /// CPU. A step copies once to the device and once back: returns-to-go, times and the standardised
 /// states are the CPU's, the windows and the layers' states stay on the device.
 ///
-/// A recurrent policy of a float32 model with `mamba` layers on the CPU doesn't go through torch's
-/// operators (autocast says nothing to it): it keeps its own copy of the weights, renewed when
-/// torch has counted a change of the parameters, and takes an action in when its reward is
-/// observed, so that act() has less to do.
+/// A recurrent policy of a float32 model with `mamba` layers on a CPU with AVX2 or AVX-512 doesn't
+/// go through torch's operators (autocast says nothing to it): it keeps its own copy of the
+/// weights, renewed when torch has counted a change of the parameters, and takes an action in when
+/// its reward is observed, so that act() has less to do.
 class Policy {
  public:
   /// Throws ConfigError for an unknown kind, num_envs < 1, statistics of another size, or bf16
