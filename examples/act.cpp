@@ -12,6 +12,7 @@
 #include <exception>
 #include <iostream>
 #include <sstream>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -21,21 +22,22 @@ namespace {
 
 using dmamba::model::Policy;
 
-/// The numbers of a line. Throws where there is anything else.
-std::vector<double> numbers_in(const std::string& line, int number) {
-  std::istringstream text(line);
+/// The numbers of a text; none where there is anything else.
+std::vector<double> numbers_in(const std::string& text) {
+  std::istringstream stream(text);
   std::vector<double> values;
-  for (double value; text >> value;) values.push_back(value);
-  if (!text.eof() || values.size() < 2) {
-    throw std::runtime_error("line " + std::to_string(number) +
-                             ": expected a reward and a state, all numbers, got '" + line + "'");
-  }
+  for (double value; stream >> value;) values.push_back(value);
+  if (!stream.eof()) values.clear();
   return values;
 }
 
-void act(Policy& policy, double target) {
+void act(Policy& policy, const std::string& target) {
+  const std::vector<double> wanted = numbers_in(target);
+  if (wanted.size() != 1) {
+    throw std::runtime_error("TARGET must be a number, got '" + target + "'");
+  }
   const torch::Tensor all = torch::ones({1}, torch::kBool);
-  const torch::Tensor targets = torch::full({1}, target, torch::kDouble);
+  const torch::Tensor targets = torch::full({1}, wanted[0], torch::kDouble);
   std::cout.precision(9);
   bool begins = true;
   std::string line;
@@ -44,7 +46,11 @@ void act(Policy& policy, double target) {
       begins = true;
       continue;
     }
-    const std::vector<double> values = numbers_in(line, number);
+    const std::vector<double> values = numbers_in(line);
+    if (values.size() < 2) {
+      throw std::runtime_error("line " + std::to_string(number) +
+                               ": expected a reward and a state, all numbers, got '" + line + "'");
+    }
     if (begins) {
       policy.reset(all, targets);
     } else {
@@ -72,7 +78,7 @@ int main(int argc, char** argv) {
     options.kind = "recurrent";
     if (argc == 4) options.weights = argv[3];
     Policy policy = dmamba::train::load_policy(argv[1], options);
-    act(policy, std::stod(argv[2]));
+    act(policy, argv[2]);
   } catch (const c10::Error& error) {
     std::cerr << "act: " << error.what_without_backtrace() << "\n";
     return 1;

@@ -73,6 +73,7 @@ TEST(Act, SaysWhatIsWrong) {
   expect_contains(run_act(folder, path, ""), {"usage: act CHECKPOINT TARGET"});
   expect_contains(run_act(folder, "/nowhere 1", ""), {"act: /nowhere: not a checkpoint"});
   expect_contains(run_act(folder, path + " 1 int4", ""), {"weights 'int4' are unknown"});
+  expect_contains(run_act(folder, path + " much", ""), {"TARGET must be a number, got 'much'"});
   expect_contains(run_act(folder, path + " 1", "0 1 2 3\n0 1 x 3\n"),
                   {"line 2: expected a reward and a state, all numbers, got '0 1 x 3'"});
   expect_contains(run_act(folder, path + " 1", "0 1 2\n"), {"state_dim = 3), got [1, 2]"});
