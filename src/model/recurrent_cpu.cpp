@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 
 #include "src/ops/cpu/tensors.h"
 
@@ -17,8 +18,7 @@ using torch::Tensor;
 /// Environments that walk together: enough tokens to be worth the way of the weights, few enough
 /// for their activations to stay in the second cache.
 constexpr int64_t kGroup = 8;
-constexpr int64_t kRows =
-    2 * kGroup;  // 64 bytes of floats in a column of rows: arrays stay aligned
+constexpr int64_t kRows = 2 * kGroup;  // a multiple of 16: arrays of so many rows stay aligned
 
 /// torch's default, the model's.
 constexpr double kEpsilon = 1e-5;
@@ -99,20 +99,15 @@ RecurrentCpu::RecurrentCpu(DMamba model, int64_t num_envs, kernels::Storage stor
 }
 
 void RecurrentCpu::repack_if_changed() {
-  const bool first = weights_ == nullptr;
-  bool changed = first;
-  packed_from_.resize(parameters_.size());
-  for (size_t i = 0; i < parameters_.size(); ++i) {
-    const Tensor& t = parameters_[i];
-    const std::pair<const void*, int64_t> now{t.unsafeGetTensorImpl()->data(),
-                                              t.is_inference() ? 0 : t._version()};
-    changed = changed || packed_from_[i] != now;
-    packed_from_[i] = now;
-  }
-  if (!changed) return;
+  const auto source = [](const Tensor& t) -> Source {
+    return {t.unsafeGetTensorImpl()->data(), t.is_inference() ? 0 : t._version()};
+  };
+  if (std::ranges::equal(parameters_, packed_from_, {}, source)) return;
   TORCH_CHECK(supports(*model_),
               "Policy: the model's parameters are no longer float32 on the CPU; make a new policy");
   weights_ = std::make_unique<const RecurrentWeights>(*model_, storage_);
+  packed_from_.clear();
+  std::ranges::transform(parameters_, std::back_inserter(packed_from_), source);
 }
 
 Tensor RecurrentCpu::act(const Tensor& returns_to_go, const Tensor& states, const Tensor& timesteps,
@@ -212,7 +207,7 @@ void RecurrentCpu::run_layer(size_t index, const Group& g, int64_t from) {
   const int64_t d_model = l.out_proj.rows(), d_inner = l.D.size(0), rows = g.rows();
   layer_norm(table, l.norm, g.x, g.normed, 0, rows);
   product(table, l.in_x, g.normed, d_model, g.inner, 0, rows);
-  product(table, l.in_z, g.normed, d_model, g.z, from, rows);
+  product(table, l.in_z, g.normed, d_model, g.z, from, rows);  // before: whatever lies there
   run_convolution(index, g);
   product(table, l.x_proj, g.u, d_inner, g.projected, 0, rows);
   product(table, l.dt_proj, g.projected, l.x_proj.rows(), g.delta, 0, rows);

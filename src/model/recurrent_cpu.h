@@ -38,6 +38,7 @@ class RecurrentCpu {
  private:
   struct Tokens;
   struct Group;
+  using Source = std::pair<const void*, int64_t>;  // a parameter's memory and version
 
   void repack_if_changed();
   size_t scratch_bytes() const;
@@ -52,7 +53,7 @@ class RecurrentCpu {
   int64_t num_envs_;
   kernels::Storage storage_;
   std::vector<torch::Tensor> parameters_;
-  std::vector<std::pair<const void*, int64_t>> packed_from_;  // their memory and version
+  std::vector<Source> packed_from_;
   std::unique_ptr<const RecurrentWeights> weights_;
   // A layer's: (num_envs, d_conv - 1, d_inner) and (num_envs, d_state, d_inner).
   std::vector<torch::Tensor> conv_states_, ssm_states_;
