@@ -9,6 +9,11 @@ namespace {
 
 using torch::Tensor;
 
+/// Of its own, since a vector would be converted to a list.
+struct Carried {
+  model::RecurrentState state;
+};
+
 template <class Module>
 void name_module(py::module_& m, const char* name, const char* doc) {
   m.attr(name).attr("__module__") = "dmamba._C";
@@ -36,12 +41,28 @@ void bind_model(py::module_& m) {
           ReleaseGil());
   name_module<nn::MambaImpl>(m, "Mamba", "A Mamba block in C++; see dmamba.nn.Mamba.");
 
+  py::class_<Carried>(m, "RecurrentState", "What the layers carry from step to step of episodes.");
   torch::python::bind_module<model::DMambaImpl, true>(m, "DMamba")
       .def(py::init<int64_t, int64_t, const config::ModelConfig&>(), py::arg("state_dim"),
            py::arg("act_dim"), py::arg("config"))
       .def("forward", &model::DMambaImpl::forward, py::arg("states"), py::arg("actions"),
            py::arg("returns_to_go"), py::arg("timesteps"), py::arg("mask") = py::none(),
            ReleaseGil())
+      .def(
+          "initial_state",
+          [](const model::DMambaImpl& self, int64_t batch) {
+            return std::make_unique<Carried>(Carried{self.initial_state(batch)});
+          },
+          py::arg("batch"))
+      .def(
+          "step",
+          [](model::DMambaImpl& self, const Tensor& previous_actions, const Tensor& returns_to_go,
+             const Tensor& states, const Tensor& timesteps, const Tensor& first, Carried& carried) {
+            return self.step({previous_actions, returns_to_go, states, timesteps, first},
+                             carried.state);
+          },
+          py::arg("previous_actions"), py::arg("returns_to_go"), py::arg("states"),
+          py::arg("timesteps"), py::arg("first"), py::arg("state"), ReleaseGil())
       .def_property_readonly("state_dim", &model::DMambaImpl::state_dim)
       .def_property_readonly("act_dim", &model::DMambaImpl::act_dim)
       .def_property_readonly("config", [](const model::DMambaImpl& self) { return self.config(); });
@@ -52,13 +73,13 @@ void bind_model(py::module_& m) {
                             "observe in turn.")
       .def(py::init([](std::shared_ptr<model::DMambaImpl> model, const std::string& kind,
                        int64_t num_envs, double rtg_scale, std::vector<float> state_mean,
-                       std::vector<float> state_std) {
+                       std::vector<float> state_std, const std::string& weights) {
              return model::Policy(
                  model::DMamba(std::move(model)),
-                 {kind, num_envs, rtg_scale, std::move(state_mean), std::move(state_std)});
+                 {kind, num_envs, rtg_scale, std::move(state_mean), std::move(state_std), weights});
            }),
            py::arg("model"), py::arg("kind"), py::arg("num_envs"), py::arg("rtg_scale"),
-           py::arg("state_mean"), py::arg("state_std"))
+           py::arg("state_mean"), py::arg("state_std"), py::arg("weights") = "fp32")
       .def("reset", &model::Policy::reset, py::arg("which"), py::arg("targets"), ReleaseGil(),
            "Begins an episode where which (num_envs,) is true; targets (num_envs,) raw.")
       .def("act", &model::Policy::act, py::arg("observations"), ReleaseGil(),

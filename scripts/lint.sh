@@ -22,7 +22,7 @@ done
 files() {
   local pattern names=()
   for pattern in "$@"; do names+=(-o -name "$pattern"); done
-  find src include kernels bindings tests scripts -type f \( "${names[@]:1}" \) | sort
+  find src include kernels bindings tests examples scripts -type f \( "${names[@]:1}" \) | sort
 }
 
 check_clang-format() {

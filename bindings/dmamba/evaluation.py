@@ -49,11 +49,20 @@ class ArrayPolicy:
         kind: ``windowed`` or ``recurrent``.
         num_envs: Slots.
         info: ``state_mean``, ``state_std``, ``rtg_scale``, as ``dmamba.nn.load`` gives.
+        weights: ``fp32`` or, for the recurrent kind on the CPU, ``bf16``: of the matrices, half as
+            much to read; the arithmetic is float32.
 
     The model computes on the device where its parameters are.
     """
 
-    def __init__(self, model: nn.DMamba, kind: str, num_envs: int, info: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        model: nn.DMamba,
+        kind: str,
+        num_envs: int,
+        info: dict[str, Any],
+        weights: str = "fp32",
+    ) -> None:
         self._policy = _C.Policy(
             model.cpp_module,
             kind,
@@ -61,6 +70,7 @@ class ArrayPolicy:
             info["rtg_scale"],
             info["state_mean"],
             info["state_std"],
+            weights,
         )
 
     def reset(self, mask: np.ndarray, targets: np.ndarray) -> None:
@@ -188,6 +198,7 @@ def evaluate_model(
     num_envs: int | None = None,
     max_episode_length: int = 0,
     dataset: str = "",
+    weights: str = "fp32",
     progress: bool = True,
     check: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
@@ -205,6 +216,7 @@ def evaluate_model(
         num_envs: Environments at a time; None: 32, or fewer if there are fewer episodes.
         max_episode_length: Time limit in steps; 0, or one above the environment's own, leaves that.
         dataset: The training set's name or path, to label the score's constants.
+        weights: ``fp32`` or ``bf16``; see :class:`ArrayPolicy`.
         progress: Whether to show a bar.
         check: Called after every step; may raise to stop.
     """
@@ -228,7 +240,7 @@ def evaluate_model(
     lengths: np.ndarray = np.zeros((len(targets), episodes), dtype=np.int64)
     environments = vector.make_vector(environment, slots, max_episode_length)
     try:
-        actor = ArrayPolicy(model, policy, slots, info)
+        actor = ArrayPolicy(model, policy, slots, info, weights)
         with bar(len(jobs), f"evaluating {environment}", "episode", enabled=progress) as shown:
 
             def on_episode(job: Job, total: float, length: int) -> None:
@@ -244,6 +256,7 @@ def evaluate_model(
         "environment": environment,
         "dataset": dataset,
         "policy": policy,
+        "weights": weights,
         "checkpoint_step": int(info["step"]),
         "seed": seed,
         "num_envs": slots,
@@ -267,6 +280,7 @@ def evaluate(
     num_envs: int | None = None,
     progress: bool = True,
     device: str | None = None,
+    weights: str = "fp32",
 ) -> dict[str, Any]:
     """Evaluates a run's latest checkpoint in the environment of its dataset.
 
@@ -283,10 +297,11 @@ def evaluate(
         device: ``cpu``, ``cuda``, or ``auto``: a GPU where there is one to use. Left out, ``cpu``
             for a run that was told to train there, else ``auto``: a run from a GPU can be evaluated
             anywhere. The arithmetic is float32, whatever precision the run was trained in.
+        weights: ``fp32`` or, for the recurrent policy on the CPU, ``bf16``.
 
     Returns:
-        A dict with ``environment``, ``policy``, ``checkpoint_step``, ``device`` (its name),
-        ``constants`` (of the score, and whether they are borrowed), ``time_seconds`` and
+        A dict with ``environment``, ``policy``, ``weights``, ``checkpoint_step``, ``device`` (its
+        name), ``constants`` (of the score, and whether they are borrowed), ``time_seconds`` and
         ``targets``: one dict per target with
         ``target``, ``episodes``, ``return_mean``, ``return_std``, ``return_stderr``,
         ``return_interval``, ``length_mean``, ``score_mean``, ``score_interval``, ``returns`` and
@@ -326,6 +341,7 @@ def evaluate(
         num_envs=num_envs,
         max_episode_length=config.dataset.max_episode_length,
         dataset=config.dataset.path,
+        weights=weights,
         progress=progress,
     )
 

@@ -2,23 +2,46 @@
 // keeps the layers' states and shows it the new step alone.
 #include "dmamba/model/policy.h"
 
+#include <algorithm>
+
 #include "dmamba/common/error.h"
+#include "src/model/recurrent_cpu.h"
 
 namespace dmamba::model {
 namespace {
 
 using torch::Tensor;
 
-Tensor statistics(const char* name, const std::vector<float>& values, int64_t state_dim) {
+void check_statistics(const char* name, const std::vector<float>& values, int64_t state_dim) {
   if (static_cast<int64_t>(values.size()) != state_dim) {
     throw ConfigError(std::string("Policy: ") + name + " has " + std::to_string(values.size()) +
                       " entries, the model's states have " + std::to_string(state_dim));
   }
-  return torch::tensor(values);
 }
 
 void check_on_cpu(const char* what, const Tensor& t) {
   TORCH_CHECK(t.is_cpu(), what, " must be on the CPU, where environments are, got ", t.device());
+}
+
+/// The recurrent step without torch's operators, where that is possible, and asked for or faster:
+/// with one lane only, it is slower than torch's products.
+std::unique_ptr<RecurrentCpu> make_engine(const DMamba& model, const PolicyOptions& options) {
+  const bool bf16 = options.weights == "bf16";
+  if (!bf16 && options.weights != "fp32") {
+    throw ConfigError("Policy: weights '" + options.weights +
+                      "' are unknown; choose one of fp32, bf16");
+  }
+  const bool vectors = ops::cpu::kernels_for(kernels::Storage::kFloat32).lanes > 1;
+  if (options.kind == "recurrent" && RecurrentCpu::supports(*model) && (vectors || bf16)) {
+    const auto storage = bf16 ? kernels::Storage::kBFloat16 : kernels::Storage::kFloat32;
+    return std::make_unique<RecurrentCpu>(model, options.num_envs, storage);
+  }
+  if (bf16) {
+    throw ConfigError(
+        "Policy: weights bf16 are for kind recurrent and a float32 model of mamba "
+        "layers on the CPU; choose fp32");
+  }
+  return nullptr;
 }
 
 /// Moves a window one step on: the oldest entry leaves, `newest` (num_envs, ...) joins at the end.
@@ -53,10 +76,11 @@ Policy::Policy(DMamba model, PolicyOptions options)
     throw ConfigError("Policy: num_envs must be at least 1, got " +
                       std::to_string(options_.num_envs));
   }
+  engine_ = make_engine(model_, options_);
   const int64_t n = options_.num_envs, K = model_->config().context_length;
   const int64_t state_dim = model_->state_dim(), act_dim = model_->act_dim();
-  mean_ = statistics("state_mean", options_.state_mean, state_dim);
-  std_ = statistics("state_std", options_.state_std, state_dim);
+  check_statistics("state_mean", options_.state_mean, state_dim);
+  check_statistics("state_std", options_.state_std, state_dim);
   rtg_ = torch::zeros({n}, torch::kDouble);
   timestep_ = torch::zeros({n}, torch::kLong);
   first_ = torch::ones({n}, torch::kBool);
@@ -70,10 +94,13 @@ Policy::Policy(DMamba model, PolicyOptions options)
     rtgs_ = zeros({n, K, 1}, torch::kFloat);
     timesteps_ = zeros({n, K}, torch::kLong);
     mask_ = zeros({n, K}, torch::kBool);
-  } else {
+  } else if (engine_ == nullptr) {
     state_ = model_->initial_state(n);
   }
 }
+
+Policy::Policy(Policy&&) noexcept = default;
+Policy::~Policy() = default;
 
 void Policy::reset(const Tensor& which, const Tensor& targets) {
   const int64_t n = options_.num_envs;
@@ -108,12 +135,35 @@ Tensor Policy::act(const Tensor& observations) {
   check_on_cpu("Policy.act: observations", observations);
   TORCH_CHECK(model_->device() == device_, "Policy.act: the model moved from ", device_, " to ",
               model_->device(), " after the policy was made; make a new one");
-  const Seen seen = on_device({(observations.to(torch::kFloat) - mean_) / std_,
-                               (rtg_ / options_.rtg_scale).to(torch::kFloat).unsqueeze(1),
-                               timestep_.clamp_max(model_->config().max_timestep - 1), first_});
+  const Seen seen = on_device(as_trained(observations));
   last_action_ = options_.kind == "windowed" ? act_windowed(seen) : act_recurrent(seen);
+  acted_ = true;
   return last_action_.to(last_action_.options().device(torch::kCPU), /*non_blocking=*/false,
                          /*copy=*/true);
+}
+
+/// Plain loops: for one environment each of torch's operators would cost more than all the rest.
+Policy::Seen Policy::as_trained(const Tensor& observations) const {
+  const int64_t n = options_.num_envs, state_dim = model_->state_dim();
+  const Tensor raw = observations.to(torch::kFloat).contiguous();
+  Seen seen{torch::empty({n, state_dim}), torch::empty({n, 1}), torch::empty({n}, torch::kLong),
+            first_};
+  const float *from = raw.const_data_ptr<float>(), *mean = options_.state_mean.data(),
+              *std = options_.state_std.data();
+  const double* rtg = rtg_.const_data_ptr<double>();
+  const int64_t *timestep = timestep_.const_data_ptr<int64_t>(),
+                last = model_->config().max_timestep - 1;
+  float *states = seen.states.mutable_data_ptr<float>(),
+        *scaled = seen.rtg.mutable_data_ptr<float>();
+  int64_t* timesteps = seen.timesteps.mutable_data_ptr<int64_t>();
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t j = 0; j < state_dim; ++j) {
+      states[i * state_dim + j] = (from[i * state_dim + j] - mean[j]) / std[j];
+    }
+    scaled[i] = static_cast<float>(rtg[i] / options_.rtg_scale);
+    timesteps[i] = std::min(timestep[i], last);
+  }
+  return seen;
 }
 
 /// Side by side in one tensor for the way: float32 holds times exactly (below 2^24).
@@ -142,6 +192,7 @@ Tensor Policy::act_windowed(const Seen& seen) {
 }
 
 Tensor Policy::act_recurrent(const Seen& seen) {
+  if (engine_) return engine_->act(seen.rtg, seen.states, seen.timesteps, seen.first);
   return model_->step({last_action_, seen.rtg, seen.states, seen.timesteps, seen.first}, state_);
 }
 
@@ -150,9 +201,18 @@ void Policy::observe(const Tensor& rewards) {
               "Policy.observe: rewards must be (num_envs = ", options_.num_envs, ",), got ",
               rewards.sizes());
   check_on_cpu("Policy.observe: rewards", rewards);
-  rtg_ -= rewards.to(torch::kDouble);
-  timestep_ += 1;
-  first_.zero_();
+  if (engine_ && acted_) engine_->follow(last_action_, timestep_);
+  acted_ = false;
+  const Tensor raw = rewards.to(torch::kDouble).contiguous();
+  const double* reward = raw.const_data_ptr<double>();
+  double* rtg = rtg_.mutable_data_ptr<double>();
+  int64_t* timestep = timestep_.mutable_data_ptr<int64_t>();
+  bool* first = first_.mutable_data_ptr<bool>();
+  for (int64_t i = 0; i < options_.num_envs; ++i) {
+    rtg[i] -= reward[i];
+    ++timestep[i];
+    first[i] = false;
+  }
 }
 
 }  // namespace dmamba::model

@@ -184,6 +184,18 @@ def test_evaluate_hopper(trained, policy):
         assert row["return_interval"] == same["return_interval"]
 
 
+def test_evaluate_with_rounded_weights(trained):
+    arguments = {"targets": [200], "episodes": 2, "policy": "recurrent", "progress": False}
+    exact, rounded = (
+        dmamba.evaluate(trained, weights=weights, **arguments) for weights in ("fp32", "bf16")
+    )
+    assert (exact["weights"], rounded["weights"]) == ("fp32", "bf16")
+    returns = [result["targets"][0]["returns"] for result in (exact, rounded)]
+    assert not np.array_equal(*returns)
+    with pytest.raises(dmamba.ConfigError, match="bf16 are for kind recurrent"):
+        dmamba.evaluate(trained, weights="bf16", **{**arguments, "policy": "windowed"})
+
+
 def test_seed_changes_the_episodes(trained):
     arguments = {"targets": [200], "episodes": 2, "progress": False}
     first = dmamba.evaluate(trained, **arguments)["targets"][0]["returns"]

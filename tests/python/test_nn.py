@@ -228,8 +228,8 @@ def test_bad_inputs_are_named():
         model.bfloat16()(states.bfloat16(), actions.bfloat16(), rtg.bfloat16(), timesteps)
 
 
-def make_policy(model, kind, num_envs):
-    return dmamba.Policy(model.cpp_module, kind, num_envs, 10.0, [0.1] * 5, [2.0] * 5)
+def make_policy(model, kind, num_envs, weights="fp32"):
+    return dmamba.Policy(model.cpp_module, kind, num_envs, 10.0, [0.1] * 5, [2.0] * 5, weights)
 
 
 def test_policies_agree_while_the_episode_fits_the_window():
@@ -255,6 +255,35 @@ def test_policies_agree_while_the_episode_fits_the_window():
         age += 1
         start = age == ends
         age[start] = 0
+
+
+@pytest.mark.parametrize(("weights", "tolerance"), [("fp32", 1e-5), ("bf16", 2e-2)])
+def test_recurrent_policy_does_what_the_models_step_does(weights, tolerance):
+    model = small_model().eval()
+    policy = make_policy(model, "recurrent", 1, weights)
+    state, action = model.cpp_module.initial_state(1), torch.zeros(1, 2)
+    policy.reset(torch.tensor([True]), torch.tensor([30.0]))
+    for t in range(6):
+        observation = torch.full((1, 5), 0.3 * t)
+        rtg = torch.tensor([[(30.0 - 1.5 * t) / 10.0]])
+        expected = model.cpp_module.step(
+            action,
+            rtg,
+            (observation - 0.1) / 2.0,
+            torch.tensor([t]),
+            torch.tensor([t == 0]),
+            state,
+        )
+        action = policy.act(observation)
+        torch.testing.assert_close(action, expected, rtol=tolerance, atol=0.1 * tolerance)
+        policy.observe(torch.tensor([1.5]))
+
+
+def test_weights_of_a_policy_are_checked():
+    with pytest.raises(dmamba.ConfigError, match="weights 'int4' are unknown"):
+        make_policy(small_model(), "recurrent", 1, "int4")
+    with pytest.raises(dmamba.ConfigError, match="bf16 are for kind recurrent"):
+        make_policy(small_model(), "windowed", 1, "bf16")
 
 
 def test_policy_matches_the_model():

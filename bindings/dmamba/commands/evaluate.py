@@ -26,6 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "cpu", "cuda"),
         help="where the model computes (cpu for a run with training.device=cpu, else auto)",
     )
+    parser.add_argument(
+        "--weights",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="bf16: for the recurrent policy on the CPU",
+    )
     parser.add_argument("--output", metavar="FILE", help="write the result as JSON, too")
 
 
@@ -39,6 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         num_envs=arguments.num_envs,
         device=arguments.device,
+        weights=arguments.weights,
     )
     if arguments.output:
         write_json(Path(arguments.output), result)

@@ -1,6 +1,7 @@
 // Acting with a trained model, for a batch of environments whose episodes end at different times.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -8,13 +9,17 @@
 
 namespace dmamba::model {
 
-/// What a policy needs beside the model; the last three are those of training.
+class RecurrentCpu;
+
+/// What a policy needs beside the model; rtg_scale and the statistics are those of training.
 struct PolicyOptions {
   std::string kind = "windowed";  ///< windowed: re-reads the last K steps; recurrent: O(1) a step
   int64_t num_envs = 1;
   double rtg_scale = 1.0;         ///< raw return per model unit
   std::vector<float> state_mean;  ///< (state_dim,)
   std::vector<float> state_std;   ///< (state_dim,), > 0
+  /// fp32 | bf16: of the matrices, with fp32 arithmetic. bf16 is for the recurrent kind on the CPU.
+  std::string weights = "fp32";
 };
 
 /// One step of the loop: act(observations), step the environments, observe(rewards); reset() begins
@@ -25,10 +30,18 @@ struct PolicyOptions {
 /// The model computes where its parameters are, which must not change; tensors come and go on the
 /// CPU. A step copies once to the device and once back: returns-to-go, times and the standardised
 /// states are the CPU's, the windows and the layers' states stay on the device.
+///
+/// A recurrent policy of a float32 model with `mamba` layers on a CPU with AVX2 or AVX-512 doesn't
+/// go through torch's operators (autocast says nothing to it): it keeps its own copy of the
+/// weights, renewed when torch has counted a change of the parameters, and takes an action in when
+/// its reward is observed, so that act() has less to do.
 class Policy {
  public:
-  /// Throws ConfigError for an unknown kind, num_envs < 1, or statistics of another size.
+  /// Throws ConfigError for an unknown kind, num_envs < 1, statistics of another size, or bf16
+  /// weights where they are not to be had.
   Policy(DMamba model, PolicyOptions options);
+  Policy(Policy&&) noexcept;
+  ~Policy();
 
   /// Begins an episode where `which` (num_envs,) bool is true; targets (num_envs,) float64, raw.
   /// Both on the CPU.
@@ -49,6 +62,7 @@ class Policy {
     torch::Tensor first;      // (num_envs,) bool
   };
 
+  Seen as_trained(const torch::Tensor& observations) const;
   Seen on_device(const Seen& seen) const;
   torch::Tensor act_windowed(const Seen& seen);
   torch::Tensor act_recurrent(const Seen& seen);
@@ -57,15 +71,16 @@ class Policy {
   PolicyOptions options_;
   torch::Device device_;  // the model's
   // On the CPU:
-  torch::Tensor mean_, std_;  // (state_dim,)
-  torch::Tensor rtg_;         // (num_envs,) float64, raw
-  torch::Tensor timestep_;    // (num_envs,) int64
-  torch::Tensor first_;       // (num_envs,) bool: no step taken yet in this episode
+  torch::Tensor rtg_;       // (num_envs,) float64, raw
+  torch::Tensor timestep_;  // (num_envs,) int64
+  torch::Tensor first_;     // (num_envs,) bool: no step taken yet in this episode
   // On the device:
   torch::Tensor last_action_;  // (num_envs, act_dim)
   // windowed: the last K steps, (num_envs, K, ...), newest last
   torch::Tensor states_, actions_, rtgs_, timesteps_, mask_;
-  RecurrentState state_;  // recurrent
+  RecurrentState state_;  // recurrent, unless it is the engine's
+  std::unique_ptr<RecurrentCpu> engine_;
+  bool acted_ = false;  // since the last observe()
 };
 
 }  // namespace dmamba::model

@@ -136,6 +136,18 @@ TEST(Policy, EpisodesLongerThanTheTimestepTableGoOn) {
   }
 }
 
+TEST(Policy, RoundedWeightsActAlike) {
+  const std::vector<int64_t> lengths{6, 4, 5};
+  PolicyOptions rounded = options("recurrent");
+  rounded.weights = "bf16";
+  Policy policy(make_model(), rounded);
+  const auto got = act(policy, 25, lengths, torch::arange(kEnvs));
+  const auto exact = act_all("recurrent", make_model(), 25, lengths);
+  const double scale = torch::stack(exact).abs().max().item<double>();
+  EXPECT_LE(largest_difference(got, exact), 2e-2 * scale);
+  EXPECT_GT(largest_difference(got, exact), 0.0);
+}
+
 TEST(Policy, LeavesTheModelInItsMode) {
   DMamba model = make_model();
   Policy policy(model, options("windowed"));
@@ -173,6 +185,16 @@ TEST(Policy, ErrorsNameWhatIsWrong) {
   short_mean.state_mean.pop_back();
   EXPECT_EQ(config_error(short_mean),
             "Policy: state_mean has 2 entries, the model's states have 3");
+  PolicyOptions other_weights = options("recurrent");
+  other_weights.weights = "int4";
+  EXPECT_EQ(config_error(other_weights),
+            "Policy: weights 'int4' are unknown; choose one of fp32, bf16");
+  PolicyOptions windowed_bf16 = options("windowed");
+  windowed_bf16.weights = "bf16";
+  EXPECT_EQ(
+      config_error(windowed_bf16),
+      "Policy: weights bf16 are for kind recurrent and a float32 model of mamba layers on the "
+      "CPU; choose fp32");
   Policy policy(make_model(), options("windowed"));
   EXPECT_THROW(policy.act(torch::zeros({kEnvs, 4})), c10::Error);
   EXPECT_THROW(policy.observe(torch::zeros({2})), c10::Error);

@@ -3,6 +3,8 @@
 
 #include "src/ops/cpu/simd/conv.h"
 #include "src/ops/cpu/simd/elementwise.h"
+#include "src/ops/cpu/simd/layer_norm.h"
+#include "src/ops/cpu/simd/product.h"
 #include "src/ops/cpu/simd/scan_backward.h"
 #include "src/ops/cpu/simd/table.h"
 
@@ -73,6 +75,10 @@ constexpr KernelTable make_table(const char* name) {
     with_storage<V>(p.storage,
                     [&](auto tag) { multiply_sum_typed<V, decltype(tag)>(p, begin, end); });
   };
+  t.product = [](const ProductParams& p, int64_t begin, int64_t end) {
+    with_storage<V>(p.weights, [&](auto tag) { product_typed<V, decltype(tag)>(p, begin, end); });
+  };
+  t.layer_norm = layer_norm<V>;
   return t;
 }
 

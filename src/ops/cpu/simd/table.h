@@ -13,6 +13,7 @@
 #include "kernels/causal_conv1d/params.h"
 #include "kernels/elementwise/params.h"
 #include "kernels/selective_scan/params.h"
+#include "src/ops/cpu/simd/params.h"
 
 namespace dmamba::ops::cpu {
 
@@ -40,6 +41,10 @@ struct KernelTable {
   // Units of kRowsPerUnit rows.
   void (*bias_gelu)(const kernels::BiasGeluParams&, int64_t begin, int64_t end);
   void (*multiply_sum)(const kernels::MultiplySumParams&, int64_t begin, int64_t end);
+
+  // Units of tokens.
+  void (*product)(const ProductParams&, int64_t begin, int64_t end);
+  void (*layer_norm)(const LayerNormParams&, int64_t begin, int64_t end);
 };
 
 /// Units of the scan's forward and of both directions of the convolution: (sequence, `lanes`

@@ -66,6 +66,11 @@ struct Vec256 {
     }
     return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16))};
   }
+  static void load_pairs(const kernels::BFloat16* p, Vec256& first, Vec256& second) {
+    const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    first.v = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
+    second.v = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(-65536)));
+  }
   void store(float* p, int n) const {
     if (n == kLanes) {
       _mm256_storeu_ps(p, v);

@@ -2,9 +2,9 @@
 //
 // The contract every Vec keeps: Real is the arithmetic type, kLanes the width; load and store take
 // the number of lanes in use (kLanes, or fewer at the end of a row: the others read as zero and are
-// not written) and convert from and to the storage type; sum_each folds as many vectors as a vector
-// has lanes; exp2 and softplus are accurate to about two ulp over the whole range, and NaN goes in
-// as NaN and comes out as NaN.
+// not written) and convert from and to the storage type; load_pairs takes whole vectors of pairs
+// apart; sum_each folds as many vectors as a vector has lanes; exp2 and softplus are accurate to
+// about two ulp over the whole range, and NaN goes in as NaN and comes out as NaN.
 #pragma once
 
 #include <immintrin.h>
@@ -53,6 +53,12 @@ struct Vec512 {
     const __m256i half = n == kLanes ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))
                                      : _mm256_maskz_loadu_epi16(lanes(n), p);
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
+  }
+  /// Numbers that lie in pairs: the first of each pair, and the second.
+  static void load_pairs(const kernels::BFloat16* p, Vec512& first, Vec512& second) {
+    const __m512i both = _mm512_loadu_si512(p);
+    first.v = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+    second.v = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(-65536)));
   }
   void store(float* p, int n) const {
     if (n == kLanes) {

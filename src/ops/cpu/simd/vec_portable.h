@@ -58,6 +58,10 @@ struct VecScalar {
     std::memcpy(&x, &bits, sizeof x);
     return {static_cast<R>(x)};
   }
+  static void load_pairs(const kernels::BFloat16* p, VecScalar& first, VecScalar& second) {
+    first = load(p, kLanes);
+    second = load(p + 1, kLanes);
+  }
   void store(float* p, int) const { *p = static_cast<float>(v); }
   void store(double* p, int) const { *p = static_cast<double>(v); }
   void store(kernels::BFloat16* p, int) const {

@@ -1,0 +1,18 @@
+// Reads what a policy needs of a checkpoint.
+#include "dmamba/train/load_policy.h"
+
+#include "dmamba/train/checkpoint.h"
+
+namespace dmamba::train {
+
+model::Policy load_policy(const std::filesystem::path& folder, model::PolicyOptions options) {
+  const TrainingState state = read_training_state(folder);
+  model::DMamba model(state.state_dim, state.act_dim, state.config.model);
+  load_parameters(folder, *model);
+  options.rtg_scale = state.config.dataset.rtg_scale;
+  options.state_mean = state.state_mean;
+  options.state_std = state.state_std;
+  return {std::move(model), std::move(options)};
+}
+
+}  // namespace dmamba::train
