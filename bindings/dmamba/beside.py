@@ -91,12 +91,14 @@ class Evaluator:
         import cloudpickle  # gymnasium's
         import gymnasium
 
+        from dmamba.envs.processes import python_environment
+
         self._connection, theirs = Pipe()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "dmamba.beside", str(theirs.fileno())],
             pass_fds=(theirs.fileno(),),
             stdin=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)},
+            env=python_environment(),
         )
         theirs.close()
         self._connection.send(

@@ -43,6 +43,11 @@ def usable_cores(root: Path = Path("/sys/fs/cgroup")) -> int:
         return cores
 
 
+def python_environment() -> dict[str, str]:
+    """The environment for a Python that finds the modules that this one finds."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+
+
 @dataclass
 class _Worker:
     process: subprocess.Popen[bytes]
@@ -83,7 +88,6 @@ class Processes:
             self._poll = select.poll()
             self._poll.register(self._done, select.POLLIN)
             setup = {
-                "path": [path or os.getcwd() for path in sys.path],
                 "spec": cloudpickle.dumps(spec),
                 "max_episode_steps": max_episode_steps,
                 "row_type": row_type,
@@ -126,7 +130,7 @@ class Processes:
             stdout=subprocess.PIPE,
             stderr=self._log,
             pass_fds=(setup["memory"], setup["done"], go),
-            env={**os.environ, **_ONE_THREAD},
+            env={**python_environment(), **_ONE_THREAD},
         )
         self._workers.append(_Worker(process, go, first, last))
         assert process.stdin is not None and process.stdout is not None

@@ -140,7 +140,6 @@ def main() -> int:
     report = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what environments print
     setup = pickle.load(sys.stdin.buffer)
-    sys.path[:] = setup["path"]  # the parent's: the spec may name modules that only it would find
     try:
         _serve(setup)
     except SlotError as error:
