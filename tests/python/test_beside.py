@@ -8,7 +8,9 @@ import sys
 import time
 
 import pytest
-from conftest import tiny
+from conftest import tiny, write_dataset
+from gymnasium.envs.registration import register
+from walk import Walk
 
 import dmamba
 from dmamba.callbacks import Callback
@@ -71,7 +73,7 @@ def test_a_killed_run_owes_its_evaluations(dataset, trained, tmp_path, again):
         + ["--output", str(folder), "--no-progress"]
     )
     stopped = dmamba.Run(folder)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not stopped.snapshots():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.002)
@@ -96,6 +98,14 @@ def test_an_interrupted_run_owes_its_evaluations(dataset, trained, tmp_path):
     assert [step for step, _ in stopped.checkpoints()] == [30]
     run = dmamba.train(None, resume=True, **arguments)
     assert_same_results(run, trained)
+
+
+def test_an_environment_that_only_this_process_knows(tmp_path):
+    register("dmamba-test/Beside-v0", entry_point=Walk, max_episode_steps=50)
+    config = tiny(write_dataset(tmp_path / "walk.hdf5", state_dim=2, act_dim=1), steps=4)
+    config["dataset"]["environment"] = "dmamba-test/Beside-v0"
+    run = dmamba.train(config, output=tmp_path / "run", progress=False, evaluate="beside")
+    assert [result["checkpoint_step"] for result in run.evaluations()] == [4]
 
 
 def test_a_failure_is_the_training_s(dataset, tmp_path):
