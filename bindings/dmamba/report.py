@@ -111,9 +111,11 @@ def format_run(run: Run) -> str:
     times = summary["times"]
     since = f" from step {times['first_step']}" if times["first_step"] else ""
     loss = "-" if summary["loss"] is None else f"{summary['loss']:.4f}"
+    beside = f" beside it, waited {times['waiting_seconds']:.0f} s"
     lines += [
         f"trained {summary['steps']} steps{since} on {summary['device']}, loss {loss}; training "
-        f"{times['training_seconds']:.0f} s, evaluation {times['evaluation_seconds']:.0f} s",
+        f"{times['training_seconds']:.0f} s, evaluation {times['evaluation_seconds']:.0f} s"
+        + (beside if times["evaluated"] == "beside" else ""),
         f"run folder  {run.folder}",
         f"plot        {run.plot_path}",
     ]

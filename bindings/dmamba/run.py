@@ -4,6 +4,7 @@
     metrics.csv              a row per log interval; no wall times, so a resumed run has equal bytes
     evaluation.csv           one row per evaluation and target, from evaluations/step-00003000.json
     checkpoints/step-00003000/   model, optimizer, state.json (without it, not complete)
+    snapshots/step-00003000/     a checkpoint whose evaluation is still to come; without optimizer
     events.out.tfevents.*    TensorBoard
     plots/, summary.json     at the end
     .lock                    held by the process that trains here
@@ -103,13 +104,11 @@ class Run:
 
     def checkpoints(self) -> list[tuple[int, Path]]:
         """Complete checkpoints as (step, folder), oldest first."""
-        found = []
-        root = self.folder / "checkpoints"
-        for path in root.iterdir() if root.is_dir() else ():
-            match = _CHECKPOINT.fullmatch(path.name)
-            if match and (path / "state.json").is_file():
-                found.append((int(match[1]), path))
-        return sorted(found)
+        return _complete_steps(self.folder / "checkpoints")
+
+    def snapshots(self) -> list[tuple[int, Path]]:
+        """Checkpoints that wait for their evaluation as (step, folder), oldest first."""
+        return _complete_steps(self.folder / "snapshots")
 
     def latest_checkpoint(self) -> tuple[int, Path] | None:
         """The complete checkpoint with the highest step."""
@@ -149,6 +148,15 @@ class Run:
         if not (self.folder / "summary.json").is_file():
             return None
         return float(self.summary()["dataset"]["return_mean"])
+
+
+def _complete_steps(root: Path) -> list[tuple[int, Path]]:
+    found = []
+    for path in root.iterdir() if root.is_dir() else ():
+        match = _CHECKPOINT.fullmatch(path.name)
+        if match and (path / "state.json").is_file():
+            found.append((int(match[1]), path))
+    return sorted(found)
 
 
 def locate_checkpoint(folder: Path) -> tuple[Path | None, Path]:
@@ -229,6 +237,10 @@ class RunWriter:
             match = _EVALUATION.fullmatch(path.name)
             if match and int(match[1]) > step:
                 path.unlink()
+        evaluated = {result["checkpoint_step"] for result in self.run.evaluations()}
+        for snapshot_step, path in self.run.snapshots():
+            if snapshot_step > step or snapshot_step in evaluated:
+                shutil.rmtree(path)
         for path in (self.folder / "checkpoints").iterdir():
             incomplete = _CHECKPOINT.fullmatch(path.name) and not (path / "state.json").is_file()
             if incomplete or _UNFINISHED.fullmatch(path.name):
@@ -256,6 +268,19 @@ class RunWriter:
             if row["score_mean"] is not None:
                 self._events.add_scalar(f"{key}_d4rl_score", row["score_mean"], step)
         self._events.flush()
+        shutil.rmtree(self.folder / "snapshots" / f"step-{step:08d}", ignore_errors=True)
+
+    def snapshot(self, checkpoint: Path) -> Path:
+        """Keeps a checkpoint's parameters, however soon it is removed, until its evaluation."""
+        path = self.folder / "snapshots" / checkpoint.name
+        path.mkdir(parents=True, exist_ok=True)
+        for name in ("model.safetensors", "state.json"):  # the latter last: it makes it complete
+            (path / name).unlink(missing_ok=True)
+            try:
+                os.link(checkpoint / name, path / name)
+            except OSError:  # a file system without links
+                shutil.copyfile(checkpoint / name, path / name)
+        return path
 
     def save_checkpoint(self, trainer: Any, keep: int) -> Path:
         """Writes ``checkpoints/step-...`` and removes all but the ``keep`` latest."""

@@ -1,4 +1,4 @@
-"""Statistics of a handful of episodes: mean, spread, bootstrap interval of the mean."""
+"""Statistics of a handful of episodes or seeds: mean, spread, intervals of the mean."""
 
 from __future__ import annotations
 
@@ -56,6 +56,31 @@ def describe(values: np.ndarray, confidence: float = 0.95, seed: int = 0) -> dic
         "stderr": None if std is None else std / float(np.sqrt(values.size)),
         "interval": mean_interval(values, confidence, seed),
     }
+
+
+def student_interval(values: np.ndarray, confidence: float = 0.95) -> Interval | None:
+    """Student's interval of the mean, for values too few to resample, such as those of seeds.
+
+    Args:
+        values: (n,) independent observations, about normal.
+        confidence: Coverage, between 0 and 1.
+
+    Returns:
+        (low, high); None for a single value.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.size < 2:
+        return None
+    from scipy.stats import t  # slow to import
+
+    mean, error = float(values.mean()), float(values.std(ddof=1) / np.sqrt(values.size))
+    half = float(t.ppf(0.5 + confidence / 2, values.size - 1)) * error
+    return mean - half, mean + half
+
+
+def not_below(mean: float, stderr: float, reference: float, reference_stderr: float) -> bool:
+    """Whether a mean is no more than two combined standard errors below a reference."""
+    return mean >= reference - 2.0 * float(np.hypot(stderr, reference_stderr))
 
 
 def format_table(rows: list[list[str]], indent: str = "  ") -> str:

@@ -20,12 +20,14 @@ from typing import Any
 import torch
 
 from dmamba import _C, data, evaluation, nn, plots, report
+from dmamba.beside import Evaluator
 from dmamba.callbacks import Callback
 from dmamba.progress import bar
 from dmamba.run import Run, RunWriter
 
 CONFIG_FOLDER = Path(__file__).parent / "configs" / "experiment"
 BURST_SECONDS = 0.2
+EVALUATE = ("auto", "between", "beside")  # where evaluations take place
 
 # What may change when a run is continued: nothing that has shaped the steps already done.
 # The device is the machine's matter: the run goes on elsewhere, to the same bits only on the same
@@ -88,7 +90,7 @@ def train(
     resume: bool = False,
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
-    evaluate: bool = True,
+    evaluate: bool | str = True,
 ) -> Run:
     """Trains a model, and evaluates it as its configuration says.
 
@@ -101,7 +103,9 @@ def train(
             differ from those it began with.
         callbacks: Hooks; see :class:`dmamba.callbacks.Callback`.
         progress: Whether to show bars and print the result.
-        evaluate: Whether to evaluate at all.
+        evaluate: ``between`` stops the training for every evaluation; ``beside`` evaluates in a
+            process of its own while the training goes on, with the same numbers; ``auto`` or True
+            chooses: ``beside`` on a GPU where there are evaluations before the end. False: none.
 
     Returns:
         The finished run.
@@ -117,6 +121,8 @@ def train(
         >>> run = dmamba.train("hopper-sample", overrides=["training.steps=1000", "seed=1"])
         >>> run.summary()["last"]["targets"][0]["return_mean"]
     """
+    if isinstance(evaluate, str) and evaluate not in EVALUATE:
+        raise _C.ConfigError(f"evaluate must be one of {', '.join(EVALUATE)}, got {evaluate!r}")
     loaded, folder = _plan(config, list(overrides or ()), output, resume)
     store = data.load(loaded.dataset.path)
     resolved = data.resolve(loaded, store)
@@ -150,7 +156,7 @@ class _Session:
         writer: RunWriter,
         callbacks: tuple[Callback, ...],
         progress: bool,
-        evaluates: bool,
+        evaluate: bool | str,
     ) -> None:
         self.config = config
         self.store = store
@@ -158,8 +164,8 @@ class _Session:
         self.run = writer.run
         self.callbacks = callbacks
         self.progress = progress
-        self.evaluates = evaluates
-        self.seconds = {"training": 0.0, "evaluation": 0.0}
+        self.evaluate = evaluate
+        self.seconds = {"training": 0.0, "evaluation": 0.0, "waiting": 0.0}
 
     def prepare(self, model: nn.DMamba, trainer: _C.Trainer) -> None:
         """Loads the latest checkpoint if there is one, and opens the logs."""
@@ -173,6 +179,10 @@ class _Session:
         self.evaluated = {r["checkpoint_step"] for r in self.run.evaluations()}
         self.evaluated = {step for step in self.evaluated if step <= self.first_step}
         self.writer.start(self.config, self.first_step)
+        every, steps = self.config.evaluation.every, self.config.training.steps
+        pays = trainer.device != "cpu" and 0 < every < steps
+        self.beside = self.evaluate == "beside" or (self.evaluate in (True, "auto") and pays)
+        self.evaluator = Evaluator(trainer.device, self._evaluation_settings())
 
     def execute(self) -> None:
         """Trains to the end, or until a signal; then says what came of it."""
@@ -186,6 +196,8 @@ class _Session:
         with _Signals(self.run.folder) as signals:
             self._call("on_start")
             try:
+                if self.evaluate:
+                    self._make_up(signals)
                 self._loop(signals)
             except Interrupted as stop:
                 self._save()
@@ -196,6 +208,8 @@ class _Session:
                         flush=True,
                     )
                 raise
+            finally:
+                self.evaluator.close()
         self.writer.write_summary(self._summary())
         plots.plot_run(self.run, float(self.store.episode_returns.mean()))
         self._call("on_end")
@@ -210,7 +224,9 @@ class _Session:
                 self._save_and_evaluate(signals)  # a run that continues may owe an evaluation
                 signals.check()
                 self._burst(shown)
+                self._collect()
         self._save_and_evaluate(signals)
+        self._await_evaluations(signals)
 
     def _save_and_evaluate(self, signals: _Signals) -> None:
         """What is due at this step. Saving comes first: a kill in an evaluation costs no steps."""
@@ -252,7 +268,7 @@ class _Session:
 
     def _evaluation_due(self, step: int) -> bool:
         due = self._due(step, self.config.evaluation.every)
-        return self.evaluates and due and step not in self.evaluated
+        return bool(self.evaluate) and due and step not in self.evaluated
 
     def _save(self) -> None:
         if self.saved_step == self.trainer.step:
@@ -262,30 +278,71 @@ class _Session:
         self._call("on_checkpoint", path)
 
     def _evaluate(self, signals: _Signals) -> None:
-        settings = self.config.evaluation
-        started = time.perf_counter()
+        """Evaluates the model as it is, just saved: now, or from a snapshot beside the training."""
+        if self.beside:
+            latest = self.run.latest_checkpoint()
+            assert latest is not None and latest[0] == self.trainer.step
+            self._submit(self.trainer.step, self.writer.snapshot(latest[1]))
+            return
         info = {
             "step": self.trainer.step,
             "state_mean": self.trainer.state_mean,
             "state_std": self.trainer.state_std,
             "rtg_scale": self.config.dataset.rtg_scale,
         }
+        self._evaluate_now(self.model, info, signals)
+
+    def _make_up(self, signals: _Signals) -> None:
+        """Evaluations that an earlier process of this run left undone."""
+        for step, snapshot in self.run.snapshots():
+            if self.beside:
+                self._submit(step, snapshot)
+            else:
+                self._evaluate_now(*nn.load(snapshot, self.trainer.device), signals)
+
+    def _submit(self, step: int, snapshot: Path) -> None:
+        self.evaluator.submit(snapshot)
+        self.evaluated.add(step)
+
+    def _evaluate_now(self, model: nn.DMamba, info: dict[str, Any], signals: _Signals) -> None:
         result = evaluation.evaluate_model(
-            self.model,
+            model,
             info,
-            environment=self.config.dataset.environment,
-            targets=settings.targets,
-            episodes=settings.episodes,
-            policy=settings.policy,
-            seed=settings.seed,
-            confidence=settings.confidence,
-            max_episode_length=self.config.dataset.max_episode_length,
-            dataset=self.config.dataset.path,
+            **self._evaluation_settings(),
             progress=self.progress,
             check=signals.check,
         )
-        self.seconds["evaluation"] += time.perf_counter() - started
-        self.evaluated.add(self.trainer.step)
+        self._record(result)
+
+    def _evaluation_settings(self) -> dict[str, Any]:
+        settings = self.config.evaluation
+        return {
+            "environment": self.config.dataset.environment,
+            "targets": settings.targets,
+            "episodes": settings.episodes,
+            "policy": settings.policy,
+            "seed": settings.seed,
+            "confidence": settings.confidence,
+            "max_episode_length": self.config.dataset.max_episode_length,
+            "dataset": self.config.dataset.path,
+        }
+
+    def _collect(self, wait_seconds: float = 0.0) -> None:
+        for result in self.evaluator.results(wait_seconds):
+            self._record(result)
+
+    def _await_evaluations(self, signals: _Signals) -> None:
+        started, total = time.perf_counter(), self.evaluator.pending
+        with bar(total, "evaluating", "evaluation", enabled=self.progress and total > 0) as shown:
+            while self.evaluator.pending:
+                signals.check()
+                self._collect(BURST_SECONDS)
+                shown.update(total - self.evaluator.pending - shown.n)
+        self.seconds["waiting"] += time.perf_counter() - started
+
+    def _record(self, result: dict[str, Any]) -> None:
+        self.seconds["evaluation"] += result["time_seconds"]
+        self.evaluated.add(result["checkpoint_step"])
         self.writer.add_evaluation(result)
         self._call("on_evaluation", result)
 
@@ -297,6 +354,8 @@ class _Session:
                 "first_step": self.first_step,
                 "training_seconds": self.seconds["training"],
                 "evaluation_seconds": self.seconds["evaluation"],
+                "waiting_seconds": self.seconds["waiting"],
+                "evaluated": "beside" if self.beside else "between",
             },
             evaluation.device_name(self.trainer.device),
         )

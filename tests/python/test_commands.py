@@ -38,7 +38,22 @@ def test_train_then_evaluate(recipe, elsewhere, capsys):
     assert "dataset mean" in out and "run folder  out" in out
     assert dmamba.Run("out").config.seed == 5
     arguments = ["--targets", "100", "300", "--episodes", "2", "--policy", "recurrent"]
-    assert main(["evaluate", "out", *arguments, "--seed", "3", "--output", "result.json"]) == 0
+    assert (
+        main(
+            [
+                "evaluate",
+                "out",
+                *arguments,
+                "--seed",
+                "3",
+                "--workers",
+                "2",
+                "--output",
+                "result.json",
+            ]
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     assert "recurrent policy, 2 episodes a target, seed 3" in out and "dataset mean" in out
     result = json.loads((elsewhere / "result.json").read_text())

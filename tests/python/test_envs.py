@@ -1,5 +1,12 @@
 """Known environments, normalised scores, batches of environments."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import gymnasium
 import numpy as np
 import pytest
@@ -8,6 +15,8 @@ from gymnasium.envs.registration import register
 import dmamba
 from dmamba import envs
 from dmamba.envs import vector
+from dmamba.envs.processes import usable_cores
+from dmamba.envs.slots import SlotError
 
 
 @pytest.mark.parametrize(
@@ -127,19 +136,90 @@ def test_the_shorter_time_limit_counts(limit, length):
     assert (steps, truncated) == (length, True)
 
 
-def test_a_parked_slot_rests_until_the_next_reset():
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_slot_rests_until_its_next_order(workers):
     register("dmamba-test/Endless-v1", entry_point=Endless)
-    environments = vector.make_vector("dmamba-test/Endless-v1", 2, max_episode_steps=9)
-    inner = [env.unwrapped for env in environments.envs]
-    environments.reset()
-    environments.step(np.zeros((2, 1)))
-    first = np.array([True, False])
-    environments.reset(options={"reset_mask": first, "park": True})
-    states, rewards, _, _, _ = environments.step(np.zeros((2, 1)))
-    assert [env.steps for env in inner] == [1, 2]
-    np.testing.assert_array_equal(states, [[1.0, 1.0], [1.0, 2.0]])
-    np.testing.assert_array_equal(rewards, [0.0, 1.0])
-    environments.reset(options={"reset_mask": first})
-    environments.step(np.zeros((2, 1)))
-    assert [env.steps for env in inner] == [2, 3]
-    assert [env.resets for env in inner] == [2, 1]
+    everywhere, first = np.array([True, True]), np.array([True, False])
+    zeros = np.zeros((2, 1), dtype=np.float32)
+    with vector.Environments("dmamba-test/Endless-v1", 2, 9, workers) as environments:
+        environments.reset(everywhere, np.zeros(2, dtype=np.int64))
+        environments.step(zeros, everywhere)
+        states, rewards, ended = environments.step(zeros, ~first)
+        np.testing.assert_array_equal(states, [[1.0, 1.0], [1.0, 2.0]])
+        np.testing.assert_array_equal(rewards, [1.0, 1.0])
+        assert not ended.any()
+        states = environments.reset(first, np.zeros(2, dtype=np.int64))
+        np.testing.assert_array_equal(states, [[2.0, 0.0], [1.0, 2.0]])
+        states, _, _ = environments.step(zeros, everywhere)
+        np.testing.assert_array_equal(states, [[2.0, 2.0], [1.0, 3.0]])
+        for _ in range(6):
+            _, _, ended = environments.step(zeros, everywhere)
+        assert ended.tolist() == [False, True]
+
+
+def test_workers_import_neither_torch_nor_dmamba():
+    with vector.Environments("Hopper-v4", 2, workers=2) as environments:
+        environments.reset(np.ones(2, dtype=bool), np.zeros(2, dtype=np.int64))
+        for process in children():
+            files = Path(f"/proc/{process}/maps").read_text()
+            assert "mujoco" in files and "libtorch" not in files and "dmamba/_C" not in files
+
+
+def children():
+    """Ids of this process's children."""
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+
+
+def test_workers_end_with_the_environments():
+    before = set(children())
+    environments = vector.Environments("Hopper-v4", 4, workers=3)
+    assert len(set(children()) - before) == 3
+    environments.close()
+    environments.close()
+    assert set(children()) == before
+
+
+def test_workers_end_with_their_parent():
+    program = (
+        "import dmamba, numpy as np, os, pathlib, signal\n"
+        "from dmamba.envs.vector import Environments\n"
+        "environments = Environments('Hopper-v4', 4, workers=2)\n"
+        "environments.reset(np.ones(4, dtype=bool), np.zeros(4, dtype=np.int64))\n"
+        "print(pathlib.Path(f'/proc/self/task/{os.getpid()}/children').read_text(), flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    workers = done.stdout.split()
+    assert done.returncode == -signal.SIGKILL and len(workers) == 2
+    deadline = time.monotonic() + 30
+    while any(is_alive(worker) for worker in workers):
+        assert time.monotonic() < deadline, "a worker outlives its parent"
+        time.sleep(0.01)
+
+
+def is_alive(process):
+    """Whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_worker_that_is_killed_is_an_error():
+    with vector.Environments("Hopper-v4", 4, workers=2) as environments:
+        everywhere = np.ones(4, dtype=bool)
+        environments.reset(everywhere, np.zeros(4, dtype=np.int64))
+        os.kill(int(children()[-1]), signal.SIGKILL)
+        with pytest.raises(SlotError, match=r"died of SIGKILL: its worker process") as error:
+            environments.step(np.zeros((4, 3), dtype=np.float32), everywhere)
+        assert error.value.slot == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "cores"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", None), ("", None)]
+)
+def test_usable_cores_respect_the_quota(tmp_path, monkeypatch, text, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
+    (tmp_path / "cpu.max").write_text(text)
+    assert usable_cores(tmp_path) == (cores or 6)
+    assert usable_cores(tmp_path / "none") == 6

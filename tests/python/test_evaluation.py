@@ -6,42 +6,14 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.envs.registration import register
+from walk import Walk
 
 import dmamba
 from dmamba import scores
-from dmamba.envs import vector
-from dmamba.evaluation import Job, episode_seed, format_result, play
-
-
-class Walk(gymnasium.Env):
-    """Length and rewards follow from the seed and the actions; optionally breaks at a step."""
-
-    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float64)
-    action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
-    total_steps = 0
-
-    def __init__(self, broken=""):
-        self.broken = broken
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.length = int(self.np_random.integers(3, 12))
-        self.position, self.t = float(self.np_random.normal()), 0
-        return self._state(), {}
-
-    def step(self, action):
-        Walk.total_steps += 1
-        self.t += 1
-        self.position += float(action[0])
-        reward = np.nan if self.broken == "reward" and self.t == 2 else self.position
-        return self._state(), reward, self.t >= self.length, False, {}
-
-    def _state(self):
-        broken = self.broken == "observation" and self.t == 2
-        return np.array([np.inf if broken else self.position, self.t])
-
-
-register("dmamba-test/Walk-v0", entry_point=Walk, max_episode_steps=50)
+from dmamba.envs.processes import usable_cores
+from dmamba.envs.vector import Environments
+from dmamba.evaluation import default_workers, format_result
+from dmamba.rollout import episode_seed, make_jobs, play
 
 
 class Steering:
@@ -67,17 +39,12 @@ class Steering:
 
 
 def jobs_for(targets, episodes):
-    return [
-        Job(index, target, episode, episode_seed(5, episode))
-        for episode in range(episodes)
-        for index, target in enumerate(targets)
-    ]
+    return make_jobs(targets, episodes, seed=5)
 
 
-def play_all(jobs, slots, policy=None, **env):
+def play_all(jobs, slots, policy=None, workers=1, **env):
     gymnasium.registry.pop("dmamba-test/WalkNow-v0", None)
     register("dmamba-test/WalkNow-v0", entry_point=Walk, max_episode_steps=50, kwargs=env)
-    environments = vector.make_vector("dmamba-test/WalkNow-v0", slots)
     results = {}
 
     def on_episode(job, total, length):
@@ -85,7 +52,8 @@ def play_all(jobs, slots, policy=None, **env):
         assert key not in results
         results[key] = total, length
 
-    play(policy or Steering(slots), environments, jobs, on_episode)
+    with Environments("dmamba-test/WalkNow-v0", slots, workers=workers) as environments:
+        play(policy or Steering(slots), environments, jobs, on_episode)
     return results
 
 
@@ -116,11 +84,40 @@ def test_every_slot_count_plays_the_same_episodes(slots):
     assert Walk.total_steps == sum(length for _, length in results.values())
 
 
+@pytest.mark.parametrize("workers", [2, 3])
+def test_every_worker_count_plays_the_same_episodes(workers):
+    jobs = jobs_for([1.0, 30.0, -4.0], 4)
+    assert play_all(jobs, 5, workers=workers) == play_all(jobs, 5)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("what", ["observation", "reward"])
-def test_a_broken_environment_is_named(what):
+def test_a_broken_environment_is_named(what, workers):
     message = rf"environment returned a non-finite {what} .* step 2 of episode 0, target 30"
     with pytest.raises(dmamba.Error, match=message):
-        play_all(jobs_for([30.0], 2), 1, broken=what)
+        play_all(jobs_for([30.0], 2), workers, workers=workers, broken=what)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_an_environment_that_raises_is_named(workers):
+    seed = episode_seed(5, 1)
+    message = (
+        r"the environment raised ZeroDivisionError: by design \(.*walk\.py:\d+\), at step 1 of "
+        rf"episode 1, target 30, seed {seed}"
+    )
+    with pytest.raises(dmamba.Error, match=message):
+        play_all(jobs_for([30.0], 3), 3, workers=workers, broken="raises", seed=seed)
+
+
+def test_a_worker_that_dies_is_named():
+    message = r"the environment died with exit code 7: its worker .* step 1 of episode 0, target 30"
+    with pytest.raises(dmamba.Error, match=message):
+        play_all(jobs_for([30.0], 2), 2, workers=2, broken="exits")
+
+
+@pytest.mark.parametrize(("jobs", "slots", "most"), [(47, 32, 1), (500, 2, 2), (9999, 9999, None)])
+def test_workers_are_as_many_as_pay(jobs, slots, most):
+    assert default_workers(jobs, slots) == min(most or usable_cores(), usable_cores())
 
 
 def test_a_broken_policy_is_named():
@@ -133,8 +130,11 @@ def test_check_can_stop_the_episodes():
     def stop():
         raise KeyboardInterrupt
 
-    environments = vector.make_vector("dmamba-test/Walk-v0", 1)
-    with pytest.raises(KeyboardInterrupt):
+    register("dmamba-test/Walk-v0", entry_point=Walk, max_episode_steps=50)
+    with (
+        Environments("dmamba-test/Walk-v0", 1) as environments,
+        pytest.raises(KeyboardInterrupt),
+    ):
         play(Steering(1), environments, jobs_for([1.0], 1), lambda *_: None, stop)
 
 
@@ -177,8 +177,9 @@ def test_evaluate_hopper(trained, policy):
         assert row["return_interval"][0] <= row["return_mean"] <= row["return_interval"][1]
         assert np.all(row["lengths"] >= 1) and np.all(row["lengths"] <= 1000)
     again = dmamba.evaluate(
-        trained.folder, targets=[200, 900], episodes=4, policy=policy, progress=False
+        trained.folder, targets=[200, 900], episodes=4, policy=policy, progress=False, workers=2
     )
+    assert (result["workers"], again["workers"]) == (1, 2)
     for row, same in zip(result["targets"], again["targets"], strict=True):
         np.testing.assert_array_equal(row["returns"], same["returns"])
         assert row["return_interval"] == same["return_interval"]
@@ -228,6 +229,7 @@ def test_a_checkpoint_stands_alone(trained, tmp_path):
         ({"targets": [float("nan")]}, "evaluation.targets must be finite"),
         ({"episodes": 0}, "evaluation.episodes must be at least 1, got 0"),
         ({"num_envs": 0}, "num_envs must be at least 1, got 0"),
+        ({"workers": 0}, "workers must be at least 1, got 0"),
         ({"policy": "greedy"}, "greedy"),
         ({"seed": -1}, "seed must not be negative, got -1"),
     ],

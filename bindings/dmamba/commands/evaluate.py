@@ -20,7 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--episodes", type=int, metavar="N", help="per target (the run's own)")
     parser.add_argument("--policy", choices=("windowed", "recurrent"), help="(the run's own)")
     parser.add_argument("--seed", type=int, metavar="S", help="of the environments (the run's own)")
-    parser.add_argument("--num-envs", type=int, metavar="N", help="environments at a time")
+    parser.add_argument(
+        "--num-envs", type=int, metavar="N", help="environments at a time (512 on a GPU, else 32)"
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes that step them (by cores and episodes)"
+    )
     parser.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda"),
@@ -46,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         num_envs=arguments.num_envs,
         device=arguments.device,
         weights=arguments.weights,
+        workers=arguments.workers,
     )
     if arguments.output:
         write_json(Path(arguments.output), result)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from dmamba import _C
-from dmamba.training import recipes, train
+from dmamba.training import EVALUATE, recipes, train
 
 HELP = "Train a model on a dataset and evaluate it in the dataset's environment."
 
@@ -34,6 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="continue the run in RUN, in --output, or in CONFIG's own folder",
     )
     parser.add_argument("--no-evaluate", action="store_true", help="train only")
+    parser.add_argument(
+        "--evaluate",
+        choices=EVALUATE,
+        default="auto",
+        help="between the steps, or beside them in another process (auto: beside on a GPU)",
+    )
     parser.add_argument("--no-progress", action="store_true", help="print nothing but errors")
     parser.add_argument(
         "--log-level",
@@ -65,6 +71,6 @@ def run(arguments: argparse.Namespace) -> int:
         output=output,
         resume=resume,
         progress=not arguments.no_progress,
-        evaluate=not arguments.no_evaluate,
+        evaluate=not arguments.no_evaluate and arguments.evaluate,
     )
     return 0

@@ -1,48 +1,103 @@
 """Batches of gymnasium environments in which each slot starts and rests on its own.
 
-gymnasium's autoreset is switched off: the evaluation decides which episode a slot plays next, with
-which seed. A slot that has nothing left to do is parked: it costs no simulation.
+There is no autoreset: the evaluation decides which episode a slot plays next, with which seed. A
+slot that has nothing left to do costs no simulation. Every slot is an environment of its own, so
+how many processes step them does not matter to the results.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
-from typing import Any
-
 import gymnasium
 import numpy as np
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from dmamba import _C
+from dmamba.envs import slots
+from dmamba.envs.processes import Processes
 
 
-class Parkable(gymnasium.Wrapper):
-    """An environment that can rest: ``reset(options={"park": True})`` until the next plain reset.
+class Environments:
+    """``num_envs`` copies of an environment, in this process or in several workers.
 
-    A parked environment returns its last observation and reward 0, without simulating anything.
+    Args:
+        environment: gymnasium id.
+        num_envs: Slots.
+        max_episode_steps: Time limit; 0, or one above the environment's own, leaves that.
+        workers: Processes that step a share of the slots each; 1: this process steps them all.
+
+    Attributes:
+        low, high: Bounds of the actions, (act_dim,).
+
+    Example:
+        >>> with Environments("Hopper-v4", 64, workers=4) as environments:
+        ...     states = environments.reset(np.ones(64, dtype=bool), np.arange(64))
+        ...     states, rewards, ended = environments.step(actions, np.ones(64, dtype=bool))
     """
 
-    def __init__(self, env: gymnasium.Env) -> None:
-        super().__init__(env)
-        self._parked = False
-        self._last: Any = None
+    def __init__(
+        self, environment: str, num_envs: int, max_episode_steps: int = 0, workers: int = 1
+    ) -> None:
+        env = make(environment, max_episode_steps)
+        self.num_envs = num_envs
+        self.low, self.high = env.action_space.low, env.action_space.high  # type: ignore[attr-defined]
+        row_type = slots.row_type(env.observation_space, env.action_space)  # type: ignore[arg-type]
+        env.close()
+        spec, workers = gymnasium.spec(environment), min(workers, num_envs)
+        self._engine: slots.Slots | Processes
+        if workers > 1:
+            self._engine = Processes(spec, max_episode_steps, row_type, num_envs, workers)
+            self._rows = self._engine.rows
+        else:
+            self._rows = np.zeros(num_envs, row_type)
+            self._engine = slots.Slots(spec, max_episode_steps, self._rows)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        """Starts an episode, or parks."""
-        options = dict(options or {})
-        self._parked = bool(options.pop("park", False))
-        if self._parked:
-            return self._last, {}
-        self._last, info = self.env.reset(seed=seed, options=options or None)
-        return self._last, info
+    def __enter__(self) -> Environments:
+        return self
 
-    def step(self, action: Any) -> Any:
-        """Takes a step, or rests."""
-        if self._parked:
-            return self._last, 0.0, False, False, {}
-        self._last, reward, terminated, truncated, info = self.env.step(action)
-        return self._last, reward, terminated, truncated, info
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def reset(self, mask: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+        """Starts episodes.
+
+        Args:
+            mask: (num_envs,) bool, where to start one.
+            seeds: (num_envs,) int64, of those episodes.
+
+        Returns:
+            Observations of all slots, (num_envs, state_dim), overwritten by the next call.
+
+        Raises:
+            SlotError: An environment raised, or a worker died.
+        """
+        self._rows["order"] = np.where(mask, slots.RESET, slots.REST)
+        self._rows["seed"] = seeds
+        self._engine.work()
+        return self._rows["state"]
+
+    def step(
+        self, actions: np.ndarray, active: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Takes a step where ``active``; the other slots rest and keep their row.
+
+        Args:
+            actions: (num_envs, act_dim), within the bounds.
+            active: (num_envs,) bool.
+
+        Returns:
+            Observations (num_envs, state_dim), rewards (num_envs,) float64 and whether the episode
+            ended (num_envs,) bool, overwritten by the next call.
+
+        Raises:
+            SlotError: An environment raised, or a worker died.
+        """
+        self._rows["order"] = np.where(active, slots.STEP, slots.REST)
+        self._rows["action"] = actions
+        self._engine.work()
+        return self._rows["state"], self._rows["reward"], self._rows["ended"]
+
+    def close(self) -> None:
+        """Closes the environments and ends the workers; may be called again."""
+        self._engine.close()
 
 
 def make(environment: str, max_episode_steps: int = 0) -> gymnasium.Env:
@@ -55,37 +110,17 @@ def make(environment: str, max_episode_steps: int = 0) -> gymnasium.Env:
     Raises:
         ConfigError: Unknown id, missing simulator, or spaces that are not plain vectors.
     """
-    with warnings.catch_warnings():
-        # The -v4 environments are chosen on purpose: they reproduce the rewards of D4RL's v2 sets.
-        warnings.filterwarnings("ignore", message=".*is out of date", category=DeprecationWarning)
-        try:
-            env = gymnasium.make(environment)
-        except (gymnasium.error.Error, ImportError) as error:
-            raise _C.ConfigError(f"environment {environment!r} cannot be made: {error}") from error
+    try:
+        env = slots.build(environment, max_episode_steps)
+    except (gymnasium.error.Error, ImportError) as error:
+        raise _C.ConfigError(f"environment {environment!r} cannot be made: {error}") from error
     _check_spaces(environment, env)
-    own = None if env.spec is None else env.spec.max_episode_steps
-    if own is None and max_episode_steps <= 0:
+    if max_episode_steps <= 0 and (env.spec is None or env.spec.max_episode_steps is None):
         raise _C.ConfigError(
             f"environment {environment!r} has no time limit, so an episode may never end; "
             "set dataset.max_episode_length"
         )
-    if max_episode_steps > 0 and (own is None or max_episode_steps < own):
-        env = gymnasium.wrappers.TimeLimit(env, max_episode_steps)
     return env
-
-
-def make_vector(
-    environment: str,
-    num_envs: int,
-    max_episode_steps: int = 0,
-    factory: Callable[..., VectorEnv] = SyncVectorEnv,
-) -> VectorEnv:
-    """Makes ``num_envs`` copies of an environment, without autoreset."""
-
-    def single() -> gymnasium.Env:
-        return Parkable(make(environment, max_episode_steps))
-
-    return factory([single] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
 
 
 def dimensions(environment: str, max_episode_steps: int = 0) -> tuple[int, int]:

@@ -58,9 +58,7 @@ def test_the_gradients_are_those_of_float64(d_model, channel_mixing):
     on_gpu = [x.float().cuda() if x.is_floating_point() else x.cuda() for x in inputs]
     out = fused(*on_gpu, mask.cuda())
     (out * weights.float().cuda()).sum().backward()
-    for (name, expected), got in zip(
-        reference.named_parameters(), fused.parameters(), strict=True
-    ):
+    for (name, expected), got in zip(reference.named_parameters(), fused.parameters(), strict=True):
         scale = expected.grad.abs().max()
         error = (got.grad.cpu().double() - expected.grad).abs().max() / scale
         assert error <= 2e-5, f"{name}: {error:.2e}"

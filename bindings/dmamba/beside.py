@@ -1,0 +1,157 @@
+"""Evaluation beside the training: a process of its own evaluates snapshots, one after the other.
+
+The training hands over a folder with a step's parameters and goes on; results come back in that
+order. The numbers are those of an evaluation that stops the training at the same step: the same
+parameters, device, threads and seeds. The process is a program of its own, not a fork: CUDA does
+not survive one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterator
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dmamba import _C, evaluation, nn
+
+CORES_SHARE = 0.75  # of the environments' workers; the rest stays with the training
+_CLOSE_SECONDS = 5.0
+
+
+class Evaluator:
+    """The process, seen from the training. It starts with the first snapshot.
+
+    Args:
+        device: Where the model computes: ``cpu`` or ``cuda``.
+        settings: Arguments of :func:`dmamba.evaluation.evaluate_model` after the first two.
+    """
+
+    def __init__(self, device: str, settings: dict[str, Any]) -> None:
+        self._device = device
+        self._settings = settings
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Any = None
+        self._waiting: deque[Path] = deque()
+
+    @property
+    def pending(self) -> int:
+        """Snapshots whose results have not come back."""
+        return len(self._waiting)
+
+    def submit(self, snapshot: Path) -> None:
+        """Has a checkpoint folder evaluated; it must stay until its result is back."""
+        if self._process is None:
+            self._start()
+        self._waiting.append(snapshot)
+        with contextlib.suppress(BrokenPipeError):  # it died: results() will say so
+            self._connection.send(snapshot.absolute())
+
+    def results(self, wait_seconds: float = 0.0) -> Iterator[dict[str, Any]]:
+        """Yields what has come back; waits for the first as long as told.
+
+        Raises:
+            Error: An evaluation failed, or its process died.
+        """
+        while self._waiting and self._connection.poll(wait_seconds):
+            try:
+                result = self._connection.recv()
+            except (EOFError, ConnectionResetError):
+                assert self._process is not None
+                result = f"its process ended with exit code {self._process.wait()}"
+            snapshot = self._waiting.popleft()
+            if isinstance(result, str):
+                raise _C.Error(f"evaluation of {snapshot}, beside the training: {result}")
+            yield result
+            wait_seconds = 0.0
+
+    def close(self) -> None:
+        """Ends the process; what it has not evaluated, it won't."""
+        if self._process is None:
+            return
+        self._connection.close()
+        if self._waiting:
+            self._process.terminate()
+        try:
+            self._process.wait(_CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _start(self) -> None:
+        import cloudpickle  # gymnasium's
+        import gymnasium
+
+        from dmamba.envs.processes import python_environment
+
+        self._connection, theirs = Pipe()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "dmamba.beside", str(theirs.fileno())],
+            pass_fds=(theirs.fileno(),),
+            stdin=subprocess.DEVNULL,
+            env=python_environment(),
+        )
+        theirs.close()
+        self._connection.send(
+            {
+                "device": self._device,
+                "threads": torch.get_num_threads(),
+                # The environment may be known to the training's process only.
+                "spec": cloudpickle.dumps(gymnasium.spec(self._settings["environment"])),
+                "settings": self._settings,
+            }
+        )
+
+
+def _serve(connection: Any) -> None:
+    """Evaluates what comes until nothing more does, or the training has died."""
+    import gymnasium
+
+    from dmamba.envs.processes import usable_cores
+
+    parent = os.getppid()
+
+    def check() -> None:
+        if os.getppid() != parent:
+            raise SystemExit(1)
+
+    setup = connection.recv()
+    settings = setup["settings"]
+    torch.set_num_threads(setup["threads"])
+    spec = pickle.loads(setup["spec"])
+    gymnasium.registry.setdefault(spec.id, spec)
+    jobs = len(settings["targets"]) * settings["episodes"]
+    cores = max(1, int(CORES_SHARE * usable_cores()))
+    workers = min(evaluation.default_workers(jobs, jobs), cores)
+    while True:
+        model, info = nn.load(connection.recv(), setup["device"])
+        result = evaluation.evaluate_model(
+            model, info, **settings, workers=workers, progress=False, check=check
+        )
+        connection.send(result)
+
+
+def main() -> int:
+    """The process; its argument is the descriptor of the connection."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the training's to handle
+    connection = Connection(int(sys.argv[1]))
+    try:
+        _serve(connection)
+    except (EOFError, BrokenPipeError):  # the training has ended
+        return 0
+    except _C.Error as error:
+        connection.send(str(error))
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

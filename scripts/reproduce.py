@@ -1,0 +1,274 @@
+#!/usr/bin/env python3
+"""Runs whole experiments, several seeds each, and compares them with reference scores.
+
+    python scripts/reproduce.py configs/reproduce/short.yaml --data DIR [--seeds 0 1] [--jobs 3]
+    python scripts/reproduce.py configs/reproduce/compare.yaml training.device=cpu --only fp32 bf16
+
+A finished run is kept and a stopped one continues, so the same command goes on where it was stopped
+(Ctrl-C, a kill, --stop-after). Run folders, logs and the tables (results.md, .csv, .json) lie in
+--output. The YAML file has
+
+    seeds: [0, 1, 2]
+    author: {step_ms: ..., action_ms: ..., environment_ms: ..., source: ...}  # of his program
+    experiments:
+      - name: hopper-d128            # of run folders and rows
+        config: hopper-medium        # what `dmamba train` takes
+        overrides: [key=value, ...]  # after those of the whole file
+        data: hopper-medium          # with --data DIR: trains on DIR/hopper-medium.hdf5
+        references:                  # target: a return, or best (of all targets); which: last, best
+          - {target: 3600, which: last, return: 2640, stderr: 78, source: ...}   # or score: ...
+        reference_loss: 0.0379       # training loss over the last 1000 steps
+      - name: hopper-d128-recurrent  # no training: checkpoints of another, with another policy
+        of: hopper-d128
+        policy: recurrent
+
+Keys of an experiment may stand at the top, for all experiments that don't have their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lib.experiment_table import format_csv, format_tables, read_evaluation, read_run, summarize
+
+from dmamba.run import write_json, write_text
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One entry of the file; the module's text says what the fields mean."""
+
+    name: str
+    config: str = ""
+    overrides: list[str] = field(default_factory=list)
+    data: str = ""
+    seeds: list[int] = field(default_factory=list)
+    references: list[dict[str, Any]] = field(default_factory=list)
+    reference_loss: float | None = None
+    of: str = ""
+    policy: str = ""
+
+
+def read_file(path: Path) -> tuple[list[Experiment], dict[str, Any] | None]:
+    """The experiments of a file, and the times of the author's program."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    author = content.pop("author", None)
+    entries = content.pop("experiments", [])
+    known = {entry.name for entry in fields(Experiment)}
+    experiments = []
+    for entry in entries:
+        merged = {**content, **entry}
+        merged["overrides"] = content.get("overrides", []) + entry.get("overrides", [])
+        if unknown := set(merged) - known:
+            raise SystemExit(f"{path}: unknown keys {sorted(unknown)}; known: {sorted(known)}")
+        if "name" not in entry:
+            raise SystemExit(f"{path}: an experiment has no name")
+        if "of" in entry:  # its loss is that of the other, and it trains nothing
+            merged["reference_loss"] = None
+        experiments.append(Experiment(**merged))
+    names = [experiment.name for experiment in experiments]
+    for experiment in experiments:
+        if names.count(experiment.name) > 1:
+            raise SystemExit(f"{path}: there are two experiments {experiment.name!r}")
+        if experiment.of and experiment.of not in names:
+            raise SystemExit(f"{path}: {experiment.name}: there is no experiment {experiment.of!r}")
+        if not (experiment.of or experiment.config):
+            raise SystemExit(f"{path}: {experiment.name} needs a config")
+    return experiments, author
+
+
+class Runner:
+    """Starts the processes that train and evaluate, each on its share of the cores."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.stopping = threading.Event()
+        self._processes: set[subprocess.Popen[bytes]] = set()
+        cores = sorted(os.sched_getaffinity(0))
+        self._shares: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
+        for job in range(options.jobs):
+            self._shares.put(set(cores[job :: options.jobs]) or set(cores))
+
+    def train(self, experiment: Experiment, seed: int) -> str:
+        """Trains one seed to its end; an error text, or nothing."""
+        folder = run_folder(self.options.output, experiment, seed)
+        overrides = [*experiment.overrides, *self.options.overrides, f"seed={seed}"]
+        if self.options.data is not None and experiment.data:
+            path = (self.options.data / f"{experiment.data}.hdf5").resolve()
+            overrides.append(f"dataset.path={path}")
+        asked = {"config": experiment.config, "overrides": overrides}
+        note = folder.with_name(f"{folder.name}.json")
+        if note.is_file() and json.loads(note.read_text(encoding="utf-8")) != asked:
+            return (
+                f"{folder} was made with other settings ({note}): remove both, "
+                "or choose another folder with --output"
+            )
+        if (folder / "summary.json").is_file():
+            return ""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        write_json(note, asked)
+        arguments = ["train", experiment.config, *overrides, "--output", str(folder)]
+        arguments += ["--no-progress", "--evaluate", self.options.evaluate]
+        arguments += ["--resume"] * (folder / "config.yaml").is_file()
+        return self._run(arguments, folder)
+
+    def evaluate(self, experiment: Experiment, seed: int, base: Experiment) -> str:
+        """Evaluates the checkpoint of another experiment's run; an error text, or nothing."""
+        run = run_folder(self.options.output, base, seed)
+        folder = run_folder(self.options.output, experiment, seed)
+        result = folder / "result.json"
+        if result.is_file():
+            return ""
+        if not (run / "summary.json").is_file():
+            return f"{base.name} seed {seed} has not finished"
+        folder.mkdir(parents=True, exist_ok=True)
+        return self._run(
+            ["evaluate", str(run), "--policy", experiment.policy, "--output", str(result)], folder
+        )
+
+    def stop(self) -> None:
+        """Asks all runs to stop with a checkpoint, and starts no others."""
+        self.stopping.set()
+        for process in list(self._processes):
+            process.send_signal(signal.SIGTERM)
+
+    def _run(self, arguments: list[str], folder: Path) -> str:
+        if self.stopping.is_set():
+            return "stopped"
+        cores = self._shares.get()  # as many as there are runs at a time
+        log = folder.with_name(f"{folder.name}.log")
+        with open(log, "ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "dmamba", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+            # Before it has begun to count them: torch's threads and the workers follow.
+            os.sched_setaffinity(process.pid, cores)
+            self._processes.add(process)
+            if self.stopping.is_set():
+                process.terminate()
+            code = process.wait()
+            self._processes.discard(process)
+        self._shares.put(cores)
+        if code in (128 + signal.SIGTERM, 128 + signal.SIGINT, -signal.SIGTERM, -signal.SIGINT):
+            return "stopped"
+        if code != 0:
+            last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+            return f"exit code {code}: {last[0] if last else 'no output'} ({log})"
+        return ""
+
+
+def run_folder(output: Path, experiment: Experiment, seed: int) -> Path:
+    """Where a run, or a further evaluation of one, lies."""
+    return output / "runs" / f"{experiment.name}-seed{seed}"
+
+
+def run_all(experiments: list[Experiment], runner: Runner, jobs: int) -> bool:
+    """Brings every run to its end; whether all got there."""
+    by_name = {experiment.name: experiment for experiment in experiments}
+
+    def one(experiment: Experiment, seed: int) -> bool:
+        name = f"{experiment.name} seed {seed}"
+        if experiment.of:
+            failure = runner.evaluate(experiment, seed, by_name[experiment.of])
+        else:
+            failure = runner.train(experiment, seed)
+        print(f"{name}: {failure or 'done'}", flush=True)
+        return not failure
+
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            outcomes = []
+            for phase in (False, True):  # what evaluates another's runs comes after all of them
+                pairs = [(e, seed) for e in experiments if bool(e.of) == phase for seed in e.seeds]
+                outcomes += list(pool.map(one, *zip(*pairs, strict=True))) if pairs else []
+            return all(outcomes)
+        except KeyboardInterrupt:
+            runner.stop()  # leaving the pool waits for the last checkpoints
+            return False
+
+
+def report(
+    experiments: list[Experiment], author: dict[str, Any] | None, output: Path
+) -> list[dict[str, Any]]:
+    """Writes and prints the tables of what is finished."""
+    results = []
+    for experiment in experiments:
+        records = {}
+        for seed in experiment.seeds:
+            folder = run_folder(output, experiment, seed)
+            if (folder / "summary.json").is_file():
+                records[seed] = read_run(folder)
+            elif (folder / "result.json").is_file():
+                records[seed] = read_evaluation(folder / "result.json")
+        results.append(
+            summarize(
+                experiment.name,
+                records,
+                experiment.seeds,
+                experiment.references,
+                experiment.reference_loss,
+                author,
+            )
+        )
+    tables = format_tables(results)
+    write_text(output / "results.md", tables + "\n")
+    write_text(output / "results.csv", format_csv(results))
+    write_json(output / "results.json", {"author": author, "experiments": results})
+    print(f"\n{tables}\n\n{output / 'results.md'}", flush=True)
+    return results
+
+
+def main() -> int:
+    """Runs what the command line asks for; 0 if every run is finished."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("file", type=Path, metavar="FILE.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every run, last")
+    parser.add_argument("--seeds", nargs="+", type=int, help="in place of the file's")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the datasets")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="(runs/reproduce-FILE)")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these experiments")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time")
+    parser.add_argument("--evaluate", default="auto", help="as for dmamba train")
+    parser.add_argument(
+        "--stop-after", type=float, metavar="SECONDS", help="stop all runs with a checkpoint"
+    )
+    options = parser.parse_intermixed_args()
+    options.output = options.output or Path("runs") / f"reproduce-{options.file.stem}"
+    experiments, author = read_file(options.file)
+    if options.only:
+        if unknown := set(options.only) - {e.name for e in experiments}:
+            names = [e.name for e in experiments]
+            raise SystemExit(f"no experiment {sorted(unknown)}; there are {names}")
+        wanted = set(options.only) | {e.of for e in experiments if e.name in options.only}
+        experiments = [e for e in experiments if e.name in wanted]
+    if options.seeds:
+        experiments = [replace(e, seeds=options.seeds) for e in experiments]
+    options.output.mkdir(parents=True, exist_ok=True)
+    runner = Runner(options)
+    signal.signal(signal.SIGTERM, lambda *_: runner.stop())
+    timer = threading.Timer(options.stop_after or 0, runner.stop)
+    timer.daemon = True
+    if options.stop_after:
+        timer.start()
+    complete = run_all(experiments, runner, options.jobs)
+    report(experiments, author, options.output)
+    return 0 if complete else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
