@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
-"""Times a step of the recurrent policy on the CPU, beside the same step by torch's operators.
+"""Times a step of a policy: on the CPU the recurrent one, beside the step by torch's operators.
 
     python scripts/benchmark_policy.py [--batch 1 64] [--threads 1] [--burst 20] [--seconds 10]
+    python scripts/benchmark_policy.py --device cuda [--batch 64 512]
 
 act() is what passes between an observation and its action, observe() takes that action in. Beside
 them: the model's step by torch's operators (DMamba.step), and the step's matrix products alone, as
 one torch.mm each for the three tokens of all environments. All take turns in one run, a burst of
 steps each; with --burst 1 every step finds in the caches what the other programs left there.
-Medians and quartiles in microseconds, each with the call from Python.
+Medians and quartiles in microseconds, each with the call from Python. On a GPU both policies are
+timed, whose act() is a copy there, a CUDA graph and a copy back.
 """
 
 from __future__ import annotations
@@ -43,17 +45,17 @@ def take_turns(steps: list[Step], burst: int, seconds: float) -> dict[str, list[
     return times
 
 
-def policy_step(model: dmamba.nn.DMamba, batch: int, weights: str) -> Step:
+def policy_step(
+    model: dmamba.nn.DMamba, batch: int, label: str, kind: str = "recurrent", weights: str = "fp32"
+) -> Step:
     """The two halves of a policy's step."""
     zeros, ones = [0.0] * model.state_dim, [1.0] * model.state_dim
-    policy = dmamba.Policy(
-        model.cpp_module, "recurrent", batch, 1000.0, zeros, ones, weights=weights
-    )
+    policy = dmamba.Policy(model.cpp_module, kind, batch, 1000.0, zeros, ones, weights=weights)
     policy.reset(torch.ones(batch, dtype=torch.bool), torch.full((batch,), 3600.0).double())
     observations, rewards = torch.randn(batch, model.state_dim), torch.ones(batch).double()
     return {
-        f"act(), {weights} weights": lambda: policy.act(observations),
-        f"observe(), {weights} weights": lambda: policy.observe(rewards),
+        f"act(), {label}": lambda: policy.act(observations),
+        f"observe(), {label}": lambda: policy.observe(rewards),
     }
 
 
@@ -85,9 +87,22 @@ def matrix_products(model: dmamba.nn.DMamba, batch: int, dtype: torch.dtype) -> 
     return {f"matrix products alone, {str(dtype)[6:]}": run}
 
 
+def steps_of(model: dmamba.nn.DMamba, batch: int, device: str) -> tuple[list[Step], list[str]]:
+    """What takes turns, and the labels of the policies among it."""
+    if device == "cuda":
+        kinds = ["recurrent", "windowed"]
+        return [policy_step(model, batch, kind, kind=kind) for kind in kinds], kinds
+    labels = {weights: f"{weights} weights" for weights in ("fp32", "bf16")}
+    steps = [policy_step(model, batch, label, weights=w) for w, label in labels.items()]
+    steps.append(model_step(model, batch))
+    steps += [matrix_products(model, batch, t) for t in (torch.float32, torch.bfloat16)]
+    return steps, list(labels.values())
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 64], help="environments")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--d-model", type=int, default=128)
@@ -102,22 +117,22 @@ def main() -> None:
     model = dmamba.nn.DMamba(
         options.state_dim, options.act_dim, d_model=options.d_model, n_layer=options.n_layer
     ).eval()
+    model.to(options.device)
+    machine = torch.cuda.get_device_name() if options.device == "cuda" else processor()
     print(
-        f"{processor()}, {options.threads} threads, torch {torch.__version__}, "
+        f"{machine}, {options.threads} threads, torch {torch.__version__}, "
         f"dmamba {dmamba.__version__} ({dmamba._C.cpu_capability()})\n"
         f"d_model {options.d_model}, {options.n_layer} layers, state_dim {options.state_dim}, "
         f"act_dim {options.act_dim}; microseconds"
     )
     for batch in options.batch:
-        steps = [policy_step(model, batch, weights) for weights in ("fp32", "bf16")]
-        steps.append(model_step(model, batch))
-        steps += [matrix_products(model, batch, t) for t in (torch.float32, torch.bfloat16)]
+        steps, labels = steps_of(model, batch, options.device)
         with torch.no_grad():
             times = take_turns(steps, options.burst, options.seconds)
-        for weights in ("fp32", "bf16"):
-            halves = times[f"act(), {weights} weights"], times[f"observe(), {weights} weights"]
+        for label in labels:
+            halves = times[f"act(), {label}"], times[f"observe(), {label}"]
             whole = [a + b for a, b in zip(*halves, strict=True)]
-            times[f"act() + observe(), {weights} weights"] = whole
+            times[f"act() + observe(), {label}"] = whole
         print(f"{'batch ' + str(batch):<40}{'median':>9}{'quartiles':>18}")
         for name, values in sorted(times.items()):
             low, median, high = statistics.quantiles(values, n=4)

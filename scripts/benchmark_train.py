@@ -9,8 +9,8 @@ The step is everything: drawing the batch, its way to the device, forward, loss,
 AdamW. On the CPU it takes turns with the matrix products of the same step (forward, and twice in
 the backward pass) on ready tensors, so that a machine whose speed drifts is fair to both. On a GPU
 a round is a burst of steps, until the GPU has done the last one.
-Several runs at once are trainers in threads of their own, as the seeds of an experiment; the time is
-then that of a step of all of them.
+Several runs at once are trainers in threads of their own, as the seeds of an experiment; the time
+is then that of a step of all of them.
 """
 
 from __future__ import annotations

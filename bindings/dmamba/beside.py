@@ -26,6 +26,7 @@ from dmamba import _C, evaluation, nn
 
 CORES_SHARE = 0.75  # of the environments' workers; the rest stays with the training
 _CLOSE_SECONDS = 5.0
+_PROGRAM = "from dmamba.beside import main; raise SystemExit(main())"
 
 
 class Evaluator:
@@ -95,7 +96,8 @@ class Evaluator:
 
         self._connection, theirs = Pipe()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "dmamba.beside", str(theirs.fileno())],
+            # Not -m, which would find this module imported by its package already, and warn.
+            [sys.executable, "-c", _PROGRAM, str(theirs.fileno())],
             pass_fds=(theirs.fileno(),),
             stdin=subprocess.DEVNULL,
             env=python_environment(),
@@ -151,7 +153,3 @@ def main() -> int:
     except _C.Error as error:
         connection.send(str(error))
     return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

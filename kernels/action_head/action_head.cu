@@ -40,8 +40,8 @@ __global__ void __launch_bounds__(kThreads)
       1.0F / (static_cast<float>(count_real(p.mask, p.steps)) * static_cast<float>(p.act_dim));
   float loss = 0.0F;
   if (step < p.steps) {
-    const Row<kTurns> y = load_row<kTurns>(
-        static_cast<const T*>(p.y) + (step * kTokens + kToken) * p.width, lane);
+    const Row<kTurns> y =
+        load_row<kTurns>(static_cast<const T*>(p.y) + (step * kTokens + kToken) * p.width, lane);
     const float real = p.mask[step] ? share : 0.0F;
     for (int64_t a = 0; a < p.act_dim; ++a) {
       const Row<kTurns> weight = load_row<kTurns>(p.weight + a * p.width, lane);

@@ -270,9 +270,8 @@ void run_times(cudaStream_t stream) {
     DeviceArray workspace(causal_conv1d_backward_workspace(b));
     const Times forward =
         time_by_replay(stream, [&] { check(launch_causal_conv1d_forward(f, stream), "forward"); });
-    const Times backward = time_by_replay(stream, [&] {
-      run_backward(q, workspace.get(), stream);
-    });
+    const Times backward =
+        time_by_replay(stream, [&] { run_backward(q, workspace.get(), stream); });
     const double bytes = static_cast<double>(q.tokens * c.d_inner * q.item);
     std::printf("%s %3ld x %4ld x %4ld %5s", c.bf16 ? "bf16" : "fp32", c.batch, c.d_inner, c.length,
                 c.flags ? "flags" : "");

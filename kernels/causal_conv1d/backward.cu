@@ -276,8 +276,8 @@ cudaError_t launch_storage(const CausalConv1dBackwardParams& p, float* partial,
 size_t causal_conv1d_backward_workspace(const CausalConv1dParams& p) {
   if (!conv_sizes_are_valid(p) || p.batch == 0 || p.d_inner == 0) return 0;
   // Of either kernel: which one it will be depends on addresses too.
-  const int64_t row_blocks = std::max(grid_of<UsualShape<float>>(p).row_blocks,
-                                      grid_of<OtherShape<float>>(p).row_blocks);
+  const int64_t row_blocks =
+      std::max(grid_of<UsualShape<float>>(p).row_blocks, grid_of<OtherShape<float>>(p).row_blocks);
   const int64_t floats = row_blocks * (p.width + 1) * p.d_inner;
   return static_cast<size_t>((floats + 63) / 64 * 64) * sizeof(float);
 }

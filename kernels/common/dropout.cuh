@@ -11,8 +11,10 @@ namespace dmamba::kernels {
 /// with stretch `first_stretch`. Every lane draws blocks of its own, so that no two lanes draw the
 /// same; four ballots a block hand the bits to the lanes whose elements they are.
 template <int kElements>
-__device__ __forceinline__ uint32_t keep_bits(uint64_t first_stretch, uint64_t key, uint32_t threshold, int lane) {
-  constexpr int kWarp = 32, kStretch = 64, kBlocks = 16;  // a stretch has 16 Philox blocks of 4 words
+__device__ __forceinline__ uint32_t keep_bits(uint64_t first_stretch, uint64_t key,
+                                              uint32_t threshold, int lane) {
+  constexpr int kWarp = 32, kStretch = 64,
+                kBlocks = 16;  // a stretch has 16 Philox blocks of 4 words
   constexpr int kRounds = kElements * kWarp / kStretch / 2;  // two stretches a round
   const uint32_t key_words[2] = {static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32)};
   const int position = lane * kElements;  // of this lane's first element in the tile

@@ -1,8 +1,8 @@
 // The token embedding on a CUDA device: three small linear layers, the timestep's embedding,
 // LayerNorm and dropout in one launch, where single ops take 25.
 //
-// A warp takes a few steps' tokens of one kind, a block stages that kind's weight eight features at a
-// time; the values have few features (1, a state's, an action's), and fp32 multiply-adds do them.
+// A warp takes a few steps' tokens of one kind, a block stages that kind's weight eight features at
+// a time; the values have few features (1, a state's, an action's), and fp32 multiply-adds do them.
 //
 // The gradients: a block of embedding_weights has 32 steps and one kind, a thread a column, and
 // leaves its sums in parts. The timestep's rows collide; a block of time_gradient owns a row of the
@@ -17,7 +17,7 @@ namespace dmamba::kernels {
 namespace {
 
 constexpr int kWarps = 8, kThreads = kWarps * 32;
-constexpr int kWarpSteps = 4;
+constexpr int kWarpSteps = 2;
 constexpr int kFeatures = 8;  // of a round
 
 /// Columns [feature, feature + kFeatures) of a kind's weight, transposed: (kFeatures, width). All
@@ -67,7 +67,7 @@ __device__ void begin_tokens(const EmbeddingParams& p, const TokenKind& kind,
   const Row<kTurns> bias = load_row<kTurns>(kind.bias, lane);
 #pragma unroll
   for (int s = 0; s < kWarpSteps; ++s) {
-    const int64_t t = p.timesteps[steps[s]];
+    const int64_t t = kind.timesteps[steps[s]];
     const int64_t row = t < 0 ? 0 : t < p.max_timestep ? t : p.max_timestep - 1;
     tokens[s] = load_row<kTurns>(p.time + row * p.width, lane);
 #pragma unroll

@@ -11,17 +11,17 @@ struct TokenKind {
   const float* weight;  // (width, features), row-major
   const float* bias;    // (width,)
   int64_t features;
+  const int64_t* timesteps;  // (steps,)
 };
 
 constexpr int kTokenKinds = 3;  // return-to-go, state, action: the order within a step
 
-/// token = weight value + bias + time[timestep];  out = dropout(LayerNorm(token))
+/// token = weight value + bias + time[its kind's timestep];  out = dropout(LayerNorm(token))
 /// for the tokens (steps, 3, width) of `steps` environment steps. Everything float32, contiguous.
 struct EmbeddingParams {
   int64_t steps, width;
   TokenKind kinds[kTokenKinds];
-  const int64_t* timesteps;  // (steps,)
-  const float* time;         // (max_timestep, width)
+  const float* time;  // (max_timestep, width)
   int64_t max_timestep;
   const float* norm_weight;
   const float* norm_bias;

@@ -103,8 +103,7 @@ __global__ void __launch_bounds__(kThreads)
     float s[2];
     load_pack<float, 2>(p.statistics + 2 * row, s);
     if (p.dropout.key != nullptr) apply_dropout(dy, p.dropout, key, row, lane);
-    store_row(p.dx + at,
-              norm_gradient(dy, x, weight, {s[0], s[1]}, sums[0], sums[1], lane), lane);
+    store_row(p.dx + at, norm_gradient(dy, x, weight, {s[0], s[1]}, sums[0], sums[1], lane), lane);
   }
   leave_column_sums(sums, 2, p.parts, lane);
 }

@@ -5,8 +5,8 @@
 //
 // Nothing is read back and nothing depends on the host: the factor of the clip is worked out by
 // every block anew, in the same order, from sums that lie in the L2 cache. The sums have one order
-// on any device. The update writes a parameter's mirror on the way, which saves the next forward pass
-// a launch for each weight.
+// on any device. The update writes a parameter's mirror on the way, which saves the next forward
+// pass a launch for each weight.
 //
 //   g = clip g;  p -= lr decay p;  m += (1 - b1) (g - m);  v = b2 v + (1 - b2) g^2
 //   p -= step_size m / (sqrt(v) / second_correction + epsilon)
@@ -20,8 +20,8 @@ namespace dmamba::kernels {
 namespace {
 
 constexpr int kThreads = 256, kWarp = 32;
-constexpr int kVectors = 2;                         // of four numbers, a thread
-constexpr int kStretch = kThreads * kVectors * 4;   // numbers of a block
+constexpr int kVectors = 2;                        // of four numbers, a thread
+constexpr int kStretch = kThreads * kVectors * 4;  // numbers of a block
 constexpr int kTensorsPerLaunch = 96;
 
 /// The tensors of one launch, and which of its blocks belong to which.
@@ -108,8 +108,9 @@ __device__ void leave_traces(const AdamWTraces& traces, float norm) {
 /// `traces.norm` is null in all launches but the last.
 __global__ void __launch_bounds__(kThreads)
     update_kernel(const __grid_constant__ Batch batch, const __grid_constant__ AdamWOptions options,
-                  const StepScalars* __restrict__ scalars, const __grid_constant__ AdamWTraces traces,
-                  const float* __restrict__ sums, int n_sums) {
+                  const StepScalars* __restrict__ scalars,
+                  const __grid_constant__ AdamWTraces traces, const float* __restrict__ sums,
+                  int n_sums) {
   const Place place = place_of(batch, static_cast<int>(blockIdx.x));
   const AdamWTensor& t = batch.tensors[place.tensor];
   const bool wide = batch.wide[place.tensor];

@@ -18,7 +18,8 @@ struct Segment {
   int64_t length;  // up to K
 };
 
-/// The last i with starts[i] <= transition, by all threads: each round asks kThreads places at once.
+/// The last i with starts[i] <= transition, by all threads: each round asks kThreads places at
+/// once.
 __device__ int64_t find_episode(const int64_t* starts, int64_t episodes, int64_t transition) {
   int64_t low = 0, count = episodes;  // it is one of `count` from `low` on
   while (count > 1) {
@@ -39,8 +40,8 @@ __device__ Segment draw(const BeginStepParams& p, uint64_t step, uint32_t sample
   const auto transition = static_cast<int64_t>(common::bounded(bits.bits64(0), total));
   const int64_t episode = find_episode(data.starts, data.episodes, transition);
   const int64_t first = data.starts[episode], length = data.starts[episode + 1] - first;
-  const auto start = static_cast<int64_t>(
-      common::bounded(bits.bits64(1), static_cast<uint64_t>(length)));
+  const auto start =
+      static_cast<int64_t>(common::bounded(bits.bits64(1), static_cast<uint64_t>(length)));
   const int64_t rest = length - start, most = p.batch.context_length;
   return {first + start, start, rest < most ? rest : most};
 }
@@ -96,8 +97,7 @@ __global__ void __launch_bounds__(kThreads)
     begin_step_kernel(const __grid_constant__ BeginStepParams p) {
   const int64_t step = *p.step, sample = blockIdx.x;
   if (sample == p.batch.batch_size) return write_scalars(p, step);
-  write_segment(p, sample,
-                draw(p, static_cast<uint64_t>(step), static_cast<uint32_t>(sample)));
+  write_segment(p, sample, draw(p, static_cast<uint64_t>(step), static_cast<uint32_t>(sample)));
 }
 
 }  // namespace

@@ -32,8 +32,8 @@ struct SegmentBatch {
 /// What the optimizer's kernel reads: float32 scalars side by side.
 struct StepScalars {
   float learning_rate;
-  float step_size;           // learning_rate / (1 - beta1^n) of the n-th step
-  float second_correction;   // sqrt(1 - beta2^n)
+  float step_size;          // learning_rate / (1 - beta1^n) of the n-th step
+  float second_correction;  // sqrt(1 - beta2^n)
 };
 
 /// All that a step needs which depends on its number alone, so that a captured graph, which always

@@ -153,8 +153,7 @@ void SegmentSampler::write_padding(std::int64_t row, std::int64_t count,
   for (std::int64_t t = 0; t < count; ++t) {
     std::copy(padding_state_.begin(), padding_state_.end(), out.states + (begin + t) * state_dim);
   }
-  std::fill_n(out.actions + begin * store_->act_dim(), count * store_->act_dim(),
-              padding_action());
+  std::fill_n(out.actions + begin * store_->act_dim(), count * store_->act_dim(), padding_action());
   std::fill_n(out.returns_to_go + begin, count, 0.0f);
   std::fill_n(out.timesteps + begin, count, 0);
   std::fill_n(out.mask + begin, count, false);

@@ -148,16 +148,11 @@ DMambaImpl::Window DMambaImpl::embed_window(const Tensor& states, const Tensor& 
                                             const Tensor& mask) {
   const int64_t batch = states.size(0), K = states.size(1);
   if (has_fused_steps()) {
-    ops::cuda_only::EmbeddingInputs in;
+    ops::cuda_only::EmbeddingInputs in =
+        fused_embedding({embed_return_, embed_state_, embed_action_});
     in.values = {returns_to_go, states, actions};
-    in.weights = {embed_return_->weight, embed_state_->weight, embed_action_->weight};
-    in.biases = {embed_return_->bias, embed_state_->bias, embed_action_->bias};
     in.timesteps = timesteps;
     in.mask = mask;
-    in.time = embed_timestep_->weight;
-    in.norm_weight = embed_ln_->weight;
-    in.norm_bias = embed_ln_->bias;
-    in.epsilon = embed_ln_->options.eps();
     if (embedding_dropout_->active()) {
       in.dropout = {embedding_dropout_->p(), nn::next_dropout_key(device())};
     }
@@ -170,6 +165,20 @@ DMambaImpl::Window DMambaImpl::embed_window(const Tensor& states, const Tensor& 
                                      2);
   return {embed_tokens(tokens.view({batch, 3 * K, config_.d_model})),
           mask.defined() ? mask.unsqueeze(2).expand({batch, K, 3}).reshape({batch, 3 * K}) : mask};
+}
+
+ops::cuda_only::EmbeddingInputs DMambaImpl::fused_embedding(
+    const std::array<torch::nn::Linear, 3>& kinds) const {
+  ops::cuda_only::EmbeddingInputs in;
+  for (size_t k = 0; k < kinds.size(); ++k) {
+    in.weights[k] = kinds[k]->weight;
+    in.biases[k] = kinds[k]->bias;
+  }
+  in.time = embed_timestep_->weight;
+  in.norm_weight = embed_ln_->weight;
+  in.norm_bias = embed_ln_->bias;
+  in.epsilon = embed_ln_->options.eps();
+  return in;
 }
 
 bool DMambaImpl::has_fused_steps() const {
@@ -220,17 +229,31 @@ RecurrentState DMambaImpl::initial_state(int64_t batch) const {
   return state;
 }
 
-Tensor DMambaImpl::step(const RecurrentInput& input, RecurrentState& state) {
-  torch::NoGradGuard no_grad;
-  const Tensor time = embed_timestep_(input.timesteps);
+/// Tokens (batch, 3, d_model): the previous action, return-to-go, state.
+Tensor DMambaImpl::embed_step(const RecurrentInput& input) {
   // The previous action belongs to the timestep before; at an episode's start there is none, and
   // its token only opens the new segment.
-  const Tensor earlier = embed_timestep_((input.timesteps - 1).clamp_min(0));
-  Tensor x =
+  const Tensor before = (input.timesteps - 1).clamp_min(0);
+  if (has_fused_steps()) {
+    ops::cuda_only::EmbeddingInputs in =
+        fused_embedding({embed_action_, embed_return_, embed_state_});
+    const auto as_window = [](const Tensor& t) { return t.unsqueeze(1); };  // of one step
+    in.values = {as_window(input.previous_actions), as_window(input.returns_to_go),
+                 as_window(input.states)};
+    in.timesteps = as_window(input.timesteps);
+    in.first_timesteps = as_window(before);
+    return nn::embed_tokens(in).tokens;
+  }
+  const Tensor time = embed_timestep_(input.timesteps), earlier = embed_timestep_(before);
+  return embed_tokens(
       torch::stack({embed_action_(input.previous_actions) + earlier,
                     embed_return_(input.returns_to_go) + time, embed_state_(input.states) + time},
-                   1);
-  x = embed_tokens(x);
+                   1));
+}
+
+Tensor DMambaImpl::step(const RecurrentInput& input, RecurrentState& state) {
+  torch::NoGradGuard no_grad;
+  const Tensor x = embed_step(input);
   const Tensor later = torch::zeros_like(input.first);
   ops::TokenFlags flags;
   flags.mask = torch::stack({~input.first, ~later, ~later}, 1);

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "dmamba/common/error.h"
+#include "src/model/policy_on_device.h"
 #include "src/model/recurrent_cpu.h"
 
 namespace dmamba::model {
@@ -44,9 +45,10 @@ std::unique_ptr<RecurrentCpu> make_engine(const DMamba& model, const PolicyOptio
   return nullptr;
 }
 
-/// Moves a window one step on: the oldest entry leaves, `newest` (num_envs, ...) joins at the end.
+/// Moves a window one step on, where it lies: the oldest entry leaves, `newest` (num_envs, ...)
+/// joins at the end.
 void push(Tensor& window, const Tensor& newest) {
-  window = torch::cat({window.slice(1, 1), newest.unsqueeze(1)}, 1);
+  window.copy_(torch::cat({window.slice(1, 1), newest.unsqueeze(1)}, 1));
 }
 
 /// Puts the model into evaluation mode for a scope.
@@ -88,6 +90,7 @@ Policy::Policy(DMamba model, PolicyOptions options)
     return torch::zeros(sizes, torch::TensorOptions().dtype(type).device(device_));
   };
   last_action_ = zeros({n, act_dim}, torch::kFloat);
+  if (device_.is_cuda()) on_device_ = std::make_unique<PolicyOnDevice>(n, state_dim, device_);
   if (options_.kind == "windowed") {
     states_ = zeros({n, K, state_dim}, torch::kFloat);
     actions_ = zeros({n, K, act_dim}, torch::kFloat);
@@ -135,15 +138,24 @@ Tensor Policy::act(const Tensor& observations) {
   check_on_cpu("Policy.act: observations", observations);
   TORCH_CHECK(model_->device() == device_, "Policy.act: the model moved from ", device_, " to ",
               model_->device(), " after the policy was made; make a new one");
-  const Seen seen = on_device(as_trained(observations));
-  last_action_ = options_.kind == "windowed" ? act_windowed(seen) : act_recurrent(seen);
+  const Seen seen = as_trained(observations);
+  if (on_device_) {
+    on_device_->copy_in(seen.states, seen.rtg, seen.timesteps, seen.first);
+    on_device_->run(*model_, [this] { last_action_.copy_(answer(on_device_->seen())); });
+  } else {
+    last_action_ = answer(seen);
+  }
   acted_ = true;
   return last_action_.to(last_action_.options().device(torch::kCPU), /*non_blocking=*/false,
                          /*copy=*/true);
 }
 
+Tensor Policy::answer(const Seen& seen) {
+  return options_.kind == "windowed" ? act_windowed(seen) : act_recurrent(seen);
+}
+
 /// Plain loops: for one environment each of torch's operators would cost more than all the rest.
-Policy::Seen Policy::as_trained(const Tensor& observations) const {
+Seen Policy::as_trained(const Tensor& observations) const {
   const int64_t n = options_.num_envs, state_dim = model_->state_dim();
   const Tensor raw = observations.to(torch::kFloat).contiguous();
   Seen seen{torch::empty({n, state_dim}), torch::empty({n, 1}), torch::empty({n}, torch::kLong),
@@ -164,18 +176,6 @@ Policy::Seen Policy::as_trained(const Tensor& observations) const {
     timesteps[i] = std::min(timestep[i], last);
   }
   return seen;
-}
-
-/// Side by side in one tensor for the way: float32 holds times exactly (below 2^24).
-Policy::Seen Policy::on_device(const Seen& seen) const {
-  if (device_.is_cpu()) return seen;
-  const auto column = [](const Tensor& t) { return t.to(torch::kFloat).unsqueeze(1); };
-  const Tensor all =
-      torch::cat({seen.states, seen.rtg, column(seen.timesteps), column(seen.first)}, 1)
-          .to(device_);
-  const int64_t n = seen.states.size(1);
-  return {all.slice(1, 0, n), all.slice(1, n, n + 1), all.select(1, n + 1).to(torch::kLong),
-          all.select(1, n + 2).to(torch::kBool)};
 }
 
 Tensor Policy::act_windowed(const Seen& seen) {

@@ -23,9 +23,8 @@ struct ActionLoss : torch::autograd::Function<ActionLoss> {
     context->save_for_backward({y, weight, out.slopes});
     context->saved_data["side"] = side;
     Tensor loss;
-    run_beside(
-        side, [&] { loss = cuda_only::sum_parts(out.losses.view({-1, 1})).squeeze(0); },
-        {out.losses});
+    run_beside(side, [&] { loss = cuda_only::sum_parts(out.losses.view({-1, 1})).squeeze(0); },
+               {out.losses});
     return loss;
   }
 
@@ -37,14 +36,13 @@ struct ActionLoss : torch::autograd::Function<ActionLoss> {
     const auto out = cuda_only::action_head_backward(gradients[0], y, weight, slopes);
     const int64_t act_dim = weight.size(0), width = weight.size(1);
     Tensor dweight, dbias;
-    run_beside(
-        context->saved_data["side"].toInt(),
-        [&] {
-          const Tensor sums = cuda_only::sum_parts(out[1]);
-          dweight = sums.narrow(0, 0, act_dim * width).view({act_dim, width});
-          dbias = sums.narrow(0, act_dim * width, act_dim);
-        },
-        {out[1]});
+    run_beside(context->saved_data["side"].toInt(),
+               [&] {
+                 const Tensor sums = cuda_only::sum_parts(out[1]);
+                 dweight = sums.narrow(0, 0, act_dim * width).view({act_dim, width});
+                 dbias = sums.narrow(0, act_dim * width, act_dim);
+               },
+               {out[1]});
     return {out[0], dweight, dbias, Tensor(), Tensor()};
   }
 };

@@ -17,10 +17,10 @@ namespace calls = ops::calls;
 
 struct Forward {
   Tensor weight1, weight2;  // in the products' type
-  Tensor x;       // (tokens, d_model), in the products' type
-  Tensor slope;   // (tokens, hidden)
-  Tensor hidden;  // (tokens, hidden), after the GELU
-  Tensor out;     // (tokens, d_model)
+  Tensor x;                 // (tokens, d_model), in the products' type
+  Tensor slope;             // (tokens, hidden)
+  Tensor hidden;            // (tokens, hidden), after the GELU
+  Tensor out;               // (tokens, d_model)
 };
 
 Forward run_forward(const Tensor& x, const Tensor& weight1, const Tensor& bias1,
@@ -61,16 +61,15 @@ struct ChannelMlp : torch::autograd::Function<ChannelMlp> {
     const int64_t side = context->saved_data["side"].toInt();
     const Tensor dout = rows(gradients[0]).contiguous();
     Tensor dweight1, dweight2, dbias2;
-    run_beside(
-        side, [&] { dweight2 = weight_gradient(dout, hidden).to(parameter); }, {dout, hidden});
+    run_beside(side, [&] { dweight2 = weight_gradient(dout, hidden).to(parameter); },
+               {dout, hidden});
     const Tensor dhidden = at::mm(dout, weight2);
     Tensor dbias1;
     {
       const ops::SumsBeside beside(side_stream(side));
       dbias1 = calls::multiply_sum_(dhidden, slope);
     }
-    run_beside(
-        side, [&] { dweight1 = weight_gradient(dhidden, x).to(parameter); }, {dhidden, x});
+    run_beside(side, [&] { dweight1 = weight_gradient(dhidden, x).to(parameter); }, {dhidden, x});
     const Tensor dx = at::mm(dhidden, weight1);
     if (context->saved_data["bias2"].toBool()) dbias2 = dout.sum(0, false, parameter);
     return {dx.view(gradients[0].sizes()).to(context->saved_data["x_type"].toScalarType()),

@@ -31,8 +31,8 @@ struct Linear : torch::autograd::Function<Linear> {
     const Tensor &x = saved[0], &weight = saved[1];
     const Tensor dy = rows(gradients[0]);
     Tensor dweight;
-    run_beside(
-        context->saved_data["side"].toInt(), [&] { dweight = weight_gradient(dy, x); }, {dy, x});
+    run_beside(context->saved_data["side"].toInt(), [&] { dweight = weight_gradient(dy, x); },
+               {dy, x});
     const Tensor dx = at::mm(dy, weight).to(context->saved_data["x_type"].toScalarType());
     return {dx.view({gradients[0].size(0), gradients[0].size(1), x.size(1)}), dweight};
   }

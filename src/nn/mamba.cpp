@@ -54,6 +54,17 @@ MambaInnerParameters inner_parameters(const MambaImpl& m) {
 
 }  // namespace
 
+/// On CUDA where they lie, so that a recorded step finds what the last one left.
+void MambaState::replace(Tensor new_conv, Tensor new_ssm) {
+  if (conv.is_cuda()) {
+    conv.copy_(new_conv);
+    ssm.copy_(new_ssm);
+  } else {
+    conv = std::move(new_conv);
+    ssm = std::move(new_ssm);
+  }
+}
+
 MambaImpl::MambaImpl(const MambaOptions& options) : options_(checked(options)) {
   using torch::nn::LinearOptions;
   const auto& o = options_;
@@ -97,8 +108,9 @@ torch::Tensor MambaImpl::step(const Tensor& x, const ops::TokenFlags& flags, Mix
   torch::NoGradGuard no_grad;
   check_input(x, options_.d_model);
   auto& now = dynamic_cast<MambaState&>(state);
-  const Tensor y =
-      mamba_inner_step(linear(*in_proj, x), inner_parameters(*this), flags, now.conv, now.ssm);
+  Tensor conv = now.conv, ssm = now.ssm;
+  const Tensor y = mamba_inner_step(linear(*in_proj, x), inner_parameters(*this), flags, conv, ssm);
+  now.replace(conv, ssm);
   return linear(*out_proj, y);
 }
 

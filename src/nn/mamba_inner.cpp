@@ -128,34 +128,25 @@ struct MambaInner : torch::autograd::Function<MambaInner> {
         dxz.narrow(2, d_inner, d_inner));
     const Tensor dA = dA_sum;
 
-    Tensor ddt_proj = dt_proj_backward(rows(parts.dt), rows(ddelta), dt_proj_weight,
-                                       rows(dparts.dt), side)
-                          .to(parameter)
-                          .contiguous();
+    Tensor ddt_proj =
+        dt_proj_backward(rows(parts.dt), rows(ddelta), dt_proj_weight, rows(dparts.dt), side)
+            .to(parameter)
+            .contiguous();
     rows(du).addmm_(rows(dprojected), x_proj_weight);
     Tensor dx_proj, dA_log;
-    run_beside(
-        side,
-        [&] {
-          dx_proj = weight_gradient(rows(dprojected), rows(u)).to(parameter);
-          dA_log = dA.mul_(A);  // dA / dA_log = A
-        },
-        {dprojected, u, A});
+    run_beside(side,
+               [&] {
+                 dx_proj = weight_gradient(rows(dprojected), rows(u)).to(parameter);
+                 dA_log = dA.mul_(A);  // dA / dA_log = A
+               },
+               {dprojected, u, A});
 
     const ops::SumsBeside beside(side_stream(side));
     auto [dconv_weight, dconv_bias, no_initial_inputs] = calls::causal_conv1d_backward_out(
         du, {}, xz.narrow(2, 0, d_inner), conv_weight, conv_bias, /*silu=*/true, mask,
         segment_starts, {}, dxz.narrow(2, 0, d_inner));
-    return {dxz,
-            dconv_weight,
-            dconv_bias,
-            dx_proj,
-            ddt_proj,
-            ddelta_bias,
-            dA_log,
-            dD,
-            Tensor(),
-            Tensor()};
+    return {dxz,         dconv_weight, dconv_bias, dx_proj,  ddt_proj,
+            ddelta_bias, dA_log,       dD,         Tensor(), Tensor()};
   }
 };
 

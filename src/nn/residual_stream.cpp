@@ -24,13 +24,13 @@ struct AddNorm : torch::autograd::Function<AddNorm> {
   static variable_list forward(AutogradContext* context, const Tensor& residual,
                                const OptionalTensor& branch_or_none,
                                const OptionalTensor& bias_or_none, const Tensor& weight,
-                               const Tensor& norm_bias, const OptionalTensor& key_or_none,
-                               double p, double epsilon, at::ScalarType type) {
+                               const Tensor& norm_bias, const OptionalTensor& key_or_none, double p,
+                               double epsilon, at::ScalarType type) {
     const PlainDispatch guard;
     const Tensor branch = branch_or_none.value_or(Tensor()), bias = bias_or_none.value_or(Tensor());
     const Tensor key = key_or_none.value_or(Tensor());
-    const auto out = cuda_only::add_norm(residual, branch, bias, {p, key}, weight, norm_bias,
-                                         epsilon, type);
+    const auto out =
+        cuda_only::add_norm(residual, branch, bias, {p, key}, weight, norm_bias, epsilon, type);
     context->save_for_backward({out.sum, out.statistics, weight, key});
     context->saved_data["p"] = p;
     context->saved_data["branch"] = branch.defined();
@@ -57,9 +57,8 @@ struct AddNorm : torch::autograd::Function<AddNorm> {
         cuda_only::add_norm_backward(dnormed.contiguous(), dsum, sum, statistics, weight,
                                      {p, saved[3]}, has_bias, has_branch && !same);
     Tensor sums;
-    run_beside(
-        context->saved_data["side"].toInt(), [&] { sums = cuda_only::sum_parts(out.parts); },
-        {out.parts});
+    run_beside(context->saved_data["side"].toInt(), [&] { sums = cuda_only::sum_parts(out.parts); },
+               {out.parts});
     return {out.dresidual,
             same ? out.dresidual : out.dbranch,
             has_bias ? sums[2] : Tensor(),
@@ -112,9 +111,8 @@ Tensor ResidualStream::norm(torch::nn::LayerNormImpl& layer) {
   if (branch_.defined()) branch_ = branch_.contiguous();
   Tensor normed;
   if (at::GradMode::is_enabled()) {
-    const auto out =
-        AddNorm::apply(x_, optional(branch_), optional(bias_), layer.weight, layer.bias,
-                       optional(key_), p_, epsilon, type);
+    const auto out = AddNorm::apply(x_, optional(branch_), optional(bias_), layer.weight,
+                                    layer.bias, optional(key_), p_, epsilon, type);
     x_ = out[0];
     normed = out[1];
   } else {

@@ -64,9 +64,7 @@ int64_t side_stream_handle() {
   return current_context == nullptr ? 0 : reinterpret_cast<int64_t>(current_context->side);
 }
 
-ops::SideStream* side_stream(int64_t handle) {
-  return reinterpret_cast<ops::SideStream*>(handle);
-}
+ops::SideStream* side_stream(int64_t handle) { return reinterpret_cast<ops::SideStream*>(handle); }
 
 void run_beside(int64_t handle, const std::function<void()>& work,
                 std::vector<torch::Tensor> inputs) {

@@ -1,5 +1,5 @@
-// Forward and backward of the embedding. Its gradients are the last of a step, and the stream beside
-// still has those of the layers to do: all but the norm's are computed in line.
+// Forward and backward of the embedding. Its gradients are the last of a step, and the stream
+// beside still has those of the layers to do: all but the norm's are computed in line.
 #include "src/nn/token_embedding.h"
 
 #include <torch/csrc/autograd/custom_function.h>
@@ -17,10 +17,11 @@ namespace cuda_only = ops::cuda_only;
 using cuda_only::EmbeddingInputs;
 
 struct TokenEmbedding : torch::autograd::Function<TokenEmbedding> {
-  static variable_list forward(AutogradContext* context, const Tensor& weight0, const Tensor& weight1,
-                        const Tensor& weight2, const Tensor& bias0, const Tensor& bias1,
-                        const Tensor& bias2, const Tensor& time, const Tensor& norm_weight,
-                        const Tensor& norm_bias, const EmbeddingInputs* in) {
+  static variable_list forward(AutogradContext* context, const Tensor& weight0,
+                               const Tensor& weight1, const Tensor& weight2, const Tensor& bias0,
+                               const Tensor& bias1, const Tensor& bias2, const Tensor& time,
+                               const Tensor& norm_weight, const Tensor& norm_bias,
+                               const EmbeddingInputs* in) {
     const PlainDispatch guard;
     const auto out = cuda_only::embed(*in);
     context->save_for_backward({in->values[0], in->values[1], in->values[2], weight0, weight1,
@@ -51,9 +52,8 @@ struct TokenEmbedding : torch::autograd::Function<TokenEmbedding> {
         gradients[0].contiguous(), {Tensor(), saved[10], saved[11], Tensor()}, in);
     const Tensor &dtokens = norm[0], &norm_parts = norm[1];
     Tensor norm_sums;
-    run_beside(
-        context->saved_data["side"].toInt(),
-        [&] { norm_sums = cuda_only::sum_parts(norm_parts); }, {norm_parts});
+    run_beside(context->saved_data["side"].toInt(),
+               [&] { norm_sums = cuda_only::sum_parts(norm_parts); }, {norm_parts});
     const Tensor dtime = cuda_only::embed_time_backward(dtokens, in);
     const Tensor sums = cuda_only::embed_weights_backward(dtokens, in);
     std::array<Tensor, 3> dweight, dbias;
@@ -65,7 +65,7 @@ struct TokenEmbedding : torch::autograd::Function<TokenEmbedding> {
       dbias[k] = sums.narrow(0, at + count, width);
       at += count + width;
     }
-    return {dweight[0], dweight[1], dweight[2], dbias[0],     dbias[1],
+    return {dweight[0], dweight[1], dweight[2],   dbias[0],     dbias[1],
             dbias[2],   dtime,      norm_sums[0], norm_sums[1], Tensor()};
   }
 };
@@ -77,12 +77,13 @@ EmbeddedTokens embed_tokens(const EmbeddingInputs& inputs) {
   const int64_t batch = in.timesteps.size(0), K = in.timesteps.size(1);
   for (Tensor& values : in.values) values = values.to(at::kFloat).flatten(0, 1).contiguous();
   in.timesteps = in.timesteps.contiguous();
+  if (in.first_timesteps.defined()) in.first_timesteps = in.first_timesteps.contiguous();
   if (in.mask.defined()) in.mask = in.mask.contiguous();
   Tensor tokens, mask;
   if (at::GradMode::is_enabled()) {
-    const variable_list out = TokenEmbedding::apply(
-        in.weights[0], in.weights[1], in.weights[2], in.biases[0], in.biases[1], in.biases[2],
-        in.time, in.norm_weight, in.norm_bias, &in);
+    const variable_list out = TokenEmbedding::apply(in.weights[0], in.weights[1], in.weights[2],
+                                                    in.biases[0], in.biases[1], in.biases[2],
+                                                    in.time, in.norm_weight, in.norm_bias, &in);
     tokens = out[0];
     if (in.mask.defined()) mask = out[1];
   } else {

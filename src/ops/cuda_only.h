@@ -60,10 +60,11 @@ AddNormGradients add_norm_backward(const Tensor& dnormed, const Tensor& dsum, co
 // ---- The token embedding: kernels/embedding/params.h ----
 
 struct EmbeddingInputs {
-  std::array<Tensor, 3> values;   // returns-to-go, states, actions: (steps, features)
+  std::array<Tensor, 3> values;   // of a step's tokens, in their order: (steps, features)
   std::array<Tensor, 3> weights;  // (width, features)
   std::array<Tensor, 3> biases;   // (width,)
   Tensor timesteps;               // (steps,) int64
+  Tensor first_timesteps;         // those of the first kind where they are others, or undefined
   Tensor mask;                    // (steps,) bool, or undefined
   Tensor time;                    // (max_timestep, width)
   Tensor norm_weight, norm_bias;  // (width,)

@@ -66,9 +66,8 @@ ops::cuda_only::TrajectoryTensors on_device(const data::SegmentSampler& sampler,
   }
   starts.mutable_data_ptr<int64_t>()[episodes] = count;
   const std::vector<float>& padding = sampler.padding_state();
-  const Tensor padding_state =
-      torch::tensor(at::ArrayRef<float>(padding), torch::kFloat);
-  return {states.to(device),  actions.to(device),       returns.to(device),
+  const Tensor padding_state = torch::tensor(at::ArrayRef<float>(padding), torch::kFloat);
+  return {states.to(device), actions.to(device),       returns.to(device),
           starts.to(device), padding_state.to(device), sampler.padding_action()};
 }
 
@@ -85,8 +84,7 @@ BatchLoader::BatchLoader(data::SegmentSampler sampler, torch::Device device, boo
     return;
   }
   if (resident) {
-    resident_ =
-        std::make_unique<ops::cuda_only::TrajectoryTensors>(on_device(sampler_, device_));
+    resident_ = std::make_unique<ops::cuda_only::TrajectoryTensors>(on_device(sampler_, device_));
     return;
   }
   for (size_t i = 0; i < kHosts; ++i) {

@@ -3,7 +3,6 @@
 
 #include <c10/core/Event.h>
 
-#include <memory>
 #include <vector>
 
 #include "dmamba/config/config.h"
@@ -11,6 +10,7 @@
 #include "dmamba/train/batch_loader.h"
 #include "dmamba/train/optimizer.h"
 #include "src/nn/step_context.h"
+#include "src/ops/captured_work.h"
 #include "src/ops/cuda_only.h"
 #include "src/ops/graph.h"
 
@@ -20,8 +20,8 @@ namespace dmamba::train {
 /// backward, with the weights' gradients on a stream beside, and the optimizer. All that a step
 /// depends on lies on the device, so a graph of one step, replayed, is the next step.
 ///
-/// The first two steps of a burst with new parameters run op by op, so that libraries allocate what
-/// they keep; they are steps like any other. Keeps references to model, loader and optimizer.
+/// The first two steps run op by op; they are steps like any other. Keeps references to model,
+/// loader and optimizer.
 class DeviceRun {
  public:
   DeviceRun(const config::Config& config, model::DMamba model, BatchLoader& batches,
@@ -44,13 +44,11 @@ class DeviceRun {
   void set_step(int64_t step);
 
   const ops::cuda_only::StepState& state() const { return state_; }
-  bool uses_graph() const { return graph_ != nullptr; }
+  bool uses_graph() const { return work_.captured(); }
 
  private:
   void begin_burst();
   void launch();
-  bool try_capture();
-  std::vector<const void*> identity() const;
 
   config::TrainingConfig training_;
   ops::cuda_only::BeginStep begin_;
@@ -62,10 +60,7 @@ class DeviceRun {
   ops::WorkStream stream_;
   ops::SideStream side_;
   nn::StepContext context_;
-  std::unique_ptr<ops::Graph> graph_;
-  std::vector<const void*> identity_;  // of the parameters that the graph was captured with
-  int warm_ = 0;                       // steps done op by op since then
-  bool capture_failed_ = false;
+  ops::CapturedWork work_;
   std::vector<c10::Event> queued_;
   size_t turn_ = 0;
 };

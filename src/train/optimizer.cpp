@@ -120,8 +120,8 @@ Tensor AdamW::step_on_device(const Tensor& loss, const ops::cuda_only::StepState
   }
   check_any(!tensors.parameters.empty());
   const Tensor norm = ops::cuda_only::adamw(
-      tensors,
-      {training_.beta1, training_.beta2, training_.epsilon, training_.gradient_clip}, loss, state);
+      tensors, {training_.beta1, training_.beta2, training_.epsilon, training_.gradient_clip}, loss,
+      state);
   for (Slot& slot : slots_) slot.parameter.mutable_grad().reset();
   return norm;
 }

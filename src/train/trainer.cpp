@@ -3,8 +3,8 @@
 // Bits on CUDA. No op of the step adds with atomics or chooses its algorithm by timing: the dmamba
 // ops reduce in a fixed order, and so do ATen's where a width is not the kernels' (the timestep
 // embedding's backward, embedding_dense_backward, adds colliding rows in the order of their index,
-// one warp a column, and above 3072 indices sorts them first). cuBLAS gives the same bits as long as a stream
-// has a workspace of its own, and torch gives each (handle, stream) one. So neither
+// one warp a column, and above 3072 indices sorts them first). cuBLAS gives the same bits as long
+// as a stream has a workspace of its own, and torch gives each (handle, stream) one. So neither
 // setDeterministicAlgorithms (which also fills every new tensor with NaN) nor
 // CUBLAS_WORKSPACE_CONFIG is needed, and both may be set.
 #include "dmamba/train/trainer.h"

@@ -4,12 +4,17 @@
 
 #include <torch/nn.h>
 
+#include <array>
 #include <memory>
 #include <vector>
 
 #include "dmamba/config/config.h"
 #include "dmamba/nn/block.h"
 #include "dmamba/nn/elementwise.h"
+
+namespace dmamba::ops::cuda_only {
+struct EmbeddingInputs;
+}
 
 namespace dmamba::model {
 
@@ -70,6 +75,10 @@ class DMambaImpl : public torch::nn::Module {
                     const torch::Tensor& returns_to_go, const torch::Tensor& timesteps,
                     const ops::OptionalTensor& mask) const;
   bool has_fused_steps() const;
+  /// Parameters of the embedding for tokens of these kinds, in their order.
+  ops::cuda_only::EmbeddingInputs fused_embedding(
+      const std::array<torch::nn::Linear, 3>& kinds) const;
+  torch::Tensor embed_step(const RecurrentInput& input);
   torch::Tensor embed_tokens(const torch::Tensor& tokens);
   /// Tokens (batch, 3 K, d_model) and, where there is a mask, theirs (batch, 3 K).
   struct Window {

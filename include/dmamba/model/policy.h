@@ -9,7 +9,9 @@
 
 namespace dmamba::model {
 
+class PolicyOnDevice;
 class RecurrentCpu;
+struct Seen;
 
 /// What a policy needs beside the model; rtg_scale and the statistics are those of training.
 struct PolicyOptions {
@@ -29,7 +31,8 @@ struct PolicyOptions {
 ///
 /// The model computes where its parameters are, which must not change; tensors come and go on the
 /// CPU. A step copies once to the device and once back: returns-to-go, times and the standardised
-/// states are the CPU's, the windows and the layers' states stay on the device.
+/// states are the CPU's, the windows and the layers' states stay on the device, where the step is
+/// one CUDA graph.
 ///
 /// A recurrent policy of a float32 model with `mamba` layers on a CPU with AVX2 or AVX-512 doesn't
 /// go through torch's operators (autocast says nothing to it): it keeps its own copy of the
@@ -54,16 +57,8 @@ class Policy {
   void observe(const torch::Tensor& rewards);
 
  private:
-  /// What the model sees of the newest step, on its device.
-  struct Seen {
-    torch::Tensor states;     // (num_envs, state_dim), standardised
-    torch::Tensor rtg;        // (num_envs, 1), scaled
-    torch::Tensor timesteps;  // (num_envs,) int64, below max_timestep
-    torch::Tensor first;      // (num_envs,) bool
-  };
-
   Seen as_trained(const torch::Tensor& observations) const;
-  Seen on_device(const Seen& seen) const;
+  torch::Tensor answer(const Seen& seen);
   torch::Tensor act_windowed(const Seen& seen);
   torch::Tensor act_recurrent(const Seen& seen);
 
@@ -80,7 +75,8 @@ class Policy {
   torch::Tensor states_, actions_, rtgs_, timesteps_, mask_;
   RecurrentState state_;  // recurrent, unless it is the engine's
   std::unique_ptr<RecurrentCpu> engine_;
-  bool acted_ = false;  // since the last observe()
+  std::unique_ptr<PolicyOnDevice> on_device_;  // on CUDA
+  bool acted_ = false;                         // since the last observe()
 };
 
 }  // namespace dmamba::model

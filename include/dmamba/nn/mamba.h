@@ -19,6 +19,7 @@ struct MambaOptions {
 class MambaState final : public MixerState {
  public:
   MambaState(torch::Tensor conv, torch::Tensor ssm) : conv(std::move(conv)), ssm(std::move(ssm)) {}
+  void replace(torch::Tensor new_conv, torch::Tensor new_ssm);
   torch::Tensor conv, ssm;
 };
 

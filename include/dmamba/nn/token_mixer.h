@@ -30,8 +30,9 @@ class TokenMixer : public torch::nn::Module {
   /// A state before the first token, for `batch` sequences. Holds no reference to the parameters.
   virtual std::unique_ptr<MixerState> initial_state(int64_t batch) const = 0;
 
-  /// The next n tokens (batch, n, d_model) of each sequence; `state` moves on. No gradient. A
-  /// masked token leaves a sequence as it was, a segment's start begins it anew.
+  /// The next n tokens (batch, n, d_model) of each sequence; `state` moves on, on CUDA in the
+  /// memory that it has, so that a step can be recorded and replayed. No gradient. A masked token
+  /// leaves a sequence as it was, a segment's start begins it anew.
   virtual torch::Tensor step(const torch::Tensor& x, const ops::TokenFlags& flags,
                              MixerState& state) = 0;
 };

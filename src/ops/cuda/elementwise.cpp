@@ -64,8 +64,8 @@ Tensor multiply_sum_cuda(const Tensor& dy, const Tensor& slope) {
                                      slope.const_data_ptr(),
                                      /*sum_partial=*/nullptr};
   const int64_t count = kernels::multiply_sum_parts(p);
-  auto* parts = static_cast<float*>(
-      call.scratch(static_cast<size_t>(count * p.channels) * sizeof(float)));
+  auto* parts =
+      static_cast<float*>(call.scratch(static_cast<size_t>(count * p.channels) * sizeof(float)));
   call.check(kernels::launch_multiply_sum(p, parts, call.stream()));
   call.beside([&](cudaStream_t stream) {
     return kernels::launch_sum_parts(parts, sums.mutable_data_ptr<float>(), count, p.channels,

@@ -33,7 +33,10 @@ Tensor empty_floats(at::IntArrayRef sizes, const Tensor& like) {
 }
 
 kernels::TokenKind kind_of(const EmbeddingInputs& in, int k) {
-  return {floats(in.values[k]), floats(in.weights[k]), floats(in.biases[k]), in.values[k].size(1)};
+  const Tensor& timesteps =
+      k == 0 && in.first_timesteps.defined() ? in.first_timesteps : in.timesteps;
+  return {floats(in.values[k]), floats(in.weights[k]), floats(in.biases[k]), in.values[k].size(1),
+          timesteps.const_data_ptr<int64_t>()};
 }
 
 }  // namespace
@@ -62,8 +65,8 @@ Tensor decay_rates(const Tensor& A_log) {
 Tensor sum_parts(const Tensor& parts) {
   Call call("sum_parts", parts);
   const Tensor sums = empty_floats(parts.sizes().slice(1), parts);
-  call.check(kernels::launch_sum_parts(floats(parts), sums.mutable_data_ptr<float>(),
-                                       parts.size(0), sums.numel(), call.stream()));
+  call.check(kernels::launch_sum_parts(floats(parts), sums.mutable_data_ptr<float>(), parts.size(0),
+                                       sums.numel(), call.stream()));
   return sums;
 }
 
@@ -133,7 +136,6 @@ Embedding embed(const EmbeddingInputs& in) {
   p.steps = steps;
   p.width = width;
   for (int k = 0; k < kernels::kTokenKinds; ++k) p.kinds[k] = kind_of(in, k);
-  p.timesteps = in.timesteps.const_data_ptr<int64_t>();
   p.time = floats(in.time);
   p.max_timestep = in.time.size(0);
   p.norm_weight = floats(in.norm_weight);

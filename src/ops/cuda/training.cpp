@@ -61,16 +61,14 @@ Tensor adamw(const AdamWTensors& tensors, const AdamWOptions& options, const Ten
   list.reserve(tensors.parameters.size());
   for (size_t i = 0; i < tensors.parameters.size(); ++i) {
     const Tensor& mirror = tensors.mirrors[i];
-    list.push_back({mutable_floats(tensors.parameters[i]),
-                    tensors.gradients[i].const_data_ptr<float>(),
-                    mutable_floats(tensors.first_moments[i]),
-                    mutable_floats(tensors.second_moments[i]),
-                    mirror.defined() ? mirror.mutable_data_ptr() : nullptr,
-                    !mirror.defined()                      ? kernels::Mirror::kNone
-                    : mirror.scalar_type() == at::kBFloat16 ? kernels::Mirror::kBFloat16
-                                                            : kernels::Mirror::kDecayRates,
-                    tensors.parameters[i].numel(),
-                    static_cast<float>(tensors.weight_decays[i])});
+    list.push_back(
+        {mutable_floats(tensors.parameters[i]), tensors.gradients[i].const_data_ptr<float>(),
+         mutable_floats(tensors.first_moments[i]), mutable_floats(tensors.second_moments[i]),
+         mirror.defined() ? mirror.mutable_data_ptr() : nullptr,
+         !mirror.defined()                       ? kernels::Mirror::kNone
+         : mirror.scalar_type() == at::kBFloat16 ? kernels::Mirror::kBFloat16
+                                                 : kernels::Mirror::kDecayRates,
+         tensors.parameters[i].numel(), static_cast<float>(tensors.weight_decays[i])});
   }
   const auto count = static_cast<int>(list.size());
   const Tensor norm = at::empty({}, loss.options().dtype(at::kFloat));

@@ -233,7 +233,7 @@ TEST(Yaml, EveryFieldIsWritten) {
   disturb_all(config.model);
   disturb_all(config.training);
   disturb_all(config.evaluation);
-  EXPECT_EQ(fields, 44);
+  EXPECT_EQ(fields, 46);
 }
 
 TEST(Yaml, DoublesKeepTheirBits) {

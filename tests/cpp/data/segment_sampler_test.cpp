@@ -222,6 +222,26 @@ TEST(SegmentSampler, PaperPadding) {
   EXPECT_GT(padded, 0);
 }
 
+TEST(SegmentSampler, TheWholeRecordingHasTheBitsOfItsSegments) {
+  const SegmentSampler sampler(make_store({5, 9, 3}), options(16, 4));
+  std::vector<float> states(17 * 2), actions(17), rtg(17);
+  sampler.read_all(states.data(), actions.data(), rtg.data());
+  Batch batch(16, 4);
+  sampler.sample(3, batch.view());
+  const std::int64_t starts[] = {0, 5, 14};
+  for (std::int64_t row = 0; row < 16; ++row) {
+    const Segment segment = sampler.segment(3, row);
+    for (std::int64_t t = 0; t < segment.length; ++t) {
+      const std::int64_t from = starts[segment.episode] + segment.start + t;
+      const std::int64_t to = row * 4 + 4 - segment.length + t;
+      EXPECT_EQ(states[2 * from], batch.states[2 * to]);
+      EXPECT_EQ(states[2 * from + 1], batch.states[2 * to + 1]);
+      EXPECT_EQ(actions[from], batch.actions[to]);
+      EXPECT_EQ(rtg[from], batch.rtg[to]);
+    }
+  }
+}
+
 TEST(SegmentSampler, TimestepsAreCapped) {
   SamplerOptions capped = options(64, 4);
   capped.max_timestep = 6;

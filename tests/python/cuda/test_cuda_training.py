@@ -170,10 +170,12 @@ def test_a_step_does_not_wait_for_the_device(batch_size, precision):
     assert trainer.step == 23
 
 
+# 32 columns are none of the fused launches'; 64 are.
+@pytest.mark.parametrize("d_model", [32, 64])
 @pytest.mark.parametrize("kind", ["windowed", "recurrent"])
-def test_a_policys_actions_are_the_cpus(kind):
+def test_a_policys_actions_are_the_cpus(kind, d_model):
     torch.manual_seed(0)
-    model = dmamba.nn.DMamba(5, 2, d_model=32, n_layer=2, context_length=6, max_timestep=40)
+    model = dmamba.nn.DMamba(5, 2, d_model=d_model, n_layer=2, context_length=6, max_timestep=40)
     num_envs = 4
     generator = torch.Generator().manual_seed(1)
     observations = torch.randn(30, num_envs, 5, generator=generator)
@@ -187,9 +189,14 @@ def test_a_policys_actions_are_the_cpus(kind):
         policy.reset(torch.ones(num_envs, dtype=torch.bool), targets)
         actions = []
         for t in range(30):
+            if t == 20:  # in place: a step that is recorded must see it
+                with torch.no_grad():
+                    model.get_parameter("predict_action.0.bias").add_(0.1)
             actions.append(policy.act(observations[t]))
             policy.observe(rewards[t])
             policy.reset(ends[t], targets)
+        with torch.no_grad():
+            model.get_parameter("predict_action.0.bias").sub_(0.1)
         return torch.stack(actions)
 
     got, expected = play("cuda"), play("cpu")
