@@ -3,8 +3,8 @@
 
     python scripts/profile_train.py [--precision bf16] [--d-model 128] [--timeline]
 
-Steps are those of benchmark_train.py, as they run: a replay of the CUDA graph each. Times are torch's
-profiler's, which slows a step down by a few per cent.
+Steps are those of benchmark_train.py, as they run: a replay of the CUDA graph each. Times are those
+of torch's profiler, which slows a step down by a few per cent.
 """
 
 from __future__ import annotations

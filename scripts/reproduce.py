@@ -129,11 +129,16 @@ class Runner:
         run = run_folder(self.options.output, base, seed)
         folder = run_folder(self.options.output, experiment, seed)
         result = folder / "result.json"
+        asked = {"of": str(run), "policy": experiment.policy}
+        note = folder.with_name(f"{folder.name}.json")
+        if note.is_file() and json.loads(note.read_text(encoding="utf-8")) != asked:
+            return f"{folder} was made with other settings ({note}): remove both"
         if result.is_file():
             return ""
         if not (run / "summary.json").is_file():
             return f"{base.name} seed {seed} has not finished"
         folder.mkdir(parents=True, exist_ok=True)
+        write_json(note, asked)
         return self._run(
             ["evaluate", str(run), "--policy", experiment.policy, "--output", str(result)], folder
         )
@@ -148,6 +153,12 @@ class Runner:
         if self.stopping.is_set():
             return "stopped"
         cores = self._shares.get()  # as many as there are runs at a time
+        try:
+            return self._run_on(cores, arguments, folder)
+        finally:
+            self._shares.put(cores)
+
+    def _run_on(self, cores: set[int], arguments: list[str], folder: Path) -> str:
         log = folder.with_name(f"{folder.name}.log")
         with open(log, "ab") as output:
             process = subprocess.Popen(
@@ -163,7 +174,6 @@ class Runner:
                 process.terminate()
             code = process.wait()
             self._processes.discard(process)
-        self._shares.put(cores)
         if code in (128 + signal.SIGTERM, 128 + signal.SIGINT, -signal.SIGTERM, -signal.SIGINT):
             return "stopped"
         if code != 0:

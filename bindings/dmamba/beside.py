@@ -54,7 +54,7 @@ class Evaluator:
         if self._process is None:
             self._start()
         self._waiting.append(snapshot)
-        with contextlib.suppress(BrokenPipeError):  # it died: results() will say so
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # results() will say so
             self._connection.send(snapshot.absolute())
 
     def results(self, wait_seconds: float = 0.0) -> Iterator[dict[str, Any]]:
@@ -71,7 +71,10 @@ class Evaluator:
                 result = f"its process ended with exit code {self._process.wait()}"
             snapshot = self._waiting.popleft()
             if isinstance(result, str):
-                raise _C.Error(f"evaluation of {snapshot}, beside the training: {result}")
+                raise _C.Error(
+                    f"evaluation of {snapshot}, beside the training: {result}; continue with "
+                    "--resume, or with --resume --evaluate between to evaluate in this process"
+                )
             yield result
             wait_seconds = 0.0
 
@@ -101,6 +104,7 @@ class Evaluator:
             pass_fds=(theirs.fileno(),),
             stdin=subprocess.DEVNULL,
             env=python_environment(),
+            start_new_session=True,  # signals to the group are the training's to handle
         )
         theirs.close()
         self._connection.send(
@@ -152,4 +156,6 @@ def main() -> int:
         return 0
     except _C.Error as error:
         connection.send(str(error))
+    except Exception as error:
+        connection.send(f"{type(error).__name__}: {error}")
     return 1

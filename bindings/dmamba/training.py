@@ -36,6 +36,8 @@ RESUMABLE = (
     "training.checkpoint_every",
     "training.keep_checkpoints",
     "training.device",
+    "training.graph",
+    "training.data",
     "evaluation.",
 )
 
@@ -99,8 +101,8 @@ def train(
         overrides: ``key=value`` texts.
         output: The run's folder; None: ``runs/NAME-seedSEED``.
         resume: Continue the run in the folder; it ends with the same bits as one that was never
-            stopped (on the same device). Only the device and checkpoint and evaluation settings may
-            differ from those it began with.
+            stopped (on the same device). Only the device, graph, data, checkpoint and evaluation
+            settings may differ from those it began with.
         callbacks: Hooks; see :class:`dmamba.callbacks.Callback`.
         progress: Whether to show bars and print the result.
         evaluate: ``between`` stops the training for every evaluation; ``beside`` evaluates in a
@@ -224,6 +226,7 @@ class _Session:
                 self._save_and_evaluate(signals)  # a run that continues may owe an evaluation
                 signals.check()
                 self._burst(shown)
+                signals.check()  # first: a signal to all processes ends the evaluation's, too
                 self._collect()
         self._save_and_evaluate(signals)
         self._await_evaluations(signals)
@@ -328,8 +331,12 @@ class _Session:
         }
 
     def _collect(self, wait_seconds: float = 0.0) -> None:
-        for result in self.evaluator.results(wait_seconds):
-            self._record(result)
+        try:
+            for result in self.evaluator.results(wait_seconds):
+                self._record(result)
+        except _C.Error:
+            self._save()  # the steps since the last checkpoint are good
+            raise
 
     def _await_evaluations(self, signals: _Signals) -> None:
         started, total = time.perf_counter(), self.evaluator.pending

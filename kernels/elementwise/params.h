@@ -1,6 +1,9 @@
 // Parameters of the elementwise ops of the channel mixer. Free of torch and of CUDA.
 #pragma once
 
+#include <cmath>
+#include <cstdint>
+
 #include "kernels/common/types.h"
 
 namespace dmamba::kernels {
@@ -38,6 +41,12 @@ struct MultiplySumParams {
 /// Rows that one unit of the two ops above covers.
 constexpr int64_t kRowsPerUnit = 32;
 
+/// round(p 2^32), at most 2^32 - 1.
+inline uint32_t dropout_threshold(double p) {
+  const double words = std::nearbyint(p * 4294967296.0);
+  return static_cast<uint32_t>(words < 4294967295.0 ? words : 4294967295.0);
+}
+
 /// y = x / (1 - p) where a Philox word reaches p 2^32, else 0. Element e of a stretch of 64 takes
 /// word e / 16 of the block whose counter is 16 stretch + e % 16, so that 16 lanes work side by
 /// side.
@@ -45,7 +54,7 @@ struct DropoutParams {
   int64_t count;
   Storage storage;
   uint64_t key;
-  uint32_t threshold;  // round(p 2^32)
+  uint32_t threshold;  // dropout_threshold(p)
   double scale;        // 1 / (1 - p)
   const void* x;
   void* out;

@@ -11,7 +11,7 @@ struct TokenKind {
   const float* weight;  // (width, features), row-major
   const float* bias;    // (width,)
   int64_t features;
-  const int64_t* timesteps;  // (steps,)
+  const int64_t* timesteps;  // (steps,); outside [0, max_timestep) the nearest inside
 };
 
 constexpr int kTokenKinds = 3;  // return-to-go, state, action: the order within a step

@@ -55,7 +55,7 @@ struct AddNormBackwardParams {
   float* parts;
 };
 
-/// normed = dropout(LayerNorm(x)): the embedding's. x and normed float32.
+/// The gradient of dropout(LayerNorm(x)), the embedding's; everything float32.
 struct NormDropoutBackwardParams {
   int64_t rows, width;
   const float* dout;

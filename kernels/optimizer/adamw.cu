@@ -1,4 +1,5 @@
-// AdamW over all parameters of a model, with the clip by the global norm, in two launches.
+// AdamW over all parameters of a model, with the clip by the global norm, in two launches for
+// every 96 tensors.
 //
 //   norm    a block sums the squares of its stretch of a gradient          reads   4 bytes a number
 //   update  every block adds the blocks' sums, then moves its stretch      moves  28 to 34
@@ -118,8 +119,10 @@ __global__ void __launch_bounds__(kThreads)
   const float norm = global_norm(sums, n_sums);
   if (blockIdx.x == 0 && threadIdx.x == 0 && traces.norm != nullptr) leave_traces(traces, norm);
   float clip = 1.0F;  // 1e-6 as in torch's clip_grad_norm_
-  if (options.gradient_clip > 0.0F) clip = fminf(options.gradient_clip / (norm + 1e-6F), 1.0F);
-  if (isnan(norm)) clip = norm;
+  if (options.gradient_clip > 0.0F) {
+    clip = fminf(options.gradient_clip / (norm + 1e-6F), 1.0F);
+    if (isnan(norm)) clip = norm;  // which fminf drops
+  }
   const float kept = 1.0F - s.learning_rate * t.weight_decay;
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {

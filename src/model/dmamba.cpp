@@ -114,6 +114,16 @@ void DMambaImpl::check_dtypes(const Tensor& states, const Tensor& actions,
   check("returns_to_go", returns_to_go);
 }
 
+/// The fused launches read memory as it is: a tensor on another device must not reach them.
+void DMambaImpl::check_devices(
+    std::initializer_list<std::pair<const char*, const Tensor*>> tensors) const {
+  for (const auto& [name, tensor] : tensors) {
+    TORCH_CHECK(tensor->device() == device(), "DMamba: ", name, " must be on ", device(),
+                ", where the model's parameters are, got a tensor on ", tensor->device(),
+                "; move one of them with .to(...)");
+  }
+}
+
 void DMambaImpl::check_inputs(const Tensor& states, const Tensor& actions,
                               const Tensor& returns_to_go, const Tensor& timesteps,
                               const ops::OptionalTensor& mask) const {
@@ -132,10 +142,15 @@ void DMambaImpl::check_inputs(const Tensor& states, const Tensor& actions,
   check("timesteps", timesteps, {batch, K});
   TORCH_CHECK(timesteps.scalar_type() == torch::kLong, "DMamba: timesteps must be int64, got ",
               timesteps.scalar_type());
+  check_devices({{"states", &states},
+                 {"actions", &actions},
+                 {"returns_to_go", &returns_to_go},
+                 {"timesteps", &timesteps}});
   if (mask.has_value() && mask->defined()) {
     check("mask", *mask, {batch, K});
     TORCH_CHECK(mask->scalar_type() == torch::kBool, "DMamba: mask must be bool, got ",
                 mask->scalar_type());
+    check_devices({{"mask", &*mask}});
   }
 }
 
@@ -147,7 +162,11 @@ DMambaImpl::Window DMambaImpl::embed_window(const Tensor& states, const Tensor& 
                                             const Tensor& returns_to_go, const Tensor& timesteps,
                                             const Tensor& mask) {
   const int64_t batch = states.size(0), K = states.size(1);
-  if (has_fused_steps()) {
+  // The fused function has gradients of parameters alone.
+  const bool of_inputs =
+      at::GradMode::is_enabled() &&
+      (states.requires_grad() || actions.requires_grad() || returns_to_go.requires_grad());
+  if (has_fused_steps() && !of_inputs) {
     ops::cuda_only::EmbeddingInputs in =
         fused_embedding({embed_return_, embed_state_, embed_action_});
     in.values = {returns_to_go, states, actions};
@@ -253,6 +272,11 @@ Tensor DMambaImpl::embed_step(const RecurrentInput& input) {
 
 Tensor DMambaImpl::step(const RecurrentInput& input, RecurrentState& state) {
   torch::NoGradGuard no_grad;
+  check_devices({{"previous_actions", &input.previous_actions},
+                 {"returns_to_go", &input.returns_to_go},
+                 {"states", &input.states},
+                 {"timesteps", &input.timesteps},
+                 {"first", &input.first}});
   const Tensor x = embed_step(input);
   const Tensor later = torch::zeros_like(input.first);
   ops::TokenFlags flags;

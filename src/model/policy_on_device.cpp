@@ -1,6 +1,8 @@
 // The way to the device, and the graph of a step.
 #include "src/model/policy_on_device.h"
 
+#include <ATen/Context.h>
+#include <ATen/autocast_mode.h>
 #include <torch/torch.h>
 
 namespace dmamba::model {
@@ -29,8 +31,15 @@ Seen PolicyOnDevice::seen() const {
 }
 
 void PolicyOnDevice::run(const DMambaImpl& model, const std::function<void()>& work) {
-  std::vector<const void*> identity;
-  for (const Tensor& parameter : model.parameters()) identity.push_back(parameter.const_data_ptr());
+  // The parameters' places, and the caller's choice of arithmetic.
+  const auto device = device_.device().type();
+  std::vector<int64_t> identity{at::autocast::is_autocast_enabled(device),
+                                static_cast<int64_t>(at::autocast::get_autocast_dtype(device)),
+                                static_cast<int64_t>(at::globalContext().float32Precision(
+                                    at::Float32Backend::CUDA, at::Float32Op::MATMUL))};
+  for (const Tensor& parameter : model.parameters()) {
+    identity.push_back(reinterpret_cast<int64_t>(parameter.const_data_ptr()));
+  }
   const ops::WorkStream::Scope scope(stream_);
   work_.expect(std::move(identity));
   work_.run(work);

@@ -66,7 +66,9 @@ struct ChannelMlp : torch::autograd::Function<ChannelMlp> {
     const Tensor dhidden = at::mm(dout, weight2);
     Tensor dbias1;
     {
-      const ops::SumsBeside beside(side_stream(side));
+      // A gradient that nobody takes would be freed, and its memory reused, before it is written.
+      const bool taken = context->needs_input_grad(2);
+      const ops::SumsBeside beside(taken ? side_stream(side) : nullptr);
       dbias1 = calls::multiply_sum_(dhidden, slope);
     }
     run_beside(side, [&] { dweight1 = weight_gradient(dhidden, x).to(parameter); }, {dhidden, x});

@@ -42,6 +42,7 @@ struct Linear : torch::autograd::Function<Linear> {
 
 Tensor linear(torch::nn::LinearImpl& layer, const Tensor& x) {
   if (!x.is_cuda() || layer.weight.scalar_type() != at::kFloat) return layer.forward(x);
+  TORCH_INTERNAL_ASSERT(!layer.bias.defined(), "the layer has a bias");
   return Linear::apply(x, layer.weight);
 }
 

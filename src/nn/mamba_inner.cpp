@@ -137,11 +137,13 @@ struct MambaInner : torch::autograd::Function<MambaInner> {
     run_beside(side,
                [&] {
                  dx_proj = weight_gradient(rows(dprojected), rows(u)).to(parameter);
-                 dA_log = dA.mul_(A);  // dA / dA_log = A
+                 dA_log = dA * A;  // dA / dA_log = A
                },
-               {dprojected, u, A});
+               {dprojected, u, A, dA});
 
-    const ops::SumsBeside beside(side_stream(side));
+    // A gradient that nobody takes would be freed, and its memory reused, before it is written.
+    const bool taken = context->needs_input_grad(1) && context->needs_input_grad(2);
+    const ops::SumsBeside beside(taken ? side_stream(side) : nullptr);
     auto [dconv_weight, dconv_bias, no_initial_inputs] = calls::causal_conv1d_backward_out(
         du, {}, xz.narrow(2, 0, d_inner), conv_weight, conv_bias, /*silu=*/true, mask,
         segment_starts, {}, dxz.narrow(2, 0, d_inner));

@@ -106,6 +106,8 @@ void ResidualStream::add(Tensor branch, Tensor bias, const DropoutImpl& dropout)
 Tensor ResidualStream::norm(torch::nn::LayerNormImpl& layer) {
   if (!fused_) return layer.forward(x_);
   const auto type = product_type(x_);
+  TORCH_CHECK(type == at::kFloat || type == at::kBFloat16, "LayerNorm: autocast's type must be ",
+              "bfloat16, got ", type, "; use torch.autocast(\"cuda\", dtype=torch.bfloat16)");
   const double epsilon = layer.options.eps();
   if (branch_.defined() && branch_.scalar_type() != type) branch_ = branch_.to(type);
   if (branch_.defined()) branch_ = branch_.contiguous();

@@ -4,14 +4,16 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <torch/torch.h>
 
+#include "dmamba/nn/elementwise.h"
+
 namespace dmamba::nn {
 namespace {
 
 thread_local StepContext* current_context = nullptr;
 
 int64_t use_key(StepContext& context) {
-  TORCH_CHECK(context.keys_used < context.dropout_keys.numel(), "a step has keys for ",
-              context.dropout_keys.numel(), " dropouts, and the model asks for more");
+  TORCH_INTERNAL_ASSERT(context.keys_used < context.dropout_keys.numel(), "more dropouts than ",
+                        "modules");
   return context.keys_used++;
 }
 
@@ -22,6 +24,14 @@ int64_t draw_key() {
 }
 
 }  // namespace
+
+int64_t count_dropouts(const torch::nn::Module& model) {
+  int64_t count = 0;
+  for (const auto& module : model.modules()) {
+    if (module->as<DropoutImpl>() != nullptr) ++count;
+  }
+  return count;
+}
 
 StepScope::StepScope(StepContext& context) : outer_(current_context) {
   context.keys_used = 0;

@@ -1,7 +1,7 @@
 // What a trainer lends the layers for the length of a training step.
 #pragma once
 
-#include <torch/types.h>
+#include <torch/nn.h>
 
 #include <functional>
 #include <unordered_map>
@@ -20,6 +20,9 @@ struct StepContext {
   std::unordered_map<const c10::TensorImpl*, torch::Tensor> mirrors;
   ops::SideStream* side = nullptr;  // where weights' gradients are computed; none: in line
 };
+
+/// Keys that a step of the model needs: its Dropout modules, each used once.
+int64_t count_dropouts(const torch::nn::Module& model);
 
 /// Lends a context to the layers that this thread calls, and begins with its first key.
 class StepScope {

@@ -12,8 +12,8 @@ struct EmbeddedTokens {
   torch::Tensor mask;    // (batch, 3 K) bool where the steps have one
 };
 
-/// values: (batch, K, features) float32; timesteps and mask (batch, K). Without first_timesteps
-/// differentiable once in the
+/// values: (batch, K, features) float32, which get no gradient; timesteps and mask (batch, K).
+/// Without first_timesteps differentiable once in the
 /// parameters; on CUDA alone, for widths that ops::cuda_only::norm_width_fits.
 EmbeddedTokens embed_tokens(const ops::cuda_only::EmbeddingInputs& in);
 

@@ -13,7 +13,7 @@ constexpr int kWarmRuns = 2;
 
 }  // namespace
 
-void CapturedWork::expect(std::vector<const void*> identity) {
+void CapturedWork::expect(std::vector<int64_t> identity) {
   if (identity == identity_) return;
   identity_ = std::move(identity);
   graph_.reset();

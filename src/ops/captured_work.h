@@ -1,6 +1,7 @@
 // Work that is done again and again: op by op at first, then as a CUDA graph.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -25,7 +26,7 @@ class CapturedWork {
 
   /// What the recorded work holds on to, such as the parameters' addresses: another identity than
   /// before begins anew.
-  void expect(std::vector<const void*> identity);
+  void expect(std::vector<int64_t> identity);
 
   /// Does the work on the current stream, which must not be the default one.
   void run(const std::function<void()>& work);
@@ -39,7 +40,7 @@ class CapturedWork {
   Mode mode_;
   std::string what_;
   std::unique_ptr<Graph> graph_;
-  std::vector<const void*> identity_;
+  std::vector<int64_t> identity_;
   int warm_ = 0;
 };
 

@@ -71,8 +71,9 @@ class SumsBeside {
   SideStream* outer_;
 };
 
-/// A stream of one's own, from torch's pool. A scope makes it current: its work begins after that
-/// of the stream that was current, which goes on after it.
+/// A stream that is not the default one, from torch's pool of 32 a device, which come round again.
+/// A scope makes it current: its work begins after that of the stream that was current, which goes
+/// on after it.
 class WorkStream {
  public:
   explicit WorkStream(at::Device device);

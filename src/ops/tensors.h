@@ -15,8 +15,11 @@ inline kernels::Storage storage_of(const at::Tensor& t) {
       return kernels::Storage::kBFloat16;
     case at::kDouble:
       return kernels::Storage::kFloat64;
-    default:
+    case at::kFloat:
       return kernels::Storage::kFloat32;
+    default:
+      TORCH_CHECK(false, "dmamba: tensors must be float32, bfloat16 or float64, got ",
+                  t.scalar_type());
   }
 }
 

@@ -10,18 +10,17 @@
 namespace dmamba::train {
 namespace {
 
-constexpr int64_t kDropoutKeys = 256;  // of a step
-constexpr size_t kQueuedSteps = 4;     // ahead of the device: it never waits, and a stop is prompt
+constexpr size_t kQueuedSteps = 4;  // ahead of the device: it never waits, and a stop is prompt
 
 ops::CapturedWork::Mode capture_mode(const std::string& graph) {
   using Mode = ops::CapturedWork::Mode;
   return graph == "on" ? Mode::kAlways : graph == "off" ? Mode::kNever : Mode::kAuto;
 }
 
-ops::cuda_only::StepState make_state(torch::Device device) {
+ops::cuda_only::StepState make_state(int64_t dropouts, torch::Device device) {
   const auto on = [&](at::ScalarType type) { return torch::TensorOptions(device).dtype(type); };
   return {torch::zeros({}, on(at::kLong)), torch::zeros({3}, on(at::kFloat)),
-          torch::zeros({kDropoutKeys}, on(at::kLong)), torch::zeros({}, on(at::kDouble)),
+          torch::zeros({dropouts}, on(at::kLong)), torch::zeros({}, on(at::kDouble)),
           torch::zeros({}, on(at::kDouble))};
 }
 
@@ -35,7 +34,7 @@ DeviceRun::DeviceRun(const config::Config& config, model::DMamba model, BatchLoa
       model_(std::move(model)),
       batches_(batches),
       optimizer_(optimizer),
-      state_(make_state(device)),
+      state_(make_state(nn::count_dropouts(*model_), device)),
       one_(torch::ones({}, torch::TensorOptions(device).dtype(at::kFloat))),
       stream_(device),
       side_(device),
@@ -51,10 +50,10 @@ void DeviceRun::set_step(int64_t step) { state_.step.fill_(step); }
 /// Where the parameters lie and whether they are trained: a graph holds both.
 void DeviceRun::begin_burst() {
   optimizer_.refresh_mirrors();
-  std::vector<const void*> identity;
+  std::vector<int64_t> identity;
   for (const Slot& slot : optimizer_.slots()) {
-    identity.push_back(slot.parameter.requires_grad() ? slot.parameter.const_data_ptr() : nullptr);
-    identity.push_back(slot.parameter.const_data_ptr());
+    identity.push_back(reinterpret_cast<int64_t>(slot.parameter.const_data_ptr()));
+    identity.push_back(slot.parameter.requires_grad());
   }
   work_.expect(std::move(identity));
 }

@@ -28,7 +28,7 @@ class DeviceRun {
             AdamW& optimizer, torch::Device device);
 
   /// Runs the enclosed steps on this run's own stream. Between bursts parameters may be changed,
-  /// frozen or replaced.
+  /// frozen, or given other memory.
   class Burst {
    public:
     explicit Burst(DeviceRun& run) : scope_(run.stream_) { run.begin_burst(); }

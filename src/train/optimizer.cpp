@@ -68,10 +68,7 @@ AdamW::AdamW(const torch::nn::Module& model, const config::TrainingConfig& train
   step_count_ = torch::zeros({}, slots_[0].parameter.options().requires_grad(false));
 }
 
-void AdamW::set_steps(int64_t steps) {
-  steps_ = steps;
-  step_count_.fill_(static_cast<double>(steps));
-}
+void AdamW::set_steps(int64_t steps) { step_count_.fill_(static_cast<double>(steps)); }
 
 Tensor AdamW::step(double learning_rate) {
   torch::NoGradGuard no_grad;
@@ -89,7 +86,6 @@ Tensor AdamW::step(double learning_rate) {
     // The factor stays on the device; 1e-6 as in torch's clip_grad_norm_.
     at::_foreach_mul_(gradients, (training_.gradient_clip / (norm + 1e-6)).clamp_max(1.0));
   }
-  ++steps_;
   step_count_ += 1;
   const auto apply = [&](Group& group, double decay) {
     if (group.parameters.empty()) return;

@@ -136,8 +136,6 @@ bool keep_on_device(const config::TrainingConfig& training, const data::Trajecto
   return training.data == "device" || bytes <= free / 4;
 }
 
-constexpr int64_t kHostDropoutKeys = 64;  // of a step on the CPU
-
 }  // namespace
 
 Trainer::Trainer(const config::Config& config, std::shared_ptr<const data::TrajectoryStore> store,
@@ -158,7 +156,7 @@ Trainer::Trainer(const config::Config& config, std::shared_ptr<const data::Traje
     return;
   }
   host_ = std::make_unique<nn::StepContext>();
-  host_->dropout_keys = torch::zeros({kHostDropoutKeys}, torch::kLong);
+  host_->dropout_keys = torch::zeros({nn::count_dropouts(*model_)}, torch::kLong);
   loss_sum_ = torch::zeros({}, torch::kDouble);
   norm_sum_ = torch::zeros({}, torch::kDouble);
 }
@@ -170,9 +168,9 @@ bool Trainer::uses_graph() const { return on_device_ && on_device_->uses_graph()
 void Trainer::step_on_host() {
   const config::Config& config = state_.config;
   auto* keys = host_->dropout_keys.mutable_data_ptr<int64_t>();
-  for (uint32_t i = 0; i < kHostDropoutKeys; ++i) {
-    keys[i] = static_cast<int64_t>(
-        common::dropout_key(config.seed, static_cast<uint64_t>(state_.step), i));
+  for (int64_t i = 0; i < host_->dropout_keys.numel(); ++i) {
+    keys[i] = static_cast<int64_t>(common::dropout_key(
+        config.seed, static_cast<uint64_t>(state_.step), static_cast<uint32_t>(i)));
   }
   const nn::StepScope scope(*host_);
   const Tensor loss =

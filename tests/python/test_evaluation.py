@@ -110,7 +110,9 @@ def test_an_environment_that_raises_is_named(workers):
 
 
 def test_a_worker_that_dies_is_named():
-    message = r"the environment died with exit code 7: its worker .* step 1 of episode \d, target 30"
+    message = (
+        r"the environment died with exit code 7: its worker .* step 1 of episode \d, target 30"
+    )
     with pytest.raises(dmamba.Error, match=message):
         play_all(jobs_for([30.0], 2), 2, workers=2, broken="exits")
 

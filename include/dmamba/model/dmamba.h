@@ -5,7 +5,9 @@
 #include <torch/nn.h>
 
 #include <array>
+#include <initializer_list>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "dmamba/config/config.h"
@@ -41,8 +43,9 @@ class DMambaImpl : public torch::nn::Module {
 
   /// states (batch, K, state_dim), actions (batch, K, act_dim), returns_to_go (batch, K, 1), all of
   /// the parameters' dtype, float32 or float64 (under autocast any floating one); timesteps (batch,
-  /// K) int64 in [0, max_timestep); mask (batch, K) bool or absent, false for padding (ignored with
-  /// `padding: paper`) -> actions (batch, K, act_dim) in (-1, 1).
+  /// K) int64 in [0, max_timestep) (on CUDA those outside count as the nearest inside); mask
+  /// (batch, K) bool or absent, false for padding (ignored with `padding: paper`) -> actions
+  /// (batch, K, act_dim) in (-1, 1).
   torch::Tensor forward(const torch::Tensor& states, const torch::Tensor& actions,
                         const torch::Tensor& returns_to_go, const torch::Tensor& timesteps,
                         const ops::OptionalTensor& mask = {});
@@ -74,6 +77,8 @@ class DMambaImpl : public torch::nn::Module {
   void check_inputs(const torch::Tensor& states, const torch::Tensor& actions,
                     const torch::Tensor& returns_to_go, const torch::Tensor& timesteps,
                     const ops::OptionalTensor& mask) const;
+  void check_devices(
+      std::initializer_list<std::pair<const char*, const torch::Tensor*>> tensors) const;
   bool has_fused_steps() const;
   /// Parameters of the embedding for tokens of these kinds, in their order.
   ops::cuda_only::EmbeddingInputs fused_embedding(

@@ -1,5 +1,5 @@
-// AdamW (Loshchilov and Hutter, arXiv 1711.05101) over named parameters, through ATen's fused
-// kernel.
+// AdamW (Loshchilov and Hutter, arXiv 1711.05101) over named parameters: on the CPU through ATen's
+// fused kernel, on CUDA through kernels/optimizer.
 #pragma once
 
 #include <torch/nn.h>
@@ -37,7 +37,7 @@ class AdamW {
   /// their moments too.
   torch::Tensor step(double learning_rate);
 
-  /// The same on CUDA, in two launches and from what lies on the device: the step's scalars in
+  /// The same on CUDA, from what lies on the device: the step's scalars in
   /// `state`, to whose sums `loss` (a float32 scalar) and the norm are added and whose step is
   /// counted. Bits differ from step()'s in the last place.
   torch::Tensor step_on_device(const torch::Tensor& loss, const ops::cuda_only::StepState& state);
@@ -49,7 +49,7 @@ class AdamW {
   /// Copies the parameters anew, which somebody else may have changed.
   void refresh_mirrors();
 
-  int64_t steps() const { return steps_; }
+  /// Steps done, which the next step() begins from.
   void set_steps(int64_t steps);
 
   /// Parameters that decay first, then the others.
@@ -59,8 +59,7 @@ class AdamW {
   config::TrainingConfig training_;
   std::vector<Slot> slots_;
   size_t n_decayed_ = 0;
-  int64_t steps_ = 0;
-  torch::Tensor step_count_;  // the same on the parameters' device, where the kernel reads it
+  torch::Tensor step_count_;  // of step(), on the parameters' device, where the kernel reads it
   Mirrors mirrors_;
 };
 

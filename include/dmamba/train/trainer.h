@@ -30,7 +30,7 @@ struct MetricsRow {
 /// Trains a model on a store. The same config, data and model give the same bits on one machine
 /// with one number of threads, however the steps are cut into bursts or runs: sampling and dropout
 /// are keyed by (seed, step). Torch's default generator is not used. Not thread-safe; several
-/// trainers may run in threads of their own.
+/// trainers of one precision (a setting of the process) may run in threads of their own.
 ///
 /// On CUDA the model is moved to the device and stays there. A step, from the drawing of the batch
 /// to the optimizer, is one CUDA graph on a stream of the trainer's own, which begins after the

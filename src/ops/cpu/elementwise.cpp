@@ -84,11 +84,10 @@ Tensor dropout_cpu(const Tensor& x, double p, int64_t key) {
   TORCH_CHECK(p >= 0.0 && p < 1.0, "dropout: p must be in [0, 1), got ", p);
   const Tensor input = x.contiguous();
   Tensor y = at::empty(x.sizes(), x.options());
-  const double words = std::min(std::nearbyint(p * 4294967296.0), 4294967295.0);
   const kernels::DropoutParams params{input.numel(),
                                       storage_of(input),
                                       static_cast<uint64_t>(key),
-                                      static_cast<uint32_t>(words),
+                                      kernels::dropout_threshold(p),
                                       1.0 / (1.0 - p),
                                       input.const_data_ptr(),
                                       y.mutable_data_ptr()};

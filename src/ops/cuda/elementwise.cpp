@@ -81,9 +81,8 @@ Tensor dropout_cuda(const Tensor& x, double p, int64_t key) {
   Call call(kOp, x);
   const Tensor input = x.contiguous();
   Tensor y = at::empty(x.sizes(), x.options());
-  const double words = std::min(std::nearbyint(p * 4294967296.0), 4294967295.0);
   call.check(kernels::launch_dropout(
-      {input.numel(), storage_of(input), static_cast<uint64_t>(key), static_cast<uint32_t>(words),
+      {input.numel(), storage_of(input), static_cast<uint64_t>(key), kernels::dropout_threshold(p),
        1.0 / (1.0 - p), input.const_data_ptr(), y.mutable_data_ptr()},
       /*device_key=*/nullptr, call.stream()));
   return y;

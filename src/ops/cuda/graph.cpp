@@ -32,7 +32,10 @@ c10::MempoolId_t new_pool() {
 
 class Event {
  public:
-  Event() { check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "cudaEventCreate"); }
+  explicit Event(at::Device device) {
+    const c10::cuda::CUDAGuard guard(device);  // an event belongs to the device it is made on
+    check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "cudaEventCreate");
+  }
   ~Event() { cudaEventDestroy(event_); }
   Event(const Event&) = delete;
   Event& operator=(const Event&) = delete;
@@ -132,7 +135,9 @@ void Graph::replay() {
 
 struct SideStream::Impl {
   explicit Impl(at::Device device)
-      : stream(c10::cuda::getStreamFromPool(/*isHighPriority=*/false, device.index())) {}
+      : stream(c10::cuda::getStreamFromPool(/*isHighPriority=*/false, device.index())),
+        fork(device),
+        joined(device) {}
   c10::cuda::CUDAStream stream;
   Event fork, joined;
   std::vector<at::Tensor> kept;
@@ -158,7 +163,8 @@ void SideStream::join() {
 
 struct WorkStream::Impl {
   explicit Impl(at::Device device)
-      : stream(c10::cuda::getStreamFromPool(/*isHighPriority=*/true, device.index())) {}
+      : stream(c10::cuda::getStreamFromPool(/*isHighPriority=*/true, device.index())),
+        event(device) {}
   c10::cuda::CUDAStream stream;
   Event event;
 };

@@ -1,9 +1,6 @@
 // The residual stream, the embedding and the head on CUDA: tensors to kernels/.
 #include <ATen/ATen.h>
 
-#include <algorithm>
-#include <cmath>
-
 #include "kernels/action_head/launch.h"
 #include "kernels/elementwise/launch.h"
 #include "kernels/embedding/launch.h"
@@ -16,13 +13,9 @@ namespace {
 
 using cuda::Call;
 
-uint32_t threshold_of(double p) {
-  return static_cast<uint32_t>(std::min(std::nearbyint(p * 4294967296.0), 4294967295.0));
-}
-
 kernels::DropoutMask mask_of(const Dropout& dropout) {
   if (!dropout.key.defined() || dropout.p == 0.0) return {nullptr, 0, 1.0F};
-  return {dropout.key.const_data_ptr<int64_t>(), threshold_of(dropout.p),
+  return {dropout.key.const_data_ptr<int64_t>(), kernels::dropout_threshold(dropout.p),
           static_cast<float>(1.0 / (1.0 - dropout.p))};
 }
 
@@ -47,8 +40,8 @@ Tensor dropout(const Tensor& x, const Dropout& dropout) {
   const Tensor input = x.contiguous();
   Tensor y = at::empty(x.sizes(), x.options());
   call.check(kernels::launch_dropout(
-      {input.numel(), storage_of(input), 0, threshold_of(dropout.p), 1.0 / (1.0 - dropout.p),
-       input.const_data_ptr(), y.mutable_data_ptr()},
+      {input.numel(), storage_of(input), 0, kernels::dropout_threshold(dropout.p),
+       1.0 / (1.0 - dropout.p), input.const_data_ptr(), y.mutable_data_ptr()},
       reinterpret_cast<const uint64_t*>(dropout.key.const_data_ptr<int64_t>()), call.stream()));
   return y;
 }

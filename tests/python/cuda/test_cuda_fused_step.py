@@ -138,6 +138,41 @@ def test_a_captured_step_sees_what_happens_to_parameters(precision):
     assert rows[0]["training/loss"] > 0
 
 
+@pytest.mark.parametrize("graph", ["on", "off"])
+def test_any_parameter_may_be_frozen(graph):
+    trainer, model = make("cuda", graph=graph)
+    frozen = [
+        p
+        for n, p in model.named_parameters()
+        if "A_log" in n or "conv1d" in n or n.endswith("bias")
+    ]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    before = [p.detach().clone() for p in frozen]
+    host, of_host = make("cpu")
+    for (name, theirs), mine in zip(of_host.named_parameters(), model.parameters(), strict=True):
+        theirs.requires_grad_(mine.requires_grad)
+        assert torch.equal(theirs.detach(), mine.detach().cpu()), name
+    assert largest_relative_difference(losses(trainer, 10), losses(host, 10)) <= 1e-4
+    assert all(torch.equal(p, q) for p, q in zip(frozen, before, strict=True))
+
+
+def test_inputs_on_another_device_are_refused():
+    model = dmamba.nn.DMamba(3, 2, d_model=64, n_layer=1, context_length=4).to("cuda")
+    states, actions, rtg = (torch.zeros(1, 4, n, device="cuda") for n in (3, 2, 1))
+    with pytest.raises(RuntimeError, match="timesteps must be on cuda:0.*got a tensor on cpu"):
+        model(states, actions, rtg, torch.zeros(1, 4, dtype=torch.long))
+
+
+def test_inputs_may_have_gradients():
+    model = dmamba.nn.DMamba(3, 2, d_model=64, n_layer=1, context_length=4).to("cuda")
+    states, actions, rtg = (torch.ones(1, 4, n, device="cuda") for n in (3, 2, 1))
+    timesteps = torch.zeros(1, 4, dtype=torch.long, device="cuda")
+    states.requires_grad_(True)
+    model(states, actions, rtg, timesteps).sum().backward()
+    assert states.grad.abs().sum() > 0
+
+
 def test_trainers_in_threads_give_the_bits_of_trainers_alone(tmp_path):
     alone, _ = make("cuda", precision="bf16")
     losses(alone)
