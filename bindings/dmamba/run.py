@@ -21,6 +21,7 @@ import json
 import os
 import re
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ METRICS = ("step", "training/loss", "training/grad_norm", "training/learning_rat
 _CHECKPOINT = re.compile(r"step-(\d{8,})")
 _UNFINISHED = re.compile(r"\.step-\d+\.tmp")  # where the trainer writes before it renames
 _EVALUATION = re.compile(r"step-(\d{8,})\.json")
+_LOCK_TRIES = 100  # 5 seconds
 _EVALUATION_COLUMNS = (
     "step",
     "policy",
@@ -324,15 +326,21 @@ class RunWriter:
 
 def _lock(folder: Path) -> int:
     handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        pid = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
-        os.close(handle)
-        raise _C.Error(
-            f"{folder}: process {pid} is training in this folder; wait for it, stop it, or choose "
-            "another folder with --output"
-        ) from None
+    for patience in range(_LOCK_TRIES, -1, -1):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            pid = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
+            # A process that was killed while it started another: that one lets go in a moment.
+            if patience > 0 and pid.isdigit() and not Path(f"/proc/{pid}").exists():
+                time.sleep(0.05)
+                continue
+            os.close(handle)
+            raise _C.Error(
+                f"{folder}: process {pid} is training in this folder; wait for it, stop it, or "
+                "choose another folder with --output"
+            ) from None
     os.ftruncate(handle, 0)
     os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
     return handle

@@ -3,6 +3,9 @@
 import json
 import os
 import re
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +97,18 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path):
         message = rf"{folder}: process {os.getpid()} is training in this folder"
         with pytest.raises(dmamba.Error, match=message):
             RunWriter(folder, resume=False)
+    with RunWriter(folder, resume=False):
+        pass
+
+
+def test_a_lock_whose_owner_is_dead_is_waited_for(tmp_path):
+    """What a process that was killed had just started may hold it for a moment."""
+    folder = tmp_path / "run"
+    holder = RunWriter(folder, resume=False)
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (folder / ".lock").write_text(f"{dead.pid}\n")
+    threading.Timer(0.3, holder.__exit__, (None, None, None)).start()
     with RunWriter(folder, resume=False):
         pass
 
