@@ -126,7 +126,7 @@ def train(
     if isinstance(evaluate, str) and evaluate not in EVALUATE:
         raise _C.ConfigError(f"evaluate must be one of {', '.join(EVALUATE)}, got {evaluate!r}")
     loaded, folder = _plan(config, list(overrides or ()), output, resume)
-    store = data.load(loaded.dataset.path)
+    store = data.load(loaded.dataset.path, progress=progress)
     resolved = data.resolve(loaded, store)
     if evaluate:
         _check_environment(resolved, store)
