@@ -11,6 +11,7 @@ import numpy as np
 
 from dmamba import _C, envs, scores, sources
 from dmamba.download import check
+from dmamba.episodes import from_arrays, from_episodes
 from dmamba.sources import PACKAGE_FOLDER, cache_folders, listing, locate
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "download",
     "environment_of",
     "format_info",
+    "from_arrays",
+    "from_episodes",
     "info",
     "listing",
     "load",
