@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dmamba import _C, envs, scores, sources
 from dmamba.download import check
 from dmamba.episodes import from_arrays, from_episodes
+from dmamba.segments import SegmentDataset
+from dmamba.segments import default_rtg_scale as rtg_scale
 from dmamba.sources import PACKAGE_FOLDER, cache_folders, listing, locate
 
 __all__ = [
     "PACKAGE_FOLDER",
+    "SegmentDataset",
     "cache_folders",
     "default_targets",
     "describe",
@@ -177,16 +177,6 @@ def format_info(result: dict[str, Any]) -> str:
         lines.append("")
         lines += [f"  {key}: {value}" for key, value in sorted(result["metadata"].items())]
     return "\n".join(lines)
-
-
-def rtg_scale(store: _C.TrajectoryStore) -> float:
-    """The raw return per model unit: the largest power of ten not above the largest |return|.
-
-    Scaled returns then peak between 1 and 10, as in the paper's recipes (1000 for returns of
-    thousands). 1 where no return is as large as that.
-    """
-    peak = float(np.abs(store.episode_returns).max())
-    return 10.0 ** math.floor(math.log10(peak)) if peak >= 1.0 else 1.0
 
 
 def default_targets(store: _C.TrajectoryStore) -> list[float]:
