@@ -2,69 +2,92 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from dmamba import _C, envs, scores, sources
+from dmamba.download import check
+from dmamba.episodes import from_arrays, from_episodes
+from dmamba.segments import SegmentDataset
+from dmamba.segments import default_rtg_scale as rtg_scale
+from dmamba.sources import PACKAGE_FOLDER, cache_folders, listing, locate
 
-from dmamba import _C, envs, scores
-
-PACKAGE_FOLDER = Path(__file__).parent
-
-
-def cache_folders() -> list[Path]:
-    """Folders in which a dataset's name is looked up: ``$DMAMBA_DATA``, then the user's cache."""
-    folders = [Path.home() / ".cache" / "dmamba" / "datasets"]
-    if os.environ.get("DMAMBA_DATA"):
-        folders.insert(0, Path(os.environ["DMAMBA_DATA"]))
-    return folders
-
-
-def locate(path_or_name: str | os.PathLike[str]) -> Path:
-    """Finds the file of a dataset.
-
-    Looked at, in this order: the path as it is; the package's samples (``hopper-medium``, or
-    ``samples/hopper-medium.hdf5``); in ``$DMAMBA_DATA`` and then in ``~/.cache/dmamba/datasets``
-    NAME, NAME.hdf5 and D4RL's own file name (hopper_medium-v2.hdf5 for hopper-medium-v2).
-
-    Raises:
-        DataError: None of them exists; the message lists them all.
-    """
-    name = os.fspath(path_or_name)
-    if not name:
-        raise _C.DataError("no dataset given: set dataset.path to a file or to a dataset's name")
-    candidates = [Path(name).expanduser()]
-    if not candidates[0].is_absolute():
-        relative = name.removeprefix("samples/")
-        candidates += _named(PACKAGE_FOLDER / "samples", relative)
-        for folder in cache_folders():
-            candidates += _named(folder, name)
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    if candidates[0].exists():  # a folder or a device: the reader says what is wrong with it
-        return candidates[0]
-    looked = "\n  ".join(str(candidate) for candidate in candidates)
-    raise _C.DataError(f"dataset {name!r} not found; looked for\n  {looked}")
+__all__ = [
+    "PACKAGE_FOLDER",
+    "SegmentDataset",
+    "cache_folders",
+    "default_targets",
+    "describe",
+    "download",
+    "environment_of",
+    "format_info",
+    "from_arrays",
+    "from_episodes",
+    "info",
+    "listing",
+    "load",
+    "locate",
+    "resolve",
+    "rtg_scale",
+]
 
 
-def load(path_or_name: str | os.PathLike[str], format: str = "auto") -> _C.TrajectoryStore:
-    """Reads a dataset into memory.
+def load(
+    path_or_name: str | os.PathLike[str],
+    format: str = "auto",
+    *,
+    progress: bool = True,
+    verify: bool = False,
+) -> _C.TrajectoryStore:
+    """Reads a dataset into memory; one of D4RL's names is downloaded if it is not here yet.
+
+    Downloads lie in ``$DMAMBA_DATA``, else in ``~/.cache/dmamba/datasets``. A later load holds the
+    file's size and time of change against the record of the download.
 
     Args:
-        path_or_name: A file, or a name that :func:`locate` finds.
+        path_or_name: A file, a name that :func:`locate` finds, or a name of :func:`listing`.
         format: ``auto`` looks at the file; ``d4rl`` is D4RL's HDF5 layout.
+        progress: Whether a download shows a bar.
+        verify: Hold the whole file against the SHA-256 of its download, too; one without a record,
+            which was not downloaded here, is refused.
 
     Raises:
-        DataError: Not found, or not usable; the message names file, field and numbers.
+        DataError: Not found, not to be had, changed, or not usable; the message names file, field
+            and numbers.
 
     Example:
-        >>> store = dmamba.data.load("hopper-medium")
+        >>> store = dmamba.data.load("hopper-medium-v2")
         >>> store.num_transitions, store.episode_returns.mean()
     """
-    return _C.open_dataset(str(locate(path_or_name)), format)
+    path = sources.obtain(path_or_name, progress=progress, verify=verify)
+    return _C.open_dataset(str(path), format)
+
+
+def download(name: str, *, progress: bool = True) -> Path:
+    """Downloads a dataset of D4RL unless it is here, in which case its SHA-256 is checked.
+
+    A file that was put there by hand has no record to be checked against, and is left as it is.
+
+    Args:
+        name: One of :func:`listing`'s, such as ``hopper-medium-v2``.
+        progress: Whether to show a bar.
+
+    Returns:
+        Where the file is.
+
+    Raises:
+        DataError: An unknown name, or what :func:`load` raises.
+    """
+    if name not in sources.SOURCES:
+        raise _C.DataError(
+            f"no dataset named {name!r} can be downloaded; there are {', '.join(sources.SOURCES)}"
+        )
+    found = sources.find(name)
+    if found is None:
+        return sources.obtain(name, progress=progress)
+    check(found, full=True)
+    return found
 
 
 def environment_of(store: _C.TrajectoryStore) -> str:
@@ -156,16 +179,6 @@ def format_info(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def rtg_scale(store: _C.TrajectoryStore) -> float:
-    """The raw return per model unit: the largest power of ten not above the largest |return|.
-
-    Scaled returns then peak between 1 and 10, as in the paper's recipes (1000 for returns of
-    thousands). 1 where no return is as large as that.
-    """
-    peak = float(np.abs(store.episode_returns).max())
-    return 10.0 ** math.floor(math.log10(peak)) if peak >= 1.0 else 1.0
-
-
 def default_targets(store: _C.TrajectoryStore) -> list[float]:
     """The dataset's 90th percentile and maximum return, to four digits, ascending."""
     summary = store.summary()
@@ -199,14 +212,3 @@ def resolve(config: _C.Config, store: _C.TrajectoryStore) -> _C.Config:
         resolved.evaluation.targets = default_targets(store)
     resolved.validate()
     return resolved
-
-
-def _named(folder: Path, name: str) -> list[Path]:
-    candidates = [folder / name]
-    if not name.endswith(".hdf5"):
-        candidates.append(folder / f"{name}.hdf5")
-    stem = name.removesuffix(".hdf5")
-    task, dash, version = stem.rpartition("-v")
-    if dash and version.isdigit() and "-" in task:
-        candidates.append(folder / f"{task.replace('-', '_')}-v{version}.hdf5")
-    return candidates

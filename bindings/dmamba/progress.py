@@ -8,7 +8,15 @@ from typing import Any
 from tqdm.auto import tqdm
 
 
-def bar(total: int, description: str, unit: str, *, initial: int = 0, enabled: bool = True) -> Any:
+def bar(
+    total: int,
+    description: str,
+    unit: str,
+    *,
+    initial: int = 0,
+    enabled: bool = True,
+    scale: bool = False,
+) -> Any:
     """A tqdm bar that does not flood a log file.
 
     Args:
@@ -17,6 +25,7 @@ def bar(total: int, description: str, unit: str, *, initial: int = 0, enabled: b
         unit: What is counted.
         initial: Where it starts, for a run that continues.
         enabled: False gives a bar that shows nothing.
+        scale: Whether to write 12.3M for 12,300,000.
     """
     live = sys.stderr.isatty() or "ipykernel" in sys.modules
     return tqdm(
@@ -24,6 +33,7 @@ def bar(total: int, description: str, unit: str, *, initial: int = 0, enabled: b
         initial=initial,
         desc=description,
         unit=unit,
+        unit_scale=scale,
         disable=not enabled,
         dynamic_ncols=live,
         mininterval=0.2 if live else 10.0,

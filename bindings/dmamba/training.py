@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from dmamba import _C, data, evaluation, nn, plots, report
+from dmamba import _C, data, episodes, evaluation, nn, plots, report
 from dmamba.beside import Evaluator
 from dmamba.callbacks import Callback
 from dmamba.progress import bar
@@ -88,6 +88,7 @@ def train(
     config: str | os.PathLike[str] | _C.Config | dict[str, Any] | None,
     overrides: Iterable[str] | None = None,
     *,
+    dataset: _C.TrajectoryStore | None = None,
     output: str | os.PathLike[str] | None = None,
     resume: bool = False,
     callbacks: Sequence[Callback] = (),
@@ -99,6 +100,8 @@ def train(
     Args:
         config: What :func:`load_config` takes. None only with ``resume`` and ``output``.
         overrides: ``key=value`` texts.
+        dataset: A store to train on in place of the file that ``dataset.path`` names, such as
+            :func:`dmamba.data.from_episodes` makes.
         output: The run's folder; None: ``runs/NAME-seedSEED``.
         resume: Continue the run in the folder; it ends with the same bits as one that was never
             stopped (on the same device). Only the device, graph, data, checkpoint and evaluation
@@ -126,7 +129,11 @@ def train(
     if isinstance(evaluate, str) and evaluate not in EVALUATE:
         raise _C.ConfigError(f"evaluate must be one of {', '.join(EVALUATE)}, got {evaluate!r}")
     loaded, folder = _plan(config, list(overrides or ()), output, resume)
-    store = data.load(loaded.dataset.path)
+    store = dataset
+    if store is None:
+        store = data.load(loaded.dataset.path, progress=progress)
+    else:
+        loaded.dataset.path = episodes.config_path(store)
     resolved = data.resolve(loaded, store)
     if evaluate:
         _check_environment(resolved, store)

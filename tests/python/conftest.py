@@ -69,9 +69,10 @@ def trained(dataset, tmp_path_factory) -> dmamba.Run:
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
-    """Each test runs in a folder of its own, without the user's datasets."""
+    """Each test runs in a folder of its own, without the user's datasets and without D4RL's."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DMAMBA_DATA", raising=False)
+    monkeypatch.setenv("DMAMBA_D4RL_URL", "http://127.0.0.1:9/closed")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert Path.home() == tmp_path / "home"
     return Path(os.getcwd())

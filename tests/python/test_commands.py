@@ -88,6 +88,9 @@ def test_the_ways_to_resume(recipe, words):
         (["train", "--resume", "a", "--output", "b"], "--output must not"),
         (["evaluate", "nowhere"], "nowhere: no such folder"),
         (["data", "info", "nowhere.hdf5"], "dataset 'nowhere.hdf5' not found"),
+        (["data", "info"], "data info: no dataset given"),
+        (["data", "list", "x"], "data list takes no names, got x"),
+        (["data", "download", "x"], "no dataset named 'x' can be downloaded"),
         (["fly"], "no command 'fly'"),
     ],
 )

@@ -46,7 +46,8 @@ def test_the_order_of_the_places(elsewhere, monkeypatch):
 def test_a_missing_dataset_lists_the_places(elsewhere, monkeypatch):
     monkeypatch.setenv("DMAMBA_DATA", str(elsewhere / "own"))
     with pytest.raises(dmamba.DataError, match="dataset 'hopper-medium-v2' not found") as error:
-        data.load("hopper-medium-v2")
+        data.locate("hopper-medium-v2")
+    assert "dmamba data download hopper-medium-v2" in str(error.value)
     for place in (
         elsewhere / "own" / "hopper-medium-v2.hdf5",
         elsewhere / "own" / "hopper_medium-v2.hdf5",

@@ -1,23 +1,63 @@
-"""``dmamba data``: look at datasets."""
+"""``dmamba data``: look at datasets, see which can be had by name, download them."""
 
 from __future__ import annotations
 
 import argparse
 
-from dmamba import data
+from dmamba import _C, data, download
 
-HELP = "Show what a dataset holds: dmamba data info PATH."
+HELP = "Show or download datasets: dmamba data info PATH, data list, data download NAME."
+ACTIONS = {
+    "info": "sizes, lengths, returns, scores",
+    "list": "names that can be downloaded, and which are here",
+    "download": "D4RL's files, whole and checked; one that is here is checked again",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("action", choices=("info",), help="info: sizes, lengths, returns, scores")
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="a file, or a dataset's name")
+    text = "; ".join(f"{name}: {what}" for name, what in ACTIONS.items())
+    parser.add_argument("action", choices=tuple(ACTIONS), help=text)
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="a file, or a dataset's name")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints one block per dataset."""
+    """Does what the action says, for each dataset."""
+    if arguments.action == "list":
+        if arguments.paths:
+            raise _C.ConfigError(f"data list takes no names, got {' '.join(arguments.paths)}")
+        print(format_list())
+        return 0
+    if not arguments.paths:
+        raise _C.ConfigError(f"data {arguments.action}: no dataset given")
     for number, path in enumerate(arguments.paths):
-        text = data.format_info(data.info(path))
-        print(text if number == 0 else f"\n{text}", flush=True)
+        if arguments.action == "download":
+            print(_download(path), flush=True)
+        else:
+            text = data.format_info(data.info(path))
+            print(text if number == 0 else f"\n{text}", flush=True)
     return 0
+
+
+def format_list() -> str:
+    """A line for each name that can be downloaded, with size and path of those that are here."""
+    rows = [["name", "MB", "path"]]
+    for row in data.listing():
+        if row["path"] is not None:
+            rows.append([row["name"], f"{row['bytes'] / 1e6:.1f}", row["path"]])
+        elif row["partial_bytes"]:
+            rows.append([row["name"], f"{row['partial_bytes'] / 1e6:.1f}", "(interrupted)"])
+        else:
+            rows.append([row["name"], "", "-"])
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    lines = [
+        f"{name.ljust(widths[0])}  {size.rjust(widths[1])}  {path}" for name, size, path in rows
+    ]
+    return "\n".join([*lines, "", f"downloads go to {data.cache_folders()[0]}"])
+
+
+def _download(name: str) -> str:
+    path = data.download(name)
+    megabytes = path.stat().st_size / 1e6
+    digest = download.recorded_sha256(path) or "not recorded: this file was put there by hand"
+    return f"{name}  {megabytes:.1f} MB  {path}\n  SHA-256  {digest}"
