@@ -58,7 +58,7 @@ class Grid:
         keys: Swept keys, dotted, without the seed.
         seeds: Each point's.
         points: In the order of the values, the first key's slowest.
-        dataset_mean: Mean raw return of the dataset's episodes; None if the points' datasets differ.
+        dataset_mean: Mean raw return of the dataset's episodes; None of several datasets.
     """
 
     base: _C.Config
@@ -74,7 +74,9 @@ def split_values(text: str) -> list[str]:
     Raises:
         ConfigError: An empty value or range, a bracket without its other half, too many values.
     """
-    values, closing, current = [], [], ""
+    values: list[str] = []
+    closing: list[str] = []
+    current = ""
     for character in text:
         if closing and character == closing[-1]:
             closing.pop()

@@ -1,4 +1,4 @@
-"""What came of the runs of an experiment: means over its seeds, beside references if there are any."""
+"""What came of the runs of an experiment: means over its seeds, beside references if any."""
 
 from __future__ import annotations
 
@@ -23,19 +23,27 @@ def read_run(folder: Path) -> dict[str, Any]:
         ``steps``, ``environment_steps`` of all its evaluations, ``times`` and ``environment``.
     """
     run = Run(folder)
-    summary, metrics = run.summary(), run.metrics()
-    late = metrics["step"] > summary["steps"] - LOSS_STEPS
+    summary = run.summary()
     evaluations = run.evaluations()
     return {
         "environment": summary["environment"],
         "device": summary["device"],
         "steps": summary["steps"],
-        "loss": float(metrics["training/loss"][late].mean()),
+        "loss": _late_loss(run.metrics(), summary["steps"]),
         "last": _by_target(summary["last"]["targets"]),
         "best": _by_target(summary["best"]["targets"]),
         "environment_steps": sum(map(_environment_steps, evaluations)),
         "times": summary["times"],
     }
+
+
+def _late_loss(metrics: dict[str, np.ndarray], steps: int) -> float | None:
+    """Mean over the last steps' rows, at least the last one; None where there is no finite one."""
+    if not metrics["step"].size:
+        return None
+    late = metrics["step"] > min(steps - LOSS_STEPS, metrics["step"][-1] - 1)
+    loss = float(metrics["training/loss"][late].mean())
+    return loss if np.isfinite(loss) else None
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
@@ -109,6 +117,8 @@ def _target(
 ) -> dict[str, Any]:
     """Means over seeds of one target, and how they compare with its reference."""
     environment = runs[0]["environment"]
+    known = envs.find(environment)
+    scale = None if known is None else 100.0 / (known.score_max - known.score_min)
     row: dict[str, Any] = {"target": target}
     for which in ("last", "best"):
         chosen = [_choose(run[which], target) for run in runs]
@@ -121,15 +131,13 @@ def _target(
             "return_mean": described["mean"],
             "return_stderr": stderr,
             "score_mean": envs.normalized_score(environment, described["mean"]),
+            "score_stderr": None if stderr is None or scale is None else scale * stderr,
             "score_interval": _score_interval(environment, scores.student_interval(returns)),
         }
     if reference is not None:
         mine = row[reference.get("which", "last")]
-        mean, stderr = mine["return_mean"], mine["return_stderr"] or 0.0
-        if "score" in reference:
-            span = envs.normalized_score(environment, 1.0) - envs.normalized_score(environment, 0.0)
-            mean, stderr = mine["score_mean"], stderr * span
-        value = reference.get("score", reference.get("return"))
+        unit = "score" if "score" in reference else "return"
+        mean, stderr, value = mine[f"{unit}_mean"], mine[f"{unit}_stderr"] or 0.0, reference[unit]
         row["reference"] = reference
         row["not_below"] = scores.not_below(mean, stderr, value, reference["stderr"])
     return row
@@ -151,9 +159,10 @@ def _choose(by_target: dict[float, dict[str, Any]], target: float | str) -> dict
 
 
 def _score_interval(environment: str, interval: scores.Interval | None) -> scores.Interval | None:
-    if interval is None or envs.find(environment) is None:
+    if interval is None:
         return None
-    return tuple(envs.normalized_score(environment, bound) for bound in interval)
+    scored = envs.normalized_score(environment, np.array(interval))
+    return None if scored is None else (float(scored[0]), float(scored[1]))
 
 
 def _mean(values: Any) -> float:

@@ -23,7 +23,10 @@ def format_tables(results: list[dict[str, Any]], confidence: float = 0.95) -> st
             rows.append(
                 [result["experiment"], format_number(row["target"], 0), str(len(result["seeds"]))]
                 + [f"{last['return_mean']:.0f} ± {format_number(last['return_stderr'], 0)}"]
-                + [format_number(last["score_mean"]), scores.format_interval(last["score_interval"])]
+                + [
+                    format_number(last["score_mean"]),
+                    scores.format_interval(last["score_interval"]),
+                ]
                 + [format_number(best["score_mean"]), _reference(row), _verdict(row)]
             )
     times = [
@@ -37,7 +40,10 @@ def format_tables(results: list[dict[str, Any]], confidence: float = 0.95) -> st
         mark = " (since resumed)" if result["resumed"] else ""
         times.append(
             [result["experiment"], format_number(result["loss"], 4)]
-            + [format_number(result["reference_loss"], 4), format_number(result["training_seconds"]) + mark]
+            + [
+                format_number(result["reference_loss"], 4),
+                format_number(result["training_seconds"]) + mark,
+            ]
             + [format_number(result[f"{part}_seconds"]) for part in ("evaluation", "waiting")]
             + ["-" if author is None else f"{author['training']:.0f} + {author['evaluation']:.0f}"]
             + [result["device"]]
