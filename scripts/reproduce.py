@@ -29,21 +29,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import queue
-import signal
-import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
-from lib.experiment_table import format_csv, format_tables, read_evaluation, read_run, summarize
+from lib.experiment_table import format_csv, format_tables
 
 from dmamba.run import write_json, write_text
+from dmamba.runner import Runner
+from dmamba.seeds import read_evaluation, read_run, summarize
 
 
 @dataclass(frozen=True)
@@ -89,97 +87,45 @@ def read_file(path: Path) -> tuple[list[Experiment], dict[str, Any] | None]:
     return experiments, author
 
 
-class Runner:
-    """Starts the processes that train and evaluate, each on its share of the cores."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options = options
-        self.stopping = threading.Event()
-        self._processes: set[subprocess.Popen[bytes]] = set()
-        cores = sorted(os.sched_getaffinity(0))
-        self._shares: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
-        for job in range(options.jobs):
-            self._shares.put(set(cores[job :: options.jobs]) or set(cores))
-
-    def train(self, experiment: Experiment, seed: int) -> str:
-        """Trains one seed to its end; an error text, or nothing."""
-        folder = run_folder(self.options.output, experiment, seed)
-        overrides = [*experiment.overrides, *self.options.overrides, f"seed={seed}"]
-        if self.options.data is not None and experiment.data:
-            path = (self.options.data / f"{experiment.data}.hdf5").resolve()
-            overrides.append(f"dataset.path={path}")
-        asked = {"config": experiment.config, "overrides": overrides}
-        note = folder.with_name(f"{folder.name}.json")
-        if note.is_file() and json.loads(note.read_text(encoding="utf-8")) != asked:
-            return (
-                f"{folder} was made with other settings ({note}): remove both, "
-                "or choose another folder with --output"
-            )
-        if (folder / "summary.json").is_file():
-            return ""
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        write_json(note, asked)
-        arguments = ["train", experiment.config, *overrides, "--output", str(folder)]
-        arguments += ["--no-progress", "--evaluate", self.options.evaluate]
-        arguments += ["--resume"] * (folder / "config.yaml").is_file()
-        return self._run(arguments, folder)
-
-    def evaluate(self, experiment: Experiment, seed: int, base: Experiment) -> str:
-        """Evaluates the checkpoint of another experiment's run; an error text, or nothing."""
-        run = run_folder(self.options.output, base, seed)
-        folder = run_folder(self.options.output, experiment, seed)
-        result = folder / "result.json"
-        asked = {"of": str(run), "policy": experiment.policy}
-        note = folder.with_name(f"{folder.name}.json")
-        if note.is_file() and json.loads(note.read_text(encoding="utf-8")) != asked:
-            return f"{folder} was made with other settings ({note}): remove both"
-        if result.is_file():
-            return ""
-        if not (run / "summary.json").is_file():
-            return f"{base.name} seed {seed} has not finished"
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(note, asked)
-        return self._run(
-            ["evaluate", str(run), "--policy", experiment.policy, "--output", str(result)], folder
+def train(runner: Runner, options: argparse.Namespace, experiment: Experiment, seed: int) -> str:
+    """Trains one seed to its end; an error text, or nothing."""
+    folder = run_folder(options.output, experiment, seed)
+    overrides = [*experiment.overrides, *options.overrides, f"seed={seed}"]
+    if options.data is not None and experiment.data:
+        path = (options.data / f"{experiment.data}.hdf5").resolve()
+        overrides.append(f"dataset.path={path}")
+    asked = {"config": experiment.config, "overrides": overrides}
+    note = folder.with_name(f"{folder.name}.json")
+    if note.is_file() and json.loads(note.read_text(encoding="utf-8")) != asked:
+        return (
+            f"{folder} was made with other settings ({note}): remove both, "
+            "or choose another folder with --output"
         )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    write_json(note, asked)
+    return runner.train(experiment.config, overrides, folder, options.evaluate)
 
-    def stop(self) -> None:
-        """Asks all runs to stop with a checkpoint, and starts no others."""
-        self.stopping.set()
-        for process in list(self._processes):
-            process.send_signal(signal.SIGTERM)
 
-    def _run(self, arguments: list[str], folder: Path) -> str:
-        if self.stopping.is_set():
-            return "stopped"
-        cores = self._shares.get()  # as many as there are runs at a time
-        try:
-            return self._run_on(cores, arguments, folder)
-        finally:
-            self._shares.put(cores)
-
-    def _run_on(self, cores: set[int], arguments: list[str], folder: Path) -> str:
-        log = folder.with_name(f"{folder.name}.log")
-        with open(log, "ab") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "dmamba", *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-            )
-            # Before it has begun to count them: torch's threads and the workers follow.
-            os.sched_setaffinity(process.pid, cores)
-            self._processes.add(process)
-            if self.stopping.is_set():
-                process.terminate()
-            code = process.wait()
-            self._processes.discard(process)
-        if code in (128 + signal.SIGTERM, 128 + signal.SIGINT, -signal.SIGTERM, -signal.SIGINT):
-            return "stopped"
-        if code != 0:
-            last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-            return f"exit code {code}: {last[0] if last else 'no output'} ({log})"
+def evaluate(
+    runner: Runner, options: argparse.Namespace, experiment: Experiment, seed: int, base: Experiment
+) -> str:
+    """Evaluates the checkpoint of another experiment's run; an error text, or nothing."""
+    run = run_folder(options.output, base, seed)
+    folder = run_folder(options.output, experiment, seed)
+    result = folder / "result.json"
+    asked = {"of": str(run), "policy": experiment.policy}
+    note = folder.with_name(f"{folder.name}.json")
+    if note.is_file() and json.loads(note.read_text(encoding="utf-8")) != asked:
+        return f"{folder} was made with other settings ({note}): remove both"
+    if result.is_file():
         return ""
+    if not (run / "summary.json").is_file():
+        return f"{base.name} seed {seed} has not finished"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(note, asked)
+    return runner.run(
+        ["evaluate", str(run), "--policy", experiment.policy, "--output", str(result)], folder
+    )
 
 
 def run_folder(output: Path, experiment: Experiment, seed: int) -> Path:
@@ -187,29 +133,25 @@ def run_folder(output: Path, experiment: Experiment, seed: int) -> Path:
     return output / "runs" / f"{experiment.name}-seed{seed}"
 
 
-def run_all(experiments: list[Experiment], runner: Runner, jobs: int) -> bool:
+def run_all(experiments: list[Experiment], runner: Runner, options: argparse.Namespace) -> bool:
     """Brings every run to its end; whether all got there."""
     by_name = {experiment.name: experiment for experiment in experiments}
 
-    def one(experiment: Experiment, seed: int) -> bool:
-        name = f"{experiment.name} seed {seed}"
+    def one(experiment: Experiment, seed: int) -> str:
         if experiment.of:
-            failure = runner.evaluate(experiment, seed, by_name[experiment.of])
-        else:
-            failure = runner.train(experiment, seed)
-        print(f"{name}: {failure or 'done'}", flush=True)
-        return not failure
+            return evaluate(runner, options, experiment, seed, by_name[experiment.of])
+        return train(runner, options, experiment, seed)
 
-    with ThreadPoolExecutor(jobs) as pool:
-        try:
-            outcomes = []
-            for phase in (False, True):  # what evaluates another's runs comes after all of them
-                pairs = [(e, seed) for e in experiments if bool(e.of) == phase for seed in e.seeds]
-                outcomes += list(pool.map(one, *zip(*pairs, strict=True))) if pairs else []
-            return all(outcomes)
-        except KeyboardInterrupt:
-            runner.stop()  # leaving the pool waits for the last checkpoints
-            return False
+    failures = []
+    for phase in (False, True):  # what evaluates another's runs comes after all of them
+        pairs = [(e, seed) for e in experiments if bool(e.of) == phase for seed in e.seeds]
+
+        def on_end(index: int, failure: str, pairs: list[tuple[Experiment, int]] = pairs) -> None:
+            experiment, seed = pairs[index]
+            print(f"{experiment.name} seed {seed}: {failure or 'done'}", flush=True)
+
+        failures += runner.run_all([partial(one, *pair) for pair in pairs], on_end)
+    return not any(failures)
 
 
 def report(
@@ -269,13 +211,12 @@ def main() -> int:
     if options.seeds:
         experiments = [replace(e, seeds=options.seeds) for e in experiments]
     options.output.mkdir(parents=True, exist_ok=True)
-    runner = Runner(options)
-    signal.signal(signal.SIGTERM, lambda *_: runner.stop())
-    timer = threading.Timer(options.stop_after or 0, runner.stop)
-    timer.daemon = True
-    if options.stop_after:
-        timer.start()
-    complete = run_all(experiments, runner, options.jobs)
+    with Runner(options.jobs) as runner:
+        timer = threading.Timer(options.stop_after or 0, runner.stop)
+        timer.daemon = True
+        if options.stop_after:
+            timer.start()
+        complete = run_all(experiments, runner, options)
     report(experiments, author, options.output)
     return 0 if complete else 1
 

@@ -43,6 +43,7 @@ from .callbacks import Callback  # noqa: E402
 from .evaluation import evaluate  # noqa: E402
 from .official import from_official  # noqa: E402
 from .run import Run  # noqa: E402
+from .sweeping import Sweep, sweep  # noqa: E402
 from .training import train  # noqa: E402
 
 __version__ = _build_info.version
@@ -56,6 +57,7 @@ __all__ = [
     "Error",
     "Policy",
     "Run",
+    "Sweep",
     "data",
     "envs",
     "evaluate",
@@ -63,5 +65,6 @@ __all__ = [
     "nn",
     "ops",
     "set_log_level",
+    "sweep",
     "train",
 ]

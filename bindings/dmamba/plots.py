@@ -1,4 +1,4 @@
-"""The picture of a run: loss over steps, and what return came of each target return."""
+"""Pictures: of a run, its loss and its return against target; of a sweep, return against a key."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dmamba import envs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from dmamba.run import Run
 
@@ -39,6 +40,64 @@ def plot_run(run: Run, dataset_mean: float | None = None, path: Path | None = No
     _draw_loss(panels[0], run.metrics())
     if evaluations:
         _draw_targets(panels[1], evaluations, dataset_mean)
+    return _save(figure, path)
+
+
+def plot_sweep(
+    name: str, key: str, points: list[dict[str, Any]], dataset_mean: float | None, path: Path
+) -> Path:
+    """Draws the last evaluations' mean return over seeds against a key's values into a PNG.
+
+    Args:
+        name: Of the sweep, for the title.
+        key: With numbers for values.
+        points: At least one, as :func:`dmamba.sweep_report.collect` gives; with finished runs.
+        dataset_mean: Mean raw return of the training set's episodes, for a line.
+        path: The file.
+
+    Returns:
+        The file's path.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.0, 4.6), dpi=120, layout="constrained")
+    axes: Axes = figure.subplots()
+    count = max(len(point["seeds"]) for point in points)
+    title = f"mean of {count} seeds" if count > 1 else "one seed, its episodes'"
+    axes.set_title(f"{name}: {title} ± standard error", fontsize=10)
+    points = sorted(points, key=lambda point: point["settings"][key])
+    for target in sorted({row["target"] for point in points for row in point["targets"]}):
+        found = [
+            (point["settings"][key], row["last"])
+            for point in points
+            for row in point["targets"]
+            if row["target"] == target
+        ]
+        axes.errorbar(
+            [value for value, _ in found],
+            [last["return_mean"] for _, last in found],
+            yerr=[last["return_stderr"] or 0.0 for _, last in found],
+            marker="o",
+            linewidth=1.2,
+            capsize=4,
+            label=f"target {target:g}",
+        )
+    if dataset_mean is not None:
+        label = f"dataset mean {dataset_mean:.0f}"
+        axes.axhline(dataset_mean, color=_GREY, linestyle="--", linewidth=1.2, label=label)
+    values = sorted({float(point["settings"][key]) for point in points})
+    _scale_values(axes, np.array(values))
+    axes.set_xticks(values, [f"{value:g}" for value in values])
+    axes.minorticks_off()
+    axes.set_xlabel(key)
+    axes.set_ylabel(f"return in {points[0]['environment']}")
+    _score_axis(axes, points[0]["environment"])
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     figure.savefig(temporary, format="png")
@@ -95,7 +154,7 @@ def _draw_targets(
         levels.append(dataset_mean)
         label = f"dataset mean {dataset_mean:.0f}"
         axes.axhline(dataset_mean, color=_ORANGE, linewidth=1.2, label=label)
-    _scale_targets(axes, targets)
+    _scale_values(axes, targets)
     bottom, top = min(levels), max(levels)
     margin = 0.1 * (top - bottom) or 1.0
     axes.set_ylim(bottom - (margin if bottom < 0 else 0.0), top + margin)
@@ -110,14 +169,14 @@ def _draw_targets(
     axes.legend(fontsize=8)
 
 
-def _scale_targets(axes: Axes, targets: np.ndarray) -> None:
-    """Far targets (the paper asks for up to 20 times the best return) need a logarithmic axis."""
-    if targets.min() > 0 and targets.max() / targets.min() > 8:
+def _scale_values(axes: Axes, values: np.ndarray) -> None:
+    """Far values (the paper asks for up to 20 times the best return) need a logarithmic axis."""
+    if values.min() > 0 and values.max() / values.min() > 8:
         axes.set_xscale("log")
-        axes.set_xlim(targets.min() / 1.3, targets.max() * 1.3)
+        axes.set_xlim(values.min() / 1.3, values.max() * 1.3)
     else:
-        margin = 0.15 * float(np.ptp(targets)) or 0.1 * abs(float(targets[0])) or 1.0
-        axes.set_xlim(targets.min() - margin, targets.max() + margin)
+        margin = 0.15 * float(np.ptp(values)) or 0.1 * abs(float(values[0])) or 1.0
+        axes.set_xlim(values.min() - margin, values.max() + margin)
 
 
 def _score_axis(axes: Axes, environment: str) -> None:

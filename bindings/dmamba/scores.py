@@ -99,3 +99,17 @@ def format_interval(interval: Interval | None, digits: int = 1) -> str:
     if interval is None:
         return "-"
     return f"[{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
+
+
+def format_markdown(rows: list[list[str]]) -> str:
+    """A header and rows of cells as a Markdown table."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines.insert(1, "|" + "---|" * len(rows[0]))
+    return "\n".join(lines)
+
+
+def format_number(value: float | str | None, digits: int = 1) -> str:
+    """A number, or a name in its place; a dash where there is neither."""
+    if value is None or isinstance(value, str):
+        return value or "-"
+    return f"{value:.{digits}f}"

@@ -32,14 +32,14 @@ EVALUATE = ("auto", "between", "beside")  # where evaluations take place
 # What may change when a run is continued: nothing that has shaped the steps already done.
 # The device is the machine's matter: the run goes on elsewhere, to the same bits only on the same
 # device.
-RESUMABLE = (
+UNSHAPING = (
     "training.checkpoint_every",
     "training.keep_checkpoints",
     "training.device",
     "training.graph",
     "training.data",
-    "evaluation.",
 )
+RESUMABLE = (*UNSHAPING, "evaluation.")
 
 
 class Interrupted(KeyboardInterrupt):
@@ -136,7 +136,7 @@ def train(
         loaded.dataset.path = episodes.config_path(store)
     resolved = data.resolve(loaded, store)
     if evaluate:
-        _check_environment(resolved, store)
+        check_environment(resolved, store)
     if resume:
         _check_unchanged(Run(folder).config, resolved, folder)
     model, trainer = _make_trainer(resolved, store)  # what cannot train leaves no folder behind
@@ -446,31 +446,37 @@ def _plan(
     return load_config(Run(folder).config, overrides), folder
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of a nested dict, such as a configuration's, by dotted key."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat
 
 
-def _check_unchanged(saved: _C.Config, wanted: _C.Config, folder: Path) -> None:
-    before, now = _flatten(saved.to_dict()), _flatten(wanted.to_dict())
-    changes = [
+def changes(saved: _C.Config, wanted: _C.Config, allowed: tuple[str, ...]) -> str:
+    """What differs, as text; keys that begin with one of ``allowed`` do not count."""
+    before, now = flatten(saved.to_dict()), flatten(wanted.to_dict())
+    return "; ".join(
         f"{key} was {before[key]!r}, now {now[key]!r}"
         for key in now
-        if now[key] != before[key] and not key.startswith(RESUMABLE)
-    ]
-    if changes:
+        if now[key] != before[key] and not key.startswith(allowed)
+    )
+
+
+def _check_unchanged(saved: _C.Config, wanted: _C.Config, folder: Path) -> None:
+    changed = changes(saved, wanted, RESUMABLE)
+    if changed:
         raise _C.ConfigError(
-            f"{folder}: a resumed run keeps its configuration, but {'; '.join(changes)}. "
+            f"{folder}: a resumed run keeps its configuration, but {changed}. "
             "Leave that out, or start a new run in another folder"
         )
 
 
-def _check_environment(config: _C.Config, store: _C.TrajectoryStore) -> None:
+def check_environment(config: _C.Config, store: _C.TrajectoryStore) -> None:
     """Finds out before the training, not after it, that the evaluation cannot work."""
     environment = config.dataset.environment
     if not environment:

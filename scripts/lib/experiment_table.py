@@ -1,139 +1,13 @@
-"""What came of the runs of an experiment: statistics over seeds beside a reference, as tables."""
+"""The results of experiments beside their references, as tables."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-import dmamba
-from dmamba import envs, scores
-
-LOSS_STEPS = 1000  # the loss in the table is the mean over the last so many steps
-
-
-def read_run(folder: Path) -> dict[str, Any]:
-    """The record of a finished run.
-
-    Returns:
-        ``last`` and ``best``, each {target: {return_mean, return_stderr, score_mean}}; ``loss``,
-        ``steps``, ``environment_steps`` of all its evaluations, ``times`` and ``environment``.
-    """
-    run = dmamba.Run(folder)
-    summary, metrics = run.summary(), run.metrics()
-    late = metrics["step"] > summary["steps"] - LOSS_STEPS
-    evaluations = run.evaluations()
-    return {
-        "environment": summary["environment"],
-        "device": summary["device"],
-        "steps": summary["steps"],
-        "loss": float(metrics["training/loss"][late].mean()),
-        "last": _by_target(summary["last"]["targets"]),
-        "best": _by_target(summary["best"]["targets"]),
-        "environment_steps": sum(map(_environment_steps, evaluations)),
-        "times": summary["times"],
-    }
-
-
-def read_evaluation(path: Path) -> dict[str, Any]:
-    """The record of a checkpoint that was evaluated once more: a run's, without a training."""
-    result = json.loads(path.read_text(encoding="utf-8"))
-    rows = _by_target(result["targets"])
-    times = {"first_step": 0, "training_seconds": 0.0, "waiting_seconds": 0.0}
-    return {
-        "environment": result["environment"],
-        "device": result["device"],
-        "steps": 0,
-        "loss": None,
-        "last": rows,
-        "best": rows,
-        "environment_steps": _environment_steps(result),
-        "times": {**times, "evaluation_seconds": result["time_seconds"]},
-    }
-
-
-def summarize(
-    name: str,
-    records: dict[int, dict[str, Any]],
-    wanted: list[int],
-    references: list[dict[str, Any]],
-    reference_loss: float | None,
-    author: dict[str, Any] | None,
-) -> dict[str, Any]:
-    """Statistics of one experiment over its seeds.
-
-    Args:
-        name: Of the experiment.
-        records: By seed, from :func:`read_run` or :func:`read_evaluation`; those that are finished.
-        wanted: All its seeds.
-        references: Each ``target`` (a return, or ``best``: the target that did best), ``which``
-            (``last`` or ``best`` evaluation), ``return`` or ``score``, ``stderr`` in the same unit,
-            ``source``.
-        reference_loss: Training loss of the reference over the last steps.
-        author: ``step_ms``, ``action_ms``, ``environment_ms`` of the author's program.
-    """
-    runs = list(records.values())
-    result: dict[str, Any] = {
-        "experiment": name,
-        "seeds": sorted(records),
-        "missing_seeds": sorted(set(wanted) - set(records)),
-        "targets": [],
-        "reference_loss": reference_loss,
-    }
-    if not runs:
-        return result
-    known = {reference["target"]: reference for reference in references}
-    for target in [*runs[0]["last"], "best"]:
-        if target != "best" or target in known:
-            result["targets"].append(_target(runs, target, known.get(target)))
-    losses = [run["loss"] for run in runs if run["loss"] is not None]
-    result["loss"] = float(np.mean(losses)) if losses else None
-    result["device"] = runs[0]["device"]
-    for part in ("training", "evaluation", "waiting"):
-        result[f"{part}_seconds"] = _mean(run["times"][f"{part}_seconds"] for run in runs)
-    # Times are of the process that ended a run: of a resumed one, not of all its steps.
-    result["resumed"] = any(run["times"]["first_step"] for run in runs)
-    if author is not None:
-        step_ms = author["action_ms"] + author["environment_ms"]
-        training = _mean(run["steps"] * author["step_ms"] / 1e3 for run in runs)
-        evaluation = _mean(run["environment_steps"] * step_ms / 1e3 for run in runs)
-        result["author_seconds"] = {"training": training, "evaluation": evaluation}
-    return result
-
-
-def _target(
-    runs: list[dict[str, Any]], target: float | str, reference: dict[str, Any] | None
-) -> dict[str, Any]:
-    """Means over seeds of one target, and how they compare with its reference."""
-    environment = runs[0]["environment"]
-    row: dict[str, Any] = {"target": target}
-    for which in ("last", "best"):
-        chosen = [_choose(run[which], target) for run in runs]
-        returns = np.array([one["return_mean"] for one in chosen])
-        described = scores.describe(returns)
-        # A single seed has no spread: what is left is the error of its episodes.
-        stderr = described["stderr"] if len(runs) > 1 else chosen[0]["return_stderr"]
-        row[which] = {
-            "returns": returns.tolist(),
-            "return_mean": described["mean"],
-            "return_stderr": stderr,
-            "score_mean": envs.normalized_score(environment, described["mean"]),
-            "score_interval": _score_interval(environment, scores.student_interval(returns)),
-        }
-    if reference is not None:
-        mine = row[reference.get("which", "last")]
-        mean, stderr = mine["return_mean"], mine["return_stderr"] or 0.0
-        if "score" in reference:
-            span = envs.normalized_score(environment, 1.0) - envs.normalized_score(environment, 0.0)
-            mean, stderr = mine["score_mean"], stderr * span
-        value = reference.get("score", reference.get("return"))
-        row["reference"] = reference
-        row["not_below"] = scores.not_below(mean, stderr, value, reference["stderr"])
-    return row
+from dmamba import scores
+from dmamba.scores import format_markdown, format_number
 
 
 def format_tables(results: list[dict[str, Any]], confidence: float = 0.95) -> str:
@@ -147,10 +21,13 @@ def format_tables(results: list[dict[str, Any]], confidence: float = 0.95) -> st
         for row in result["targets"]:
             last, best = row["last"], row["best"]
             rows.append(
-                [result["experiment"], _number(row["target"], 0), str(len(result["seeds"]))]
-                + [f"{last['return_mean']:.0f} ± {_number(last['return_stderr'], 0)}"]
-                + [_number(last["score_mean"]), scores.format_interval(last["score_interval"])]
-                + [_number(best["score_mean"]), _reference(row), _verdict(row)]
+                [result["experiment"], format_number(row["target"], 0), str(len(result["seeds"]))]
+                + [f"{last['return_mean']:.0f} ± {format_number(last['return_stderr'], 0)}"]
+                + [
+                    format_number(last["score_mean"]),
+                    scores.format_interval(last["score_interval"]),
+                ]
+                + [format_number(best["score_mean"]), _reference(row), _verdict(row)]
             )
     times = [
         ["experiment", "loss", "reference", "training s", "evaluation s", "waiting s"]
@@ -162,9 +39,12 @@ def format_tables(results: list[dict[str, Any]], confidence: float = 0.95) -> st
         author = result.get("author_seconds")
         mark = " (since resumed)" if result["resumed"] else ""
         times.append(
-            [result["experiment"], _number(result["loss"], 4)]
-            + [_number(result["reference_loss"], 4), _number(result["training_seconds"]) + mark]
-            + [_number(result[f"{part}_seconds"]) for part in ("evaluation", "waiting")]
+            [result["experiment"], format_number(result["loss"], 4)]
+            + [
+                format_number(result["reference_loss"], 4),
+                format_number(result["training_seconds"]) + mark,
+            ]
+            + [format_number(result[f"{part}_seconds"]) for part in ("evaluation", "waiting")]
             + ["-" if author is None else f"{author['training']:.0f} + {author['evaluation']:.0f}"]
             + [result["device"]]
         )
@@ -173,8 +53,8 @@ def format_tables(results: list[dict[str, Any]], confidence: float = 0.95) -> st
         for result in results
         if (seeds := result["missing_seeds"])
     ]
-    parts = [_markdown(rows)] if len(rows) > 1 else []
-    parts += [_markdown(times)] if len(times) > 1 else []
+    parts = [format_markdown(rows)] if len(rows) > 1 else []
+    parts += [format_markdown(times)] if len(times) > 1 else []
     return "\n\n".join([*parts, *missing])
 
 
@@ -199,37 +79,6 @@ def format_csv(results: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _by_target(rows: list[dict[str, Any]]) -> dict[float, dict[str, Any]]:
-    keys = ("return_mean", "return_stderr", "score_mean")
-    return {row["target"]: {key: row[key] for key in keys} for row in rows}
-
-
-def _environment_steps(result: dict[str, Any]) -> int:
-    return sum(sum(row["lengths"]) for row in result["targets"])
-
-
-def _choose(by_target: dict[float, dict[str, Any]], target: float | str) -> dict[str, Any]:
-    if target == "best":
-        return max(by_target.values(), key=lambda row: row["return_mean"])
-    return by_target[target]  # type: ignore[index]
-
-
-def _score_interval(environment: str, interval: scores.Interval | None) -> scores.Interval | None:
-    if interval is None or envs.find(environment) is None:
-        return None
-    return tuple(envs.normalized_score(environment, bound) for bound in interval)
-
-
-def _mean(values: Any) -> float:
-    return float(np.mean(list(values)))
-
-
-def _number(value: float | str | None, digits: int = 1) -> str:
-    if value is None or isinstance(value, str):
-        return value or "-"
-    return f"{value:.{digits}f}"
-
-
 def _reference(row: dict[str, Any]) -> str:
     reference = row.get("reference")
     if reference is None:
@@ -242,9 +91,3 @@ def _reference(row: dict[str, Any]) -> str:
 
 def _verdict(row: dict[str, Any]) -> str:
     return "-" if "reference" not in row else "pass" if row["not_below"] else "fail"
-
-
-def _markdown(rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    lines.insert(1, "|" + "---|" * len(rows[0]))
-    return "\n".join(lines)

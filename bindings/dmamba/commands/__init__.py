@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from dmamba import _C, _build_info
-from dmamba.commands import data, evaluate, info, train
+from dmamba.commands import data, evaluate, info, sweep, train
 from dmamba.training import Interrupted
 
 COMMANDS: dict[str, ModuleType] = {
     "train": train,
+    "sweep": sweep,
     "evaluate": evaluate,
     "data": data,
     "info": info,

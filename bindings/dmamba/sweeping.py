@@ -1,0 +1,185 @@
+"""A sweep: a training for every point of a grid and every seed, and one table of what came of them.
+
+The folder of a sweep has
+
+    run.yaml                         the settings that all runs share
+    context_length=5-seed0/          a run folder, as that of any training; .log: its output
+    sweep.json, sweep.csv, sweep.md  a row per grid point, with means over the seeds
+    plots/score-against-KEY.png      where one key is swept, with numbers for values
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dmamba import _C, sweep_report
+from dmamba.grid import Grid, Point, make_grid
+from dmamba.progress import bar
+from dmamba.run import Run, write_text
+from dmamba.runner import STOPPED, Runner
+from dmamba.scores import format_number, format_table
+from dmamba.training import UNSHAPING, Interrupted, changes
+
+JOBS_ON_A_GPU = 4  # small models leave most of a GPU to each other
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The result of a sweep.
+
+    Attributes:
+        folder: Where runs, tables and plot lie.
+        rows: A flat dict per grid point, the lines of sweep.csv; see
+            :func:`dmamba.sweep_report.flat_rows`.
+        failures: What went wrong, by run folder; empty where all runs have finished.
+    """
+
+    folder: Path
+    rows: list[dict[str, Any]]
+    failures: dict[Path, str]
+
+
+def default_jobs(device: str) -> int:
+    """Runs at a time where the caller doesn't say: 4 on a GPU, half the usable cores on a CPU.
+
+    Args:
+        device: ``auto``, ``cpu`` or ``cuda``.
+    """
+    from dmamba.envs.processes import usable_cores
+
+    on_gpu = _C.resolve_device(device, "training.device") != "cpu"
+    return JOBS_ON_A_GPU if on_gpu else max(1, usable_cores() // 2)
+
+
+def sweep(
+    config: str | os.PathLike[str] | _C.Config | dict[str, Any],
+    overrides: Iterable[str] = (),
+    *,
+    output: str | os.PathLike[str] | None = None,
+    jobs: int | None = None,
+    progress: bool = True,
+) -> Sweep:
+    """Trains and evaluates every point of a grid, each in a process of its own.
+
+    All points are checked before the first run starts. Runs that have finished are kept, stopped
+    ones continue: the same call goes on where it was. A run that fails does not end the others.
+
+    Args:
+        config: What :func:`dmamba.train` takes.
+        overrides: ``key=value`` for all runs; ``key=v1,v2`` and ``key=A:B`` (A to B - 1) span the
+            grid. ``K`` stands for ``model.context_length``.
+        output: The sweep's folder; None: ``runs/sweep-NAME``.
+        jobs: Runs at a time, each on its share of the cores; None: 4 on a GPU, half the usable
+            cores on a CPU.
+        progress: Whether to show a bar, a line per run, and the table.
+
+    Raises:
+        ConfigError: A grid that cannot be used, or a folder with runs of other settings.
+        DataError: A dataset that cannot be used, or has no episode as long as the context.
+        KeyboardInterrupt: Stopped by SIGINT or SIGTERM, when all runs have written checkpoints and
+            the tables are there.
+
+    Example:
+        >>> result = dmamba.sweep("hopper-sample", ["K=5,10,20", "seed=0:3"])
+        >>> [(row["context_length"], row["last_score_2095"]) for row in result.rows]
+    """
+    grid = make_grid(config, overrides)
+    folder = Path(output) if output else Path("runs") / f"sweep-{grid.base.name}"
+    runs = {
+        point.folder(folder, seed): (point, seed) for point in grid.points for seed in grid.seeds
+    }
+    _refuse_other_settings(runs)
+    jobs = default_jobs(grid.base.training.device) if jobs is None else jobs
+    if jobs < 1:
+        raise _C.ConfigError(f"jobs must be at least 1, got {jobs}")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "run.yaml", grid.base.to_yaml())
+    with Runner(jobs) as runner:
+        failures = _run_all(runner, runs, folder, progress)
+    points = sweep_report.collect(grid, folder, failures)
+    plot = sweep_report.write(grid, folder, points)
+    if progress:
+        _print_result(grid, folder, points, plot)
+    if runner.received:
+        raise Interrupted(runner.received, folder)
+    return Sweep(folder, sweep_report.flat_rows(points), failures)
+
+
+def _run_all(
+    runner: Runner, runs: dict[Path, tuple[Point, int]], folder: Path, progress: bool
+) -> dict[Path, str]:
+    """Brings every run to its end; what went wrong, by run folder."""
+    waiting = [run for run in runs if not (run / "summary.json").is_file()]
+    kept = len(runs) - len(waiting)
+    if progress:
+        print(
+            f"{len(runs)} runs in {folder}, {runner.jobs} at a time"
+            + (f"; {kept} have finished before" if kept else ""),
+            flush=True,
+        )
+
+    tasks = []
+    for run in waiting:
+        point, seed = runs[run]
+        overrides = [*point.overrides, f"seed={seed}"]
+        tasks.append(partial(runner.train, str(folder / "run.yaml"), overrides, run))
+
+    with bar(len(runs), "sweeping", "run", initial=kept, enabled=progress) as shown:
+
+        def on_end(index: int, failure: str) -> None:
+            run = waiting[index]
+            point, seed = runs[run]
+            line = f"{point.label} seed {seed}: {failure or _outcome(run)}"
+            if progress:
+                shown.write(line)
+            elif failure and failure != STOPPED:
+                print(line, file=sys.stderr, flush=True)
+            shown.update(failure != STOPPED)
+
+        failures = runner.run_all(tasks, on_end)
+    return {run: failure for run, failure in zip(waiting, failures, strict=True) if failure}
+
+
+def _outcome(folder: Path) -> str:
+    """A finished run in a line: its last evaluation, loss and times."""
+    summary = Run(folder).summary()
+    times = summary["times"]
+    targets = [
+        f"{row['target']:g} -> {row['return_mean']:.0f}"
+        + ("" if row["score_mean"] is None else f" (score {row['score_mean']:.1f})")
+        for row in summary["last"]["targets"]
+    ]
+    seconds = times["training_seconds"] + times["evaluation_seconds"]
+    return f"{', '.join(targets)}, loss {format_number(summary['loss'], 4)}, {seconds:.0f} s"
+
+
+def _refuse_other_settings(runs: dict[Path, tuple[Point, int]]) -> None:
+    for folder, (point, seed) in runs.items():
+        if (folder / "config.yaml").is_file():
+            changed = changes(Run(folder).config, point.configs[seed], UNSHAPING)
+            if changed:
+                raise _C.ConfigError(
+                    f"{folder} was made with other settings: {changed}. Remove it, or choose "
+                    "another folder with --output (output=)"
+                )
+
+
+def _print_result(
+    grid: Grid, folder: Path, points: list[dict[str, Any]], plot: Path | None
+) -> None:
+    failed = sweep_report.failure_lines(points)
+    lines = ["", format_table(sweep_report.table_cells(points)), "", sweep_report.NOTE]
+    if grid.dataset_mean is not None:
+        lines.append(f"dataset mean return  {grid.dataset_mean:.1f}")
+    lines += [*failed, f"tables  {folder / 'sweep.md'}, .csv, .json"]
+    if plot is not None:
+        lines.append(f"plot    {plot}")
+    if failed:
+        lines.append(f"{len(failed)} runs have not finished; the same command continues them")
+    print("\n".join(lines), flush=True)
