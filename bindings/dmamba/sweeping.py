@@ -119,8 +119,8 @@ def _run_all(
     kept = len(runs) - len(waiting)
     if progress:
         print(
-            f"{len(runs)} runs in {folder}, {runner.jobs} at a time"
-            + (f"; {kept} have finished before" if kept else ""),
+            f"runs in {folder}: {len(runs)}, {runner.jobs} at a time"
+            + (f"; finished before: {kept}" if kept else ""),
             flush=True,
         )
 
@@ -181,5 +181,6 @@ def _print_result(
     if plot is not None:
         lines.append(f"plot    {plot}")
     if failed:
-        lines.append(f"{len(failed)} runs have not finished; the same command continues them")
+        runs = len(grid.points) * len(grid.seeds)
+        lines.append(f"not finished: {len(failed)} of {runs}; the same command continues them")
     print("\n".join(lines), flush=True)

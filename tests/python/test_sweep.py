@@ -40,8 +40,8 @@ def test_a_sweep_with_a_run_that_fails(config, elsewhere, capfd):
     log = folder / "context_length=5-seed1.log"
     line = f"context_length=5 seed 1: exit code 2: {log.read_text().strip()} ({log})"
     assert "the folder holds other files" in line and line in out
-    assert "context_length=3 seed 0: 100 -> " in out and "4 runs in" in out
-    assert "1 runs have not finished" in out
+    assert "context_length=3 seed 0: 100 -> " in out and f"runs in {folder}: 4, 2 at a time" in out
+    assert "not finished: 1 of 4" in out
 
     # The table: of the runs that have finished.
     first, second = result.rows
@@ -112,7 +112,7 @@ def test_a_stopped_sweep_continues(config, elsewhere):
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGINT
-    assert "tiny seed 0: stopped" in out and "2 runs have not finished" in out
+    assert "tiny seed 0: stopped" in out and "not finished: 2 of 2" in out
     assert not (first / "summary.json").exists() and not second.exists()
     stopped = dmamba.Run(first).latest_checkpoint()[0]
     assert 0 < stopped < 400
