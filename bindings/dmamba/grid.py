@@ -123,7 +123,7 @@ def make_grid(
     _refuse_repeated("seed", seeds)
     swept = {key: values for key, values in lists.items() if len(values) > 1}
     points = []
-    stores: dict[Path, _C.TrajectoryStore] = {}
+    stores: dict[str, _C.TrajectoryStore] = {}
     environments: set[tuple[str, str, int]] = set()
     count = len(seeds)
     for values in swept.values():
@@ -184,13 +184,13 @@ def _make_point(
     keys: list[str],
     texts: list[str],
     seeds: list[int],
-    stores: dict[Path, _C.TrajectoryStore],
+    stores: dict[str, _C.TrajectoryStore],
     environments: set[tuple[str, str, int]],
 ) -> Point:
     config = load_config(base, texts)
-    path = data.locate(config.dataset.path)
+    path = config.dataset.path
     if path not in stores:
-        stores[path] = data.load(path)
+        stores[path] = data.load(path)  # downloads what the runs would
     store = stores[path]
     resolved = data.resolve(config, store)
     mean, std = store.state_statistics()
@@ -207,7 +207,7 @@ def _make_point(
         resolved.model.max_timestep,
     )
     _C.resolve_device(resolved.training.device, "training.device")
-    simulated = (str(path), resolved.dataset.environment, resolved.dataset.max_episode_length)
+    simulated = (path, resolved.dataset.environment, resolved.dataset.max_episode_length)
     if simulated not in environments:
         check_environment(resolved, store)
         environments.add(simulated)

@@ -86,6 +86,8 @@ def test_the_ways_to_resume(recipe, words):
         (["train", "hopper-sample", "--resume"], "not a run folder"),
         (["train", "hopper-sample", "--log-level", "loud"], "loud"),
         (["train", "--resume", "a", "--output", "b"], "--output must not"),
+        (["sweep", "hopper-sample", "K=5,1000"], "grid point model.context_length=1000: "),
+        (["sweep", "hopper-sample", "training.stepz=3"], "training.stepz"),
         (["evaluate", "nowhere"], "nowhere: no such folder"),
         (["data", "info", "nowhere.hdf5"], "dataset 'nowhere.hdf5' not found"),
         (["data", "info"], "data info: no dataset given"),

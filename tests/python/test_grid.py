@@ -7,6 +7,7 @@ import pytest
 from conftest import LENGTHS, tiny
 
 import dmamba
+from dmamba import sources
 from dmamba.grid import make_grid, split_values
 
 
@@ -65,6 +66,13 @@ def test_names(dataset, tmp_path):
     ]
     (only,) = make_grid(tiny(dataset), ["seed=3:5", "context_length=4"]).points
     assert only.label == "tiny" and only.settings == {} and sorted(only.configs) == [3, 4]
+
+
+def test_a_dataset_that_is_not_here_is_downloaded(dataset, monkeypatch):
+    asked = []
+    monkeypatch.setattr(sources, "obtain", lambda name, **_: asked.append(name) or dataset)
+    grid = make_grid(tiny(dataset), ["dataset.path=hopper-medium-v2", "K=3,5"])
+    assert asked == ["hopper-medium-v2"] and len(grid.points) == 2
 
 
 @pytest.mark.parametrize(
