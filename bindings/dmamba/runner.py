@@ -15,12 +15,13 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+
+from dmamba.signals import NotedSignals
 
 STOPPED = "stopped"  # the failure of a run that was asked to stop, or never began for that reason
 
 
-class Runner:
+class Runner(NotedSignals):
     """Starts ``dmamba`` processes; while it is entered, SIGINT and SIGTERM stop them all.
 
     Args:
@@ -28,25 +29,14 @@ class Runner:
     """
 
     def __init__(self, jobs: int) -> None:
+        super().__init__()
         self.jobs = jobs
         self.stopping = threading.Event()
-        self.received = 0  # the signal's number
-        self._previous: dict[int, Any] = {}
         self._processes: set[subprocess.Popen[bytes]] = set()
         cores = sorted(os.sched_getaffinity(0))
         self._shares: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
         for job in range(jobs):
             self._shares.put(set(cores[job::jobs]) or {cores[job % len(cores)]})
-
-    def __enter__(self) -> Runner:
-        if threading.current_thread() is threading.main_thread():  # Python allows it there only
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                self._previous[signum] = signal.signal(signum, self._note)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for signum, handler in self._previous.items():
-            signal.signal(signum, handler)
 
     def train(
         self, config: str, overrides: Sequence[str], folder: Path, evaluate: str = "auto"
@@ -119,8 +109,8 @@ class Runner:
         for process in list(self._processes):
             process.send_signal(signal.SIGTERM)
 
-    def _note(self, signum: int, frame: object) -> None:
-        self.received = signum
+    def on_signal(self) -> None:
+        """Stops them all."""
         self.stop()
 
     def _run_on(self, cores: set[int], arguments: Sequence[str], folder: Path) -> str:

@@ -10,11 +10,9 @@ from __future__ import annotations
 import json
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
 import torch
@@ -24,6 +22,7 @@ from dmamba.beside import Evaluator
 from dmamba.callbacks import Callback
 from dmamba.progress import bar
 from dmamba.run import Run, RunWriter
+from dmamba.signals import NotedSignals
 
 CONFIG_FOLDER = Path(__file__).parent / "configs" / "experiment"
 BURST_SECONDS = 0.2
@@ -379,36 +378,17 @@ class _Session:
             getattr(callback, hook)(self.run, *arguments)
 
 
-class _Signals:
+class _Signals(NotedSignals):
     """While it is entered, SIGINT and SIGTERM are noted, and raised where the loop can stop."""
 
     def __init__(self, folder: Path) -> None:
+        super().__init__()
         self.folder = folder
-        self.received = 0
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> _Signals:
-        if threading.current_thread() is threading.main_thread():  # Python allows it there only
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                self._previous[signum] = signal.signal(signum, self._note)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for signum, handler in self._previous.items():
-            signal.signal(signum, handler)
 
     def check(self) -> None:
         """Raises Interrupted if a signal has come."""
         if self.received:
             raise Interrupted(self.received, self.folder)
-
-    def _note(self, signum: int, frame: FrameType | None) -> None:
-        self.received = signum
 
 
 def _config_path(name: str) -> Path:

@@ -5,6 +5,13 @@
 
 namespace dmamba::kernels {
 
+/// The sum over the warp, in every lane.
+__device__ __forceinline__ float sum_warp(float value) {
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2) value += __shfl_xor_sync(~0U, value, lanes);
+  return value;
+}
+
 /// Sums v over kLanes lanes (a power of two) that lie kStride apart, and leaves the sums spread
 /// over those lanes: a lane ends with the kLeft / kLanes sums (at least one) from the returned
 /// index on, in v[0...]. With fewer values than lanes several lanes hold the same sum.

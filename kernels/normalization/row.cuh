@@ -7,6 +7,7 @@
 
 #include "kernels/common/dropout.cuh"
 #include "kernels/common/storage.cuh"
+#include "kernels/common/warp.cuh"
 #include "kernels/normalization/params.h"
 
 namespace dmamba::kernels {
@@ -20,12 +21,6 @@ cudaError_t with_row_turns(int64_t width, F&& f) {
   if (width <= 2 * kRowTurn) return f(std::integral_constant<int, 2>{});
   if (width <= 4 * kRowTurn) return f(std::integral_constant<int, 4>{});
   return f(std::integral_constant<int, 8>{});
-}
-
-__device__ __forceinline__ float sum_warp(float value) {
-#pragma unroll
-  for (int lanes = 16; lanes > 0; lanes /= 2) value += __shfl_xor_sync(~0U, value, lanes);
-  return value;
 }
 
 /// The row's values that this lane holds; columns beyond the width are zero.

@@ -15,6 +15,7 @@
 
 #include "kernels/common/alignment.h"
 #include "kernels/common/storage.cuh"
+#include "kernels/common/warp.cuh"
 #include "kernels/optimizer/launch.h"
 
 namespace dmamba::kernels {
@@ -54,10 +55,7 @@ __device__ Place place_of(const Batch& batch, int block) {
 /// The sum over the block, in every thread; one order.
 __device__ float sum_block(float value) {
   __shared__ float warps[kThreads / kWarp];
-#pragma unroll
-  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
-    value += __shfl_xor_sync(~0U, value, lanes);
-  }
+  value = sum_warp(value);
   if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp] = value;
   __syncthreads();
   float sum = warps[0];

@@ -17,6 +17,13 @@ int64_t use_key(StepContext& context) {
   return context.keys_used++;
 }
 
+/// What the optimizer keeps beside this parameter; null: nothing.
+const torch::Tensor* mirror_of(const torch::Tensor& parameter) {
+  if (current_context == nullptr) return nullptr;
+  const auto found = current_context->mirrors.find(parameter.unsafeGetTensorImpl());
+  return found == current_context->mirrors.end() ? nullptr : &found->second;
+}
+
 int64_t draw_key() {
   at::Generator generator = at::detail::getDefaultCPUGenerator();
   const std::lock_guard<std::mutex> lock(generator.mutex());
@@ -54,20 +61,14 @@ torch::Tensor next_dropout_key(torch::Device device) {
 
 torch::Tensor decay_rates(const torch::Tensor& A_log) {
   if (!A_log.is_cuda()) return at::exp(A_log).neg_();
-  if (current_context != nullptr) {
-    const auto found = current_context->mirrors.find(A_log.unsafeGetTensorImpl());
-    if (found != current_context->mirrors.end()) return found->second;
-  }
-  return ops::cuda_only::decay_rates(A_log);
+  const torch::Tensor* kept = mirror_of(A_log);
+  return kept != nullptr ? *kept : ops::cuda_only::decay_rates(A_log);
 }
 
 torch::Tensor cast_parameter(const torch::Tensor& parameter, at::ScalarType type) {
   if (parameter.scalar_type() == type) return parameter;
-  if (current_context != nullptr && type == at::kBFloat16) {
-    const auto found = current_context->mirrors.find(parameter.unsafeGetTensorImpl());
-    if (found != current_context->mirrors.end()) return found->second;
-  }
-  return parameter.to(type);
+  const torch::Tensor* kept = type == at::kBFloat16 ? mirror_of(parameter) : nullptr;
+  return kept != nullptr ? *kept : parameter.to(type);
 }
 
 int64_t side_stream_handle() {

@@ -1,0 +1,44 @@
+"""SIGINT and SIGTERM, noted for whoever can stop at a better moment than now."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any, TypeVar
+
+_Noted = TypeVar("_Noted", bound="NotedSignals")
+
+
+class NotedSignals:
+    """While it is entered, SIGINT and SIGTERM do nothing but what :meth:`on_signal` says.
+
+    Attributes:
+        received: The last signal's number; 0: none has come.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self: _Noted) -> _Noted:
+        if threading.current_thread() is threading.main_thread():  # Python allows it there only
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self._previous[signum] = signal.signal(signum, self._note)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+
+    def on_signal(self) -> None:
+        """Called in the handler."""
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        self.received = signum
+        self.on_signal()
