@@ -7,43 +7,19 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "dmamba/data/episode_store.h"
+
 namespace dmamba::data {
 
-/// One recorded episode: transitions [start, start + length) of its store.
-struct Episode {
-  std::int64_t start = 0;   ///< first transition
-  std::int64_t length = 0;  ///< transitions, at least 1
-  double ret = 0.0;         ///< raw undiscounted return
-  bool terminated = false;  ///< ended by the environment; false: cut by the time limit
-};
-
-/// Short facts about a dataset (environment, algorithm, ...), as its file states them.
-using Metadata = std::map<std::string, std::string>;
-
 /// Episodes of (state, action, reward, return-to-go), in the order in which they were recorded.
-/// Episodes lie back to back: episode i + 1 starts where episode i ends, the first at 0.
-class TrajectoryStore {
+class TrajectoryStore : public EpisodeStore {
  public:
-  virtual ~TrajectoryStore() = default;
-  TrajectoryStore() = default;
-  TrajectoryStore(const TrajectoryStore&) = delete;
-  TrajectoryStore& operator=(const TrajectoryStore&) = delete;
-
-  virtual std::int64_t state_dim() const = 0;        ///< components of a state, at least 1
-  virtual std::int64_t act_dim() const = 0;          ///< components of an action, at least 1
-  virtual std::int64_t num_transitions() const = 0;  ///< transitions of all episodes, at least 1
-  virtual std::int64_t num_episodes() const = 0;     ///< at least 1
-
-  /// Transitions after the last episode end. They are not part of the store.
-  virtual std::int64_t dropped_transitions() const = 0;
-
-  /// Episode i. Throws std::out_of_range unless 0 <= i < num_episodes().
-  virtual Episode episode(std::int64_t i) const = 0;
+  virtual std::int64_t state_dim() const = 0;  ///< components of a state, at least 1
+  virtual std::int64_t act_dim() const = 0;    ///< components of an action, at least 1
 
   /// Copies transitions [first, first + count), whatever episodes they belong to. Any pointer may
   /// be null: that field is not read.
@@ -55,10 +31,6 @@ class TrajectoryStore {
   /// Throws std::out_of_range where the range leaves the store.
   virtual void read(std::int64_t first, std::int64_t count, float* states, float* actions,
                     float* rewards, float* rtg) const = 0;
-
-  /// Path of the file, or the name that was given to the arrays; error messages start with it.
-  virtual const std::string& name() const = 0;
-  virtual const Metadata& metadata() const = 0;
 };
 
 /// Recorded transitions as flat arrays, before validation. N transitions; row-major.
