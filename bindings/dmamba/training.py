@@ -37,6 +37,7 @@ UNSHAPING = (
     "training.device",
     "training.graph",
     "training.data",
+    "dataset.cache",
 )
 RESUMABLE = (*UNSHAPING, "evaluation.")
 

@@ -85,6 +85,10 @@ void validate_dataset(const DatasetConfig& dataset) {
   check_printable("dataset.environment", dataset.environment);
   check_not_negative("dataset.rtg_scale", dataset.rtg_scale);
   check_range("dataset.max_episode_length", dataset.max_episode_length, 0, kMaxSteps);
+  check_range("dataset.buffers", dataset.buffers, 0);
+  check_range("dataset.trajectories_per_buffer", dataset.trajectories_per_buffer, 0);
+  check_range("dataset.transitions", dataset.transitions, 0);
+  check_choice("dataset.cache", dataset.cache, {"disk", "memory"});
 }
 
 void validate_model(const ModelConfig& model) {
@@ -110,6 +114,8 @@ void validate_model(const ModelConfig& model) {
   check_range("model.expand", model.expand, 1, kMaxWidth);
   check_range("model.dt_rank", model.dt_rank, 0, kMaxWidth);
   check_range("model.max_timestep", model.max_timestep, 1, kMaxSteps);
+  check_choice("model.encoder", model.encoder, {"nature", "impala"});
+  check_choice("model.position", model.position, {"segment", "timestep"});
 }
 
 void validate_training(const TrainingConfig& training) {
@@ -122,7 +128,9 @@ void validate_training(const TrainingConfig& training) {
   check_fraction("training.beta2", training.beta2);
   check_positive("training.epsilon", training.epsilon);
   check_range("training.warmup_steps", training.warmup_steps, 0);
-  check_choice("training.schedule", training.schedule, {"constant", "cosine"});
+  check_range("training.warmup_tokens", training.warmup_tokens, 0);
+  check_range("training.cosine_tokens", training.cosine_tokens, 0);
+  check_choice("training.schedule", training.schedule, {"constant", "cosine", "cosine-floor"});
   const double final_rate = training.final_learning_rate;
   check("training.final_learning_rate", final_rate, final_rate >= 0.0 && final_rate <= 1.0,
         "from 0 to 1, a fraction of training.learning_rate");
@@ -152,6 +160,9 @@ void validate_evaluation(const EvaluationConfig& evaluation) {
   const double confidence = evaluation.confidence;
   check("evaluation.confidence", confidence, confidence > 0.0 && confidence < 1.0,
         "greater than 0 and less than 1");
+  check_not_negative("evaluation.temperature", evaluation.temperature);
+  check_choice("evaluation.rtg_rewards", evaluation.rtg_rewards, {"raw", "clipped"});
+  check_fraction("evaluation.sticky_actions", evaluation.sticky_actions);
 }
 
 }  // namespace

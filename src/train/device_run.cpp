@@ -29,8 +29,8 @@ ops::cuda_only::StepState make_state(int64_t dropouts, torch::Device device) {
 DeviceRun::DeviceRun(const config::Config& config, model::DMamba model, BatchLoader& batches,
                      AdamW& optimizer, torch::Device device)
     : training_(config.training),
-      begin_{config.seed, learning_rate(config.training), config.training.beta1,
-             config.training.beta2, config.model.max_timestep},
+      begin_{config.seed, learning_rate(config), config.training.beta1, config.training.beta2,
+             config.model.max_timestep},
       model_(std::move(model)),
       batches_(batches),
       optimizer_(optimizer),

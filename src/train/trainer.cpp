@@ -79,6 +79,7 @@ bool may_differ(const std::string& key, const config::Config& config) {
   static const std::set<std::string> kFree{"name",
                                            "dataset.environment",
                                            "dataset.max_episode_length",
+                                           "dataset.cache",
                                            "training.log_every",
                                            "training.checkpoint_every",
                                            "training.keep_checkpoints",
@@ -86,7 +87,9 @@ bool may_differ(const std::string& key, const config::Config& config) {
                                            "training.device",
                                            "training.graph",
                                            "training.data"};
-  if (key == "training.steps") return config.training.schedule == "constant";
+  if (key == "training.steps") {
+    return config.training.schedule == "constant" || config.training.cosine_tokens > 0;
+  }
   return key.starts_with("evaluation.") || kFree.count(key) > 0;
 }
 
@@ -176,7 +179,7 @@ void Trainer::step_on_host() {
   const Tensor loss =
       batch_loss(*model_, batches_.load(state_.step), config.training.precision == "bf16");
   loss.backward();
-  const Tensor norm = optimizer_.step(learning_rate(config.training, state_.step));
+  const Tensor norm = optimizer_.step(learning_rate(config, state_.step));
   loss_sum_ += loss.detach();
   norm_sum_ += norm;
 }
@@ -192,7 +195,7 @@ MetricsRow Trainer::take_row() {
   read_sums();
   const double n = static_cast<double>(state_.steps_summed);
   const MetricsRow row{state_.step, state_.loss_sum / n, state_.gradient_norm_sum / n,
-                       learning_rate(state_.config.training, state_.step - 1)};
+                       learning_rate(state_.config, state_.step - 1)};
   loss_sum_.zero_();
   norm_sum_.zero_();
   state_.steps_summed = 0;

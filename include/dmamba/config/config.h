@@ -16,6 +16,12 @@ struct DatasetConfig {
   std::string environment;              // gymnasium id; empty: from the file's metadata
   double rtg_scale = 0.0;               // raw return per model unit; 0: from the data
   std::int64_t max_episode_length = 0;  // environment steps; 0: from the data
+  // Of DQN-replay recordings alone; see data::ReplaySelection.
+  std::int64_t buffers = 0;                  // the last so many shards; 0: all
+  std::int64_t trajectories_per_buffer = 0;  // episodes a visit of a shard; 0: all of it
+  std::int64_t transitions = 0;              // reading ends once so many are chosen; 0: no limit
+  std::uint64_t selection_seed = 0;          // of the order in which shards are visited
+  std::string cache = "disk";                // disk | memory: where the chosen frames are kept
 
   bool operator==(const DatasetConfig&) const = default;
 };
@@ -36,6 +42,9 @@ struct ModelConfig {
   std::int64_t expand = 2;           // d_inner = expand * d_model
   std::int64_t dt_rank = 0;          // 0: ceil(d_model / 16)
   std::int64_t max_timestep = 1000;  // rows of the timestep embedding
+  // Of models that see frames alone.
+  std::string encoder = "nature";    // nature | impala
+  std::string position = "segment";  // segment | timestep
 
   bool operator==(const ModelConfig&) const = default;
 };
@@ -51,7 +60,9 @@ struct TrainingConfig {
   double beta2 = 0.999;
   double epsilon = 1e-8;
   std::int64_t warmup_steps = 1000;  // 0: none
-  std::string schedule = "cosine";   // constant | cosine
+  std::int64_t warmup_tokens = 0;    // in place of warmup_steps; a step has batch_size * K
+  std::string schedule = "cosine";   // constant | cosine | cosine-floor
+  std::int64_t cosine_tokens = 0;    // where the cosine ends; 0: with the last step
   double final_learning_rate = 0.1;  // fraction of learning_rate where the cosine ends
   double gradient_clip = 0.25;       // largest global gradient norm; 0: off
   std::int64_t log_every = 100;      // steps
@@ -74,6 +85,10 @@ struct EvaluationConfig {
   std::string policy = "windowed";  // windowed | recurrent
   double confidence = 0.95;         // of the bootstrap intervals
   std::uint64_t seed = 0;           // of the environments, apart from the training's
+  // Of discrete actions alone.
+  double temperature = 1.0;         // of the softmax that actions are drawn from; 0: the best
+  std::string rtg_rewards = "raw";  // raw | clipped: what returns-to-go go down by
+  double sticky_actions = 0.0;      // probability that a frame repeats the action before
 
   bool operator==(const EvaluationConfig&) const = default;
 };

@@ -30,6 +30,14 @@ void for_each_field(F&& f, Tag<DatasetConfig>) {
   f("rtg_scale", &S::rtg_scale, "returns-to-go are divided by this; 0: from the data");
   f("max_episode_length", &S::max_episode_length,
     "environment steps after which an evaluation episode ends; 0: from the data");
+  f("buffers", &S::buffers, "DQN-replay: the last so many shards are read; 0: all");
+  f("trajectories_per_buffer", &S::trajectories_per_buffer,
+    "DQN-replay: episodes a visit of a shard; 0: all of it");
+  f("transitions", &S::transitions,
+    "DQN-replay: visits end once so many transitions are chosen; 0: no limit");
+  f("selection_seed", &S::selection_seed, "DQN-replay: seed of the order of visits");
+  f("cache", &S::cache,
+    "DQN-replay: disk: chosen frames are kept in a file, mapped by later starts | memory");
 }
 
 template <class F>
@@ -51,6 +59,11 @@ void for_each_field(F&& f, Tag<ModelConfig>) {
   f("expand", &S::expand, "inner channels per channel of a token");
   f("dt_rank", &S::dt_rank, "rank of the step-size projection; 0: ceil(d_model / 16)");
   f("max_timestep", &S::max_timestep, "rows of the timestep embedding");
+  f("encoder", &S::encoder,
+    "of frames: nature: three convolutions, as in the paper | impala: a small residual network");
+  f("position", &S::position,
+    "with frames: segment: the first step's time and a learned place in the segment, as in the "
+    "paper | timestep: each step's own time, without an end for recurrent policies");
 }
 
 template <class F>
@@ -66,7 +79,12 @@ void for_each_field(F&& f, Tag<TrainingConfig>) {
   f("beta2", &S::beta2, "AdamW's second moment");
   f("epsilon", &S::epsilon, "AdamW's denominator offset");
   f("warmup_steps", &S::warmup_steps, "steps of linear warm-up; 0: none");
-  f("schedule", &S::schedule, "after the warm-up: constant | cosine");
+  f("warmup_tokens", &S::warmup_tokens,
+    "warm-up in tokens, batch_size * K a step, in place of warmup_steps; 0: in steps");
+  f("schedule", &S::schedule,
+    "after the warm-up: constant | cosine: falls to final_learning_rate | cosine-floor: falls "
+    "towards 0, never below final_learning_rate");
+  f("cosine_tokens", &S::cosine_tokens, "tokens at which the cosine ends; 0: those of all steps");
   f("final_learning_rate", &S::final_learning_rate,
     "fraction of learning_rate at the end of the cosine");
   f("gradient_clip", &S::gradient_clip, "largest global gradient norm; 0: off");
@@ -96,6 +114,12 @@ void for_each_field(F&& f, Tag<EvaluationConfig>) {
     "windowed: re-reads the last K steps | recurrent: carries the state, O(1) a step");
   f("confidence", &S::confidence, "level of the bootstrap intervals");
   f("seed", &S::seed, "seed of the environments");
+  f("temperature", &S::temperature,
+    "discrete actions: of the softmax that they are drawn from; 0: the likeliest");
+  f("rtg_rewards", &S::rtg_rewards,
+    "Atari: returns-to-go go down by raw rewards, as in the paper | clipped, as in the data");
+  f("sticky_actions", &S::sticky_actions,
+    "Atari: probability that a frame repeats the action before it");
 }
 
 template <class F>

@@ -81,7 +81,8 @@ TEST(Validate, Choices) {
   EXPECT_EQ(error_after([](Config& c) { c.training.decay = "none"; }),
             "key 'training.decay': 'none' is not allowed; must be one of matrices, all");
   EXPECT_EQ(error_after([](Config& c) { c.training.schedule = "step"; }),
-            "key 'training.schedule': 'step' is not allowed; must be one of constant, cosine");
+            "key 'training.schedule': 'step' is not allowed; must be one of constant, cosine, "
+            "cosine-floor");
   EXPECT_EQ(error_after([](Config& c) { c.training.device = "gpu"; }),
             "key 'training.device': 'gpu' is not allowed; must be one of auto, cpu, cuda");
   EXPECT_EQ(error_after([](Config& c) { c.training.precision = "fp16"; }),

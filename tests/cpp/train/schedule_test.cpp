@@ -10,14 +10,15 @@
 namespace dmamba::train {
 namespace {
 
-config::TrainingConfig make(const std::string& schedule) {
-  config::TrainingConfig training;
+config::Config make(const std::string& schedule) {
+  config::Config config;
+  config::TrainingConfig& training = config.training;
   training.steps = 1100;
   training.warmup_steps = 100;
   training.learning_rate = 2.0;
   training.final_learning_rate = 0.1;
   training.schedule = schedule;
-  return training;
+  return config;
 }
 
 TEST(Schedule, WarmsUpLinearly) {
@@ -35,31 +36,51 @@ TEST(Schedule, ConstantStays) {
 }
 
 TEST(Schedule, CosineFallsToTheFraction) {
-  const auto training = make("cosine");
-  EXPECT_NEAR(learning_rate(training, 349), 2.0 * (0.1 + 0.9 * 0.85355339059327373), 1e-12);
-  EXPECT_NEAR(learning_rate(training, 599), 2.0 * 0.55, 1e-12);
-  EXPECT_NEAR(learning_rate(training, 1099), 0.2, 1e-12);
-  EXPECT_NEAR(learning_rate(training, 5000), 0.2, 1e-12);
+  const auto config = make("cosine");
+  EXPECT_NEAR(learning_rate(config, 349), 2.0 * (0.1 + 0.9 * 0.85355339059327373), 1e-12);
+  EXPECT_NEAR(learning_rate(config, 599), 2.0 * 0.55, 1e-12);
+  EXPECT_NEAR(learning_rate(config, 1099), 0.2, 1e-12);
+  EXPECT_NEAR(learning_rate(config, 5000), 0.2, 1e-12);
   for (int step = 100; step < 1099; ++step) {
-    EXPECT_GT(learning_rate(training, step), learning_rate(training, step + 1));
+    EXPECT_GT(learning_rate(config, step), learning_rate(config, step + 1));
   }
 }
 
 TEST(Schedule, NoWarmUp) {
-  auto training = make("constant");
-  training.warmup_steps = 0;
-  EXPECT_EQ(learning_rate(training, 0), 2.0);
-  training.schedule = "cosine";
-  training.steps = 1;
-  EXPECT_NEAR(learning_rate(training, 0), 0.2, 1e-12);
+  auto config = make("constant");
+  config.training.warmup_steps = 0;
+  EXPECT_EQ(learning_rate(config, 0), 2.0);
+  config.training.schedule = "cosine";
+  config.training.steps = 1;
+  EXPECT_NEAR(learning_rate(config, 0), 0.2, 1e-12);
 }
 
 TEST(Schedule, WarmUpLongerThanTheTraining) {
-  auto training = make("cosine");
-  training.warmup_steps = 10000;
-  EXPECT_DOUBLE_EQ(learning_rate(training, 1099), 2.0 * 0.11);
-  training.warmup_steps = training.steps;
-  EXPECT_EQ(learning_rate(training, 1099), 2.0);
+  auto config = make("cosine");
+  config.training.warmup_steps = 10000;
+  EXPECT_DOUBLE_EQ(learning_rate(config, 1099), 2.0 * 0.11);
+  config.training.warmup_steps = config.training.steps;
+  EXPECT_EQ(learning_rate(config, 1099), 2.0);
+}
+
+TEST(Schedule, CountsInTokens) {
+  auto config = make("cosine");
+  config.training.batch_size = 10;
+  config.model.context_length = 5;
+  config.training.warmup_tokens = 75;     // one and a half steps
+  config.training.cosine_tokens = 50075;  // 1001.5 steps
+  EXPECT_DOUBLE_EQ(learning_rate(config, 0), 2.0 / 1.5);
+  EXPECT_NEAR(learning_rate(config, 500), 2.0 * (0.1 + 0.9 * 0.50078539775), 1e-9);
+  EXPECT_NEAR(learning_rate(config, 1001), 0.2, 1e-12);
+  config.training.steps = 5000;
+  EXPECT_NEAR(learning_rate(config, 1001), 0.2, 1e-12);
+}
+
+TEST(Schedule, CosineWithAFloor) {
+  const auto config = make("cosine-floor");
+  EXPECT_NEAR(learning_rate(config, 599), 2.0 * 0.5, 1e-12);
+  EXPECT_NEAR(learning_rate(config, 1099), 0.2, 1e-12);
+  EXPECT_NEAR(learning_rate(config, 349), 2.0 * 0.85355339059327373, 1e-12);
 }
 
 TEST(Schedule, UnknownNameIsAnError) {
@@ -68,7 +89,8 @@ TEST(Schedule, UnknownNameIsAnError) {
     FAIL();
   } catch (const ConfigError& error) {
     EXPECT_STREQ(error.what(),
-                 "key 'training.schedule': 'step' is not allowed; must be one of constant, cosine");
+                 "key 'training.schedule': 'step' is not allowed; must be one of constant, cosine, "
+                 "cosine-floor");
   }
 }
 
