@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "dmamba/common/learning_rate.h"
+#include "kernels/game_embedding/params.h"
 #include "kernels/normalization/params.h"
 
 namespace dmamba::ops::cuda_only {
@@ -105,6 +106,38 @@ ActionHead action_head(const Tensor& y, const Tensor& weight, const Tensor& bias
 /// dy, and parts (blocks, act_dim (width + 1)) of weight and then of bias.
 std::array<Tensor, 2> action_head_backward(const Tensor& dloss, const Tensor& y,
                                            const Tensor& weight, const Tensor& slopes);
+
+// ---- The token embedding of games: kernels/game_embedding/params.h ----
+
+using kernels::game_sizes_fit;
+
+struct GameInputs {
+  Tensor returns_to_go;               // (batch, K, 1) float32
+  Tensor states;                      // (batch, K, width) float32
+  Tensor actions;                     // (batch, K) int64
+  Tensor timesteps;                   // (batch,) int64
+  Tensor mask;                        // (batch, K) bool, or undefined
+  Tensor return_weight, return_bias;  // (width, 1), (width,)
+  Tensor action_table;                // (num_actions, width)
+  Tensor local, global;               // (places, width), (max_timestep, width)
+  Dropout dropout;
+};
+
+struct GameEmbedding {
+  Tensor out;         // (batch, 3 K, width) float32
+  Tensor token_mask;  // (batch, 3 K) bool where there is a mask
+};
+
+/// Everything contiguous.
+GameEmbedding game_embed(const GameInputs& in);
+
+struct GameEmbeddingGradients {
+  Tensor dstates;
+  Tensor parts;  // (blocks, num_actions + 2, width): the table, return_weight, return_bias
+  Tensor dlocal, dglobal;
+};
+
+GameEmbeddingGradients game_embed_backward(const Tensor& dout, const GameInputs& in);
 
 // ---- Between an image encoder's convolutions: kernels/frames/params.h ----
 
