@@ -161,6 +161,9 @@ TEST_F(ReplayCache, DamagedFilesAreMadeAnew) {
   expect_rebuilt("not HDF5");
   for (std::size_t size = 8; size < good.size(); size += 1 + size / 3) {
     SCOPED_TRACE(size);
+    write_bytes(file, good.substr(0, size));
+    const std::string message = message_of<DataError>([&] { open_replay(file, {}); });
+    if (size >= 36) expect_contains(message, {"truncated: it has " + std::to_string(size) + " of"});
     expect_rebuilt(good.substr(0, size));
   }
 }
