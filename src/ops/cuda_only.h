@@ -157,6 +157,13 @@ struct BiasReluGradients {
 /// dout and out as bias_relu_fold returned out.
 BiasReluGradients bias_relu_unfold(const Tensor& dout, const Tensor& out, int64_t fold);
 
+/// The first convolution with bias, ReLU and folding by 2: strips as fold_frames takes them, weight
+/// (32, 4, 2, 2, 4, 4) bfloat16 contiguous -> (batch K, 128, 10, 10) bfloat16, channels innermost.
+Tensor first_convolution(const Tensor& strips, const Tensor& weight, const Tensor& bias);
+
+/// Sums to be added up, (blocks, 32 256 + 32): of the weight as above, and of the bias.
+Tensor first_convolution_backward(const Tensor& dout, const Tensor& out, const Tensor& strips);
+
 // ---- The step's beginning and end: kernels/sampling, kernels/optimizer ----
 
 /// What a step leaves on the device for the next one, and for who reads the metrics.

@@ -142,4 +142,28 @@ BiasReluGradients bias_relu_unfold(const Tensor& dout, const Tensor& out, int64_
   return gradients;
 }
 
+Tensor first_convolution(const Tensor& strips, const Tensor& weight, const Tensor& bias) {
+  Call call("first_convolution", strips);
+  const int64_t batch = strips.size(0), steps = strips.size(1) - (kernels::kFrameStack - 1);
+  const Tensor out = empty_image({batch * steps, 128, 10, 10}, strips, at::kBFloat16);
+  call.check(kernels::launch_first_convolution(
+      {batch, steps, strips.const_data_ptr<uint8_t>(), weight.const_data_ptr(),
+       bias.const_data_ptr<float>(), out.mutable_data_ptr()},
+      call.stream()));
+  return out;
+}
+
+Tensor first_convolution_backward(const Tensor& dout, const Tensor& out, const Tensor& strips) {
+  Call call("first_convolution_backward", strips);
+  const int64_t batch = strips.size(0), steps = strips.size(1) - (kernels::kFrameStack - 1);
+  const Tensor slopes = innermost_channels(dout), output = innermost_channels(out);
+  const Tensor parts = empty_floats(
+      {kernels::first_convolution_blocks(batch, steps), kernels::kFirstConvolutionSums}, strips);
+  call.check(kernels::launch_first_convolution_backward(
+      {batch, steps, strips.const_data_ptr<uint8_t>(), slopes.const_data_ptr(),
+       output.const_data_ptr(), parts.mutable_data_ptr<float>()},
+      call.stream()));
+  return parts;
+}
+
 }  // namespace dmamba::ops::cuda_only

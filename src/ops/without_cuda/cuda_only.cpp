@@ -54,6 +54,12 @@ GameEmbeddingGradients game_embed_backward(const Tensor&, const GameInputs&) {
 }
 Tensor fold_frames(const Tensor&, at::ScalarType) { refuse("fold_frames"); }
 Tensor bias_relu_fold(const Tensor&, const Tensor&, int64_t) { refuse("bias_relu_fold"); }
+Tensor first_convolution(const Tensor&, const Tensor&, const Tensor&) {
+  refuse("first_convolution");
+}
+Tensor first_convolution_backward(const Tensor&, const Tensor&, const Tensor&) {
+  refuse("first_convolution_backward");
+}
 BiasReluGradients bias_relu_unfold(const Tensor&, const Tensor&, int64_t) {
   refuse("bias_relu_unfold");
 }
