@@ -18,7 +18,8 @@ constexpr int kColumnTiles = kOutChannels / 8;
 /// The channel of column n of column tile j.
 __device__ int channel_of(int j, int n) { return n / 2 * 8 + j * 2 + n % 2; }
 
-__global__ void __launch_bounds__(kThreads, 2)
+// Two blocks a multiprocessor; launch bounds would count a block as six warps, and spill.
+__global__ void __maxnreg__(200)
     first_convolution_kernel(const __grid_constant__ FirstConvolutionParams p, int64_t chunks) {
   extern __shared__ __align__(16) unsigned char memory[];
   FrameRing& ring = *reinterpret_cast<FrameRing*>(memory);
@@ -35,16 +36,15 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
   }
   const int first_channel = lane % 4 * 8;
+  FrameInFlight<kThreads> next;
   for (int64_t index = blockIdx.x; index < chunks; index += gridDim.x) {
     const Chunk chunk = chunk_of(p.strips, p.steps, index);
     __syncthreads();
-    for (int f = 0; f < kFrameStack - 1; ++f) {
-      stage_frame<kThreads>(chunk.frames + f * kFrameSide * kFrameSide, ring.pixels[f]);
-    }
+    begin_chunk(chunk.frames, ring, next);
     for (int step = 0; step < chunk.steps; ++step) {
       const int newest = step + kFrameStack - 1;
-      stage_frame<kThreads>(chunk.frames + newest * kFrameSide * kFrameSide,
-                            ring.pixels[newest % kFrameStack]);
+      next.store(ring.pixels[newest % kFrameStack]);
+      if (step + 1 < chunk.steps) next.fetch(chunk.frames + (newest + 1) * kFrameBytes);
       __syncthreads();
       auto* out = static_cast<bfloat16*>(p.out) + (chunk.image + step) * kPixels * kOutChannels;
       for (int tile = warp; tile < kTiles; tile += kWarps) {
@@ -56,19 +56,20 @@ __global__ void __launch_bounds__(kThreads, 2)
           sums[j][1] = sums[j][3] = bias.y;
         }
         // Lanes 0-15 name the tile's rows in the upper halves of the squares, 16-31 in the lower.
-        const int square = square_of(tile * kTileRows + lane % 16), half = lane / 16;
+        const int offset =
+            (lane / 16 * kFrameSquares + square_of(tile * kTileRows + lane % 16)) * 8;
+        const auto load = [&](uint32_t(&pixels)[4], int block) {
+          const bfloat16* frame = &ring.pixels[(step + block / 4) % kFrameStack][0][0][0];
+          load_tiles(pixels, frame + offset + (block % 4 / 2 * kSquares + block % 2) * 8);
+        };
+        uint32_t pixels[2][4];  // the next block's are on their way
+        load(pixels[0], 0);
 #pragma unroll
-        for (int f = 0; f < kFrameStack; ++f) {
-          const bfloat16* frame = &ring.pixels[(step + f) % kFrameStack][half][square][0];
+        for (int block = 0; block < kBlocks; ++block) {
+          if (block + 1 < kBlocks) load(pixels[(block + 1) % 2], block + 1);
 #pragma unroll
-          for (int window = 0; window < 4; ++window) {
-            uint32_t pixels[4];
-            load_tiles(pixels, frame + (window / 2 * kSquares + window % 2) * 8);
-#pragma unroll
-            for (int j = 0; j < kColumnTiles; ++j) {
-              multiply_add(sums[j], pixels, weights[f * 4 + window][j][0],
-                           weights[f * 4 + window][j][1]);
-            }
+          for (int j = 0; j < kColumnTiles; ++j) {
+            multiply_add(sums[j], pixels[block % 2], weights[block][j][0], weights[block][j][1]);
           }
         }
 #pragma unroll

@@ -18,7 +18,8 @@ constexpr int kOutSide = kSquares - 1, kPixels = kOutSide * kOutSide;  // 20, 40
 constexpr int kOutChannels = 32;
 constexpr int kTileRows = 16, kTiles = kPixels / kTileRows;  // 25
 constexpr int kBlocks = kFrameStack * 4;                     // of 16 pixels, summed over
-constexpr int kChunkSteps = 8;                               // of a strip, a piece of work
+constexpr int kFrameBytes = kFrameSide * kFrameSide;
+constexpr int kChunkSteps = 8;  // of a strip, a piece of work
 
 struct FrameRing {
   bfloat16 pixels[kFrameStack][2][kFrameSquares][8];
@@ -30,24 +31,51 @@ __device__ __forceinline__ float byte_of(uint32_t word, int byte) {
          8388608.0F;
 }
 
-/// A frame of bytes to a slot of the ring; all threads call it.
+/// A frame on its way to a slot of the ring. Bytes are fetched while the block still multiplies, so
+/// that nobody waits for them; all threads call both.
 template <int kThreads>
-__device__ __forceinline__ void stage_frame(const uint8_t* frame,
-                                            bfloat16 (*slot)[kFrameSquares][8]) {
-  for (int i = static_cast<int>(threadIdx.x); i < 2 * kFrameSquares; i += kThreads) {
-    const int half = i / kFrameSquares, square = i - half * kFrameSquares;
-    const int y = square / kSquares, x = square - y * kSquares;
-    const uint8_t* from = frame + (y * kFrameFold + 2 * half) * kFrameSide + x * kFrameFold;
-    const uint32_t upper = *reinterpret_cast<const uint32_t*>(from);
-    const uint32_t lower = *reinterpret_cast<const uint32_t*>(from + kFrameSide);
-    float values[8];
+class FrameInFlight {
+ public:
+  __device__ __forceinline__ void fetch(const uint8_t* frame) {
 #pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      values[e] = byte_of(upper, e);
-      values[4 + e] = byte_of(lower, e);
+    for (int n = 0; n < kCount; ++n) {
+      const int i = static_cast<int>(threadIdx.x) + n * kThreads;
+      if (i >= 2 * kFrameSquares) break;
+      const int half = i / kFrameSquares, square = i - half * kFrameSquares;
+      const int y = square / kSquares, x = square - y * kSquares;
+      const uint8_t* from = frame + (y * kFrameFold + 2 * half) * kFrameSide + x * kFrameFold;
+      rows_[n][0] = *reinterpret_cast<const uint32_t*>(from);
+      rows_[n][1] = *reinterpret_cast<const uint32_t*>(from + kFrameSide);
     }
-    store_pack<bfloat16, 8>(&slot[half][square][0], values);
   }
+
+  __device__ __forceinline__ void store(bfloat16 (*slot)[kFrameSquares][8]) const {
+#pragma unroll
+    for (int n = 0; n < kCount; ++n) {
+      const int i = static_cast<int>(threadIdx.x) + n * kThreads;
+      if (i >= 2 * kFrameSquares) break;
+      float values[8];
+#pragma unroll
+      for (int e = 0; e < 8; ++e) values[e] = byte_of(rows_[n][e / 4], e % 4);
+      store_pack<bfloat16, 8>(&slot[0][0][0] + i * 8, values);
+    }
+  }
+
+ private:
+  static constexpr int kCount = (2 * kFrameSquares + kThreads - 1) / kThreads;
+  uint32_t rows_[kCount][2];
+};
+
+/// The frames of a chunk's first stack but for its newest, which is left in flight.
+template <int kThreads>
+__device__ __forceinline__ void begin_chunk(const uint8_t* frames, FrameRing& ring,
+                                            FrameInFlight<kThreads>& next) {
+#pragma unroll 1
+  for (int f = 0; f < kFrameStack - 1; ++f) {
+    next.fetch(frames + f * kFrameBytes);
+    next.store(ring.pixels[f]);
+  }
+  next.fetch(frames + (kFrameStack - 1) * kFrameBytes);
 }
 
 /// The square in the upper left of an output pixel's window.
@@ -71,8 +99,7 @@ struct Chunk {
 __device__ __forceinline__ Chunk chunk_of(const uint8_t* strips, int64_t steps, int64_t index) {
   const int64_t chunks = (steps + kChunkSteps - 1) / kChunkSteps, strip = index / chunks;
   const int64_t first = (index - strip * chunks) * kChunkSteps;
-  return {strips + (strip * (steps + kFrameStack - 1) + first) * kFrameSide * kFrameSide,
-          strip * steps + first,
+  return {strips + (strip * (steps + kFrameStack - 1) + first) * kFrameBytes, strip * steps + first,
           static_cast<int>(min(static_cast<int64_t>(kChunkSteps), steps - first))};
 }
 

@@ -23,28 +23,28 @@ struct Shared {
 /// Where a pack of a pixel lies: eight neighbouring pixels' packs fall into different banks.
 __device__ __forceinline__ int pack_at(int pixel, int pack) { return pack ^ (pixel / 2 % kPacks); }
 
-/// The image's gradients behind the ReLU to shared memory; adds up this thread's channels. A
-/// thread always has the same pack of channels.
-__device__ __forceinline__ void stage_slopes(const bfloat16* dout, const bfloat16* out,
-                                             Shared& shared, float (&bias_sums)[8]) {
-  constexpr int kUnroll = 4;
-  constexpr int kCount = kPixels * kPacks;
-  for (int first = static_cast<int>(threadIdx.x); first < kCount; first += kUnroll * kThreads) {
-    Pack<bfloat16, 8> slopes[kUnroll], values[kUnroll];
+/// An image's gradients and activations on their way to shared memory, all at once. A thread always
+/// has the same pack of channels.
+class SlopesInFlight {
+ public:
+  __device__ __forceinline__ void fetch(const bfloat16* dout, const bfloat16* out) {
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int i = first + u * kThreads;
-      const int count = i < kCount ? 8 : 0;
-      slopes[u] = fetch<8, true>(dout + i * 8, count, true);
-      values[u] = fetch<8, true>(out + i * 8, count, true);
+    for (int n = 0; n < kCount; ++n) {
+      const int i = static_cast<int>(threadIdx.x) + n * kThreads, count = i < kPackCount ? 8 : 0;
+      slopes_[n] = kernels::fetch<8, true>(dout + i * 8, count, true);
+      values_[n] = kernels::fetch<8, true>(out + i * 8, count, true);
     }
+  }
+
+  /// Behind the ReLU; adds up this thread's channels.
+  __device__ __forceinline__ void store(Shared& shared, float (&bias_sums)[8]) const {
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int i = first + u * kThreads;
-      if (i >= kCount) break;
+    for (int n = 0; n < kCount; ++n) {
+      const int i = static_cast<int>(threadIdx.x) + n * kThreads;
+      if (i >= kPackCount) break;
       float slope[8], value[8];
-      slopes[u].get(slope);
-      values[u].get(value);
+      slopes_[n].get(slope);
+      values_[n].get(value);
 #pragma unroll
       for (int e = 0; e < 8; ++e) {
         slope[e] = value[e] > 0.0F ? slope[e] : 0.0F;
@@ -56,7 +56,12 @@ __device__ __forceinline__ void stage_slopes(const bfloat16* dout, const bfloat1
       store_pack<bfloat16, 8>(&shared.slopes[pixel][pack_at(pixel, i % kPacks)][0], slope);
     }
   }
-}
+
+ private:
+  static constexpr int kPackCount = kPixels * kPacks;
+  static constexpr int kCount = (kPackCount + kThreads - 1) / kThreads;
+  Pack<bfloat16, 8> slopes_[kCount], values_[kCount];
+};
 
 /// sums += dy^T x over the image's pixels, for the frame of this warp.
 __device__ __forceinline__ void multiply(const Shared& shared, int slot, int lane,
@@ -75,14 +80,17 @@ __device__ __forceinline__ void multiply(const Shared& shared, int slot, int lan
     // x (pixels x 16) of a window: (pixels 0-7, 8-15) x (upper, lower half), transposed.
     const int square = square_of(first + lane % 16);
     const bfloat16* frame = &shared.ring.pixels[slot][lane / 16][square][0];
+    uint32_t pixels[4][4];
 #pragma unroll
     for (int window = 0; window < 4; ++window) {
-      uint32_t pixels[4];
-      load_tiles_transposed(pixels, frame + (window / 2 * kSquares + window % 2) * 8);
+      load_tiles_transposed(pixels[window], frame + (window / 2 * kSquares + window % 2) * 8);
+    }
+#pragma unroll
+    for (int window = 0; window < 4; ++window) {
 #pragma unroll
       for (int r = 0; r < kRowTiles; ++r) {
-        multiply_add(sums[r][2 * window], slopes[r], pixels[0], pixels[1]);
-        multiply_add(sums[r][2 * window + 1], slopes[r], pixels[2], pixels[3]);
+        multiply_add(sums[r][2 * window], slopes[r], pixels[window][0], pixels[window][1]);
+        multiply_add(sums[r][2 * window + 1], slopes[r], pixels[window][2], pixels[window][3]);
       }
     }
   }
@@ -96,19 +104,20 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   float sums[kRowTiles][kColumnTiles][4] = {};
   float bias_sums[8] = {};
+  FrameInFlight<kThreads> next;
   for (int64_t index = blockIdx.x; index < chunks; index += gridDim.x) {
     const Chunk chunk = chunk_of(p.strips, p.steps, index);
     __syncthreads();
-    for (int f = 0; f < kFrameStack - 1; ++f) {
-      stage_frame<kThreads>(chunk.frames + f * kFrameSide * kFrameSide, shared.ring.pixels[f]);
-    }
+    begin_chunk(chunk.frames, shared.ring, next);
     for (int step = 0; step < chunk.steps; ++step) {
       const int newest = step + kFrameStack - 1;
-      stage_frame<kThreads>(chunk.frames + newest * kFrameSide * kFrameSide,
-                            shared.ring.pixels[newest % kFrameStack]);
       const int64_t at = (chunk.image + step) * kPixels * kOutChannels;
-      stage_slopes(static_cast<const bfloat16*>(p.dout) + at,
-                   static_cast<const bfloat16*>(p.out) + at, shared, bias_sums);
+      SlopesInFlight slopes;
+      slopes.fetch(static_cast<const bfloat16*>(p.dout) + at,
+                   static_cast<const bfloat16*>(p.out) + at);
+      next.store(shared.ring.pixels[newest % kFrameStack]);
+      slopes.store(shared, bias_sums);
+      if (step + 1 < chunk.steps) next.fetch(chunk.frames + (newest + 1) * kFrameBytes);
       __syncthreads();
       multiply(shared, (step + warp) % kFrameStack, lane, sums);
       __syncthreads();

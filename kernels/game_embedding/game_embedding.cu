@@ -3,7 +3,7 @@
 //
 // Forward, a warp a token. Backward, by what is summed over what, each sum in an order that the
 // sizes alone decide:
-//   steps    a block has 32 steps, a warp some of them with a table of its own in shared memory:
+//   steps    a block has 16 steps, a warp some of them with a table of its own in shared memory:
 //   the
 //            gradients of the action's table and of the returns' layer, left in parts;
 //   places   a block a row of `local`: the sum over the batch;

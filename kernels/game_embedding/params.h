@@ -34,7 +34,7 @@ struct GameEmbeddingParams {
 };
 
 /// Row blocks of the sums over steps.
-constexpr int64_t kGameSteps = 32;
+constexpr int64_t kGameSteps = 16;
 constexpr int64_t game_blocks(int64_t batch, int64_t steps) {
   return (batch * steps + kGameSteps - 1) / kGameSteps;
 }
