@@ -123,7 +123,7 @@ def make_grid(
     _refuse_repeated("seed", seeds)
     swept = {key: values for key, values in lists.items() if len(values) > 1}
     points = []
-    stores: dict[str, _C.TrajectoryStore] = {}
+    stores: dict[tuple[Any, ...], _C.TrajectoryStore | _C.FrameStore] = {}
     environments: set[tuple[str, str, int]] = set()
     count = len(seeds)
     for values in swept.values():
@@ -184,7 +184,7 @@ def _make_point(
     keys: list[str],
     texts: list[str],
     seeds: list[int],
-    stores: dict[str, _C.TrajectoryStore],
+    stores: dict[tuple[Any, ...], _C.TrajectoryStore | _C.FrameStore],
     environments: set[tuple[str, str, int]],
 ) -> Point:
     config = load_config(base, texts)

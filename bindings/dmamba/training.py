@@ -131,7 +131,7 @@ def train(
     loaded, folder = _plan(config, list(overrides or ()), output, resume)
     store = dataset
     if store is None:
-        store = data.load(loaded.dataset.path, progress=progress)
+        store = data.load_configured(loaded.dataset, progress=progress)
     else:
         loaded.dataset.path = episodes.config_path(store)
     resolved = data.resolve(loaded, store)

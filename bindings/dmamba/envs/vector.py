@@ -95,6 +95,11 @@ class Environments:
         self._engine.work()
         return self._rows["state"], self._rows["reward"], self._rows["ended"]
 
+    @property
+    def terminated(self) -> np.ndarray:
+        """(num_envs,) bool: where the last step ended the episode, and no time limit did."""
+        return self._rows["terminated"]
+
     def close(self) -> None:
         """Closes the environments and ends the workers; may be called again."""
         self._engine.close()
