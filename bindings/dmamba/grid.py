@@ -188,26 +188,15 @@ def _make_point(
     environments: set[tuple[str, str, int]],
 ) -> Point:
     config = load_config(base, texts)
-    path = config.dataset.path
-    if path not in stores:
-        stores[path] = data.load(path)  # downloads what the runs would
-    store = stores[path]
+    dataset = config.dataset
+    chosen = tuple(config.to_dict()["dataset"].values())
+    if chosen not in stores:
+        stores[chosen] = data.load_configured(dataset)  # downloads what the runs would
+    store = stores[chosen]
     resolved = data.resolve(config, store)
-    mean, std = store.state_statistics()
-    # The sampler's own check of the context length, and of whatever else it needs.
-    _C.SegmentSampler(
-        store,
-        resolved.training.batch_size,
-        resolved.model.context_length,
-        resolved.seed,
-        resolved.model.padding == "paper",
-        resolved.dataset.rtg_scale,
-        mean.tolist(),
-        std.tolist(),
-        resolved.model.max_timestep,
-    )
+    _check_sampler(resolved, store)
     _C.resolve_device(resolved.training.device, "training.device")
-    simulated = (path, resolved.dataset.environment, resolved.dataset.max_episode_length)
+    simulated = (dataset.path, resolved.dataset.environment, resolved.dataset.max_episode_length)
     if simulated not in environments:
         check_environment(resolved, store)
         environments.add(simulated)
@@ -216,6 +205,18 @@ def _make_point(
     label = ",".join(f"{short_name(key, base)}={_text(value)}" for key, value in settings.items())
     configs = {seed: load_config(resolved, [f"seed={seed}"]) for seed in seeds}
     return Point(settings, texts, label or base.name, configs)
+
+
+def _check_sampler(config: _C.Config, store: _C.TrajectoryStore | _C.FrameStore) -> None:
+    """The sampler's own check of the context length, and of whatever else it needs."""
+    batch, context = config.training.batch_size, config.model.context_length
+    scale, last = config.dataset.rtg_scale, config.model.max_timestep
+    if isinstance(store, _C.FrameStore):
+        _C.FrameSampler(store, batch, context, config.seed, scale, last)
+        return
+    mean, std = (values.tolist() for values in store.state_statistics())
+    paper = config.model.padding == "paper"
+    _C.SegmentSampler(store, batch, context, config.seed, paper, scale, mean, std, last)
 
 
 def _text(value: Any) -> str:

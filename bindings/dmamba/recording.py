@@ -173,6 +173,7 @@ def record(
     environment: str | None = None,
     target: float | None = None,
     kind: str | None = None,
+    temperature: float | None = None,
     seed: int = 0,
     num_envs: int | None = None,
     workers: int | None = None,
@@ -190,6 +191,7 @@ def record(
         environment: gymnasium id; None: the run's own. Random actions need it.
         target: Raw return to ask for; None: the run's first.
         kind: ``windowed`` or ``recurrent``; None: the run's own.
+        temperature: Of the softmax that a game's actions are drawn from; None: the run's own.
         seed: Of the environments and of random actions. The same seed gives the same episodes.
         num_envs: Environments at a time; None: 16.
         workers: Processes that step them; None: by the cores.

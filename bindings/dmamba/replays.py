@@ -126,6 +126,25 @@ def environment_of(store: _C.FrameStore) -> str:
     return f"ALE/{game}-v5" if game else ""
 
 
+def num_actions(store: _C.FrameStore, environment: str) -> int:
+    """The size of the game's minimal set of actions where it is known, else the recording's.
+
+    A recording need not have used every action, but a policy may.
+
+    Raises:
+        DataError: The recording has actions that the game does not know.
+    """
+    known = envs.num_actions(environment)
+    if known is None:
+        return store.num_actions
+    if store.num_actions > known:
+        raise _C.DataError(
+            f"{store.name}: has {store.num_actions} actions, but {environment} knows {known}; name "
+            "the game that was recorded with dataset.environment=ALE/GAME-v5"
+        )
+    return known
+
+
 def fill_in(config: _C.Config, store: _C.FrameStore) -> None:
     """Fills in what ``dmamba.data.resolve`` takes from a recording; the environment is known.
 
