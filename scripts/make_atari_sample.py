@@ -35,7 +35,7 @@ def copy_game(store: Any, index: int) -> Game:
     game = Game()
     for row in range(end - int(store.episode_lengths[index]), end):
         game.add(store.frames[row], store.actions[row], store.rewards[row])
-    game.close(terminated=True)
+    game.close()
     return game
 
 

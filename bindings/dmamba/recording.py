@@ -64,7 +64,7 @@ class _Noted:
 
     Args:
         environments: What is played in.
-        new: Makes an empty :class:`Episode` or ``Game``.
+        new: Makes an empty :class:`Episode` or :class:`Played`.
         on_reset: Called with what :meth:`reset` is given.
     """
 

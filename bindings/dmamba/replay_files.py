@@ -35,13 +35,11 @@ class Game:
 
     Attributes:
         actions, rewards: By step; rewards raw, as the environment paid them.
-        terminated: Whether the environment ended the game (False: a time limit did).
     """
 
     def __init__(self) -> None:
         self.actions: list[int] = []
         self.rewards: list[float] = []
-        self.terminated = False
         self._compressor = zlib.compressobj(1)
         self._frames: list[bytes] = []
 
@@ -62,9 +60,8 @@ class Game:
         self.actions.append(int(action))
         self.rewards.append(float(reward))
 
-    def close(self, terminated: bool) -> None:
+    def close(self) -> None:
         """Ends the game; nothing can be added after that."""
-        self.terminated = terminated
         self._frames.append(self._compressor.flush())
 
     def frames(self) -> Iterator[bytes]:

@@ -6,13 +6,13 @@ they are had. The returns of the layout are sums of rewards clipped to [-1, 1], 
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dmamba import _C, scores, sources
+from dmamba.envs import games
 from dmamba.progress import bar
 
 RECIPE = """\
@@ -41,7 +41,6 @@ GAME_KEYS = {
     "model": ("encoder", "position"),
     "evaluation": ("temperature", "rtg_rewards", "sticky_actions"),
 }
-_ID = re.compile(r"ALE/(\w+)-v\d+")
 _HEAD_BYTES = 1 << 16
 
 
@@ -115,15 +114,15 @@ class _ReadingBar:
 
 
 def game_of(environment: str) -> str:
-    """The game of a gymnasium id, ``ALE/Breakout-v5``; "" of any other environment."""
-    found = _ID.fullmatch(environment)
-    return found[1] if found else ""
+    """The name of the game of a gymnasium id, ``ALE/Breakout-v5``; "" of any other environment."""
+    found = games.find(environment)
+    return found.name if found else ""
 
 
 def environment_of(store: _C.FrameStore) -> str:
-    """The gymnasium id of a recording's game."""
-    game = store.metadata.get("game", "")
-    return f"ALE/{game}-v5" if game else ""
+    """The gymnasium id of a recording's game; "" where its folder does not name one."""
+    found = games.find(store.metadata.get("game", ""))
+    return found.gym_id if found else ""
 
 
 def num_actions(store: _C.FrameStore, environment: str) -> int:
@@ -134,7 +133,7 @@ def num_actions(store: _C.FrameStore, environment: str) -> int:
     Raises:
         DataError: The recording has actions that the game does not know.
     """
-    known = envs.num_actions(environment)
+    known = _minimal_actions(environment)
     if known is None:
         return store.num_actions
     if store.num_actions > known:
@@ -143,6 +142,17 @@ def num_actions(store: _C.FrameStore, environment: str) -> int:
             "the game that was recorded with dataset.environment=ALE/GAME-v5"
         )
     return known
+
+
+def _minimal_actions(environment: str) -> int | None:
+    game = games.find(environment)
+    if game is None or game.num_actions is not None:
+        return None if game is None else game.num_actions
+    try:
+        from dmamba.envs import atari
+    except ImportError:  # ale-py is needed for evaluation, not for training
+        return None
+    return atari.num_actions(environment)
 
 
 def fill_in(config: _C.Config, store: _C.FrameStore) -> None:
