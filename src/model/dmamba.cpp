@@ -20,7 +20,7 @@ DMambaImpl::DMambaImpl(int64_t state_dim, int64_t act_dim, const config::ModelCo
   const int64_t d = config.d_model;
   auto transformer = register_module("transformer", std::make_shared<torch::nn::Module>("Stack"));
   auto layers = transformer->register_module("h", torch::nn::ModuleList());
-  blocks_ = make_layers("DMamba", config, layers);
+  blocks_ = make_layers("DMamba", config, torch::nn::ModuleList(layers));
   ln_f_ =
       transformer->register_module("ln_f", torch::nn::LayerNorm(torch::nn::LayerNormOptions({d})));
   if (config.initialization == "paper") initialize_as_paper(blocks_);

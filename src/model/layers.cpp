@@ -30,7 +30,7 @@ void check_positive(const char* model, const char* name, int64_t value) {
 }
 
 std::vector<nn::Block> make_layers(const char* model, const config::ModelConfig& config,
-                                   torch::nn::ModuleList& list) {
+                                   torch::nn::ModuleList list) {
   check_positive(model, "d_model", config.d_model);
   check_positive(model, "n_layer", config.n_layer);
   check_positive(model, "context_length", config.context_length);

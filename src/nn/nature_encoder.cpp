@@ -15,6 +15,7 @@
 
 #include <array>
 
+#include "dmamba/ops/ops.h"
 #include "src/nn/plain_dispatch.h"
 #include "src/nn/step_context.h"
 #include "src/ops/convolution.h"

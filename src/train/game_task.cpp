@@ -44,9 +44,11 @@ cuda_only::GameTensors on_device(const data::FrameStore& store, double rtg_scale
   const int64_t count = store.num_transitions(), episodes = store.num_episodes();
   const Tensor starts = torch::zeros({episodes + 1}, at::kLong);
   starts.slice(0, 1).copy_(view(store.episode_ends(), {episodes}));
-  return {view(store.frames(), {count, data::kFrameSide, data::kFrameSide}).to(device),
-          view(store.actions(), {count}).to(device),
-          (view(store.returns_to_go(), {count}) / rtg_scale).to(device), starts.to(device)};
+  return {
+      view(store.frames(), {count, data::kFrameSide, data::kFrameSide}).to(device),
+      view(store.actions(), {count}).to(device),
+      (view(store.returns_to_go(), {count}).to(at::kDouble) / rtg_scale).to(at::kFloat).to(device),
+      starts.to(device)};
 }
 
 /// FNV-1a, of what a batch is drawn from beside the frames.
@@ -103,7 +105,8 @@ class GameTask final : public Task {
           t[2].mutable_data_ptr<float>(), t[3].mutable_data_ptr<int64_t>(),
           t[4].mutable_data_ptr<bool>()};
       at::parallel_for(0, sampler_.options().batch_size, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) sampler_.write(static_cast<uint64_t>(step), i, view);
+        for (int64_t i = begin; i < end; ++i)
+          sampler_.sample_row(static_cast<uint64_t>(step), i, view);
       });
     });
   }

@@ -3,8 +3,14 @@
 
 #include "dmamba/common/error.h"
 #include "src/ops/graph.h"
+#include "src/train/precision.h"
 
 namespace dmamba::train {
+
+torch::Tensor loss_of(Task& task, torch::Device device, bool bf16) {
+  const Autocast autocast(device.type(), bf16);
+  return task.loss();
+}
 
 bool keep_on_device(const config::TrainingConfig& training, const std::string& name, int64_t bytes,
                     torch::Device device) {

@@ -20,8 +20,8 @@ namespace dmamba::train {
 /// Batches come
 ///   to the CPU: drawn where they are used;
 ///   to a CUDA device, host: drawn on the CPU into pinned memory, copied while the host goes on;
-///   to a CUDA device, resident: the recording lies in the device's memory, and the same batches are
-///   drawn there.
+///   to a CUDA device, resident: the recording lies in the device's memory, and the same batches
+///   are drawn there.
 /// The tensors of a batch are the same at every step, so that a CUDA graph may read them. Not
 /// thread-safe.
 class Task {
@@ -51,6 +51,9 @@ class Task {
 
   virtual bool resident() const = 0;
 };
+
+/// The loss in the arithmetic of a run.
+torch::Tensor loss_of(Task& task, torch::Device device, bool bf16);
 
 /// Throws ConfigError, DataError where config, data and model do not fit each other. The model is
 /// moved to the device.
