@@ -80,7 +80,7 @@ def load(
         >>> store.num_transitions, store.episode_returns.mean()
     """
     path = sources.obtain(path_or_name, progress=progress, verify=verify)
-    chosen = {
+    chosen: dict[str, Any] = {
         "buffers": buffers,
         "trajectories_per_buffer": trajectories_per_buffer,
         "transitions": transitions,

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from dmamba import _C, evaluation, hdf5, rollout
+from dmamba import _C, evaluation, hdf5, nn, rollout
 from dmamba.progress import bar
 from dmamba.replay_files import Game, write_shards
-from dmamba.run import Run, locate_checkpoint, write_json
+from dmamba.run import Run, write_json
 
 NUM_ENVS = 16  # environments at a time
 
@@ -104,7 +104,7 @@ class _Noted:
         return states, rewards, ended
 
 
-class _Enough(Exception):
+class _Enough(Exception):  # noqa: N818  # no error
     """As much has been played as was asked for."""
 
 
@@ -115,9 +115,8 @@ class _Kept:
     so many: which ones, does not depend on how many are played at a time, and long ones count.
     """
 
-    def __init__(self, episodes: int | None, transitions: int | None, shown: Any) -> None:
-        self._wanted, self._by_transitions = (episodes or transitions, transitions is not None)
-        self._shown = shown
+    def __init__(self, wanted: int, by_transitions: bool, shown: Any) -> None:
+        self._wanted, self._by_transitions, self._shown = wanted, by_transitions, shown
         self._waiting: dict[int, Any] = {}
         self.episodes: list[Any] = []
         self._count = 0
@@ -246,7 +245,8 @@ class _Player:
         device: str | None,
     ) -> None:
         self.facts: dict[str, str] = {}
-        self._model, self.target, self._limit = None, 0.0, 0
+        self._model: nn.DMamba | None = None
+        self.target, self._limit = 0.0, 0
         if policy is None:
             if not environment:
                 raise _C.ConfigError("random actions need an environment: give its gymnasium id")
@@ -327,15 +327,15 @@ def _play(
     numbers = itertools.count() if episodes is None else iter(range(episodes))
     slots = slots if episodes is None else min(slots, episodes)
     workers = workers or evaluation.default_workers(episodes or slots, slots)
-    total, unit = (episodes, "episode") if episodes is not None else (transitions, "transition")
-    assert total is not None
+    wanted = episodes or transitions or 0
+    unit = "episode" if episodes else "transition"
     with (
         player.environments(slots, min(workers, slots)) as environments,
-        bar(total, f"recording {player.environment}", unit, enabled=progress) as shown,
+        bar(wanted, f"recording {player.environment}", unit, enabled=progress) as shown,
     ):
         policy, on_reset = player.policy(environments)
         noted = _Noted(environments, Game if player.game else Episode, on_reset)
-        kept = _Kept(episodes, transitions, shown)
+        kept = _Kept(wanted, transitions is not None, shown)
 
         def on_episode(job: rollout.Job, total: float, length: int) -> None:
             kept.add(job.episode, noted.finished.popleft())

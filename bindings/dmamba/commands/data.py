@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     text = "; ".join(f"{name}: {what}" for name, what in ACTIONS.items())
     parser.add_argument("action", choices=tuple(ACTIONS), help=text)
-    parser.add_argument("paths", nargs="*", metavar="PATH", help="a file, a game's folder, a dataset's name; for record a run's folder")
+    what = "a file, a game's folder, a dataset's name; for record a run's folder"
+    parser.add_argument("paths", nargs="*", metavar="PATH", help=what)
     record.add_arguments(parser)
 
 
