@@ -166,9 +166,7 @@ class Mamba(_CppModule, _C.Mamba):  # type: ignore[misc]
         return self.cpp_module.forward(x, mask, segment_starts)
 
 
-def _model_config(
-    model: str, config: ModelConfig | None, options: dict[str, Any]
-) -> ModelConfig:
+def _model_config(model: str, config: ModelConfig | None, options: dict[str, Any]) -> ModelConfig:
     """A copy of the config, with options set over it."""
     config = ModelConfig() if config is None else config.copy()
     fields = config.to_dict()

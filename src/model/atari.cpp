@@ -173,10 +173,10 @@ Tensor AtariDMambaImpl::step(const AtariInput& input, RecurrentState& state) {
     return (now.select(2, kind) + place.select(2, kind)).squeeze(1);
   };
   nn::ResidualStream x(torch::stack({token(there, 2), token(here, 0), token(here, 1)}, 1));
-  const Tensor none = torch::zeros_like(input.starts), all = torch::ones_like(input.starts);
+  const Tensor later = torch::zeros_like(input.starts);
   ops::TokenFlags flags;
-  flags.mask = torch::stack({input.has_previous, all, all}, 1);
-  flags.segment_starts = torch::stack({input.starts, none, none}, 1);
+  flags.mask = torch::stack({~input.starts, ~later, ~later}, 1);
+  flags.segment_starts = torch::stack({input.starts, later, later}, 1);
   for (size_t i = 0; i < blocks_.size(); ++i) blocks_[i]->step(x, flags, *state[i]);
   return head_->forward(x.norm(*ln_f_).select(1, 2).to(head_->weight.scalar_type()));
 }
@@ -185,13 +185,13 @@ void AtariDMambaImpl::begin_with(const AtariWindow& window, const Tensor& which,
                                  RecurrentState& state) {
   torch::NoGradGuard no_grad;
   check_inputs(window);
-  nn::ResidualStream x(embed(window));
-  const int64_t batch = window.states.size(0), tokens = 3 * window.states.size(1);
-  ops::TokenFlags flags;
-  flags.mask = which.unsqueeze(1).expand({batch, tokens}).contiguous();
-  flags.segment_starts =
-      torch::cat({which.unsqueeze(1), torch::zeros({batch, tokens - 1}, which.options())}, 1);
-  for (size_t i = 0; i < blocks_.size(); ++i) blocks_[i]->step(x, flags, *state[i]);
+  // The last action is the next step's to take in.
+  nn::ResidualStream x(embed(window).slice(1, 0, 3 * window.states.size(1) - 1));
+  RecurrentState fresh = initial_state(window.states.size(0));
+  for (size_t i = 0; i < blocks_.size(); ++i) {
+    blocks_[i]->step(x, {}, *fresh[i]);
+    state[i]->take(which, *fresh[i]);
+  }
 }
 
 }  // namespace dmamba::model

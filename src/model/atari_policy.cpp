@@ -66,7 +66,6 @@ AtariPolicy::AtariPolicy(AtariDMamba model, AtariPolicyOptions options)
   timestep_ = torch::zeros({n}, torch::kLong);
   first_ = torch::zeros({n}, torch::kLong);
   seeds_ = torch::zeros({n}, torch::kLong);
-  taken_ = torch::zeros({n}, torch::kBool);
   const auto zeros = [&](at::IntArrayRef sizes, at::ScalarType type) {
     return torch::zeros(sizes, torch::TensorOptions().dtype(type).device(device_));
   };
@@ -100,7 +99,7 @@ AtariPolicy::Inputs AtariPolicy::make_inputs(torch::Device device, bool pinned) 
                         torch::TensorOptions().dtype(type).device(device).pinned_memory(pinned));
   };
   return {zeros({n, nn::kFrameStack, nn::kFrameSide, nn::kFrameSide}, torch::kByte),
-          zeros({n, 1}, torch::kFloat), zeros({n, 4}, torch::kLong)};
+          zeros({n, 1}, torch::kFloat), zeros({n, 2}, torch::kLong)};
 }
 
 void AtariPolicy::reset(const Tensor& which, const Tensor& targets, const Tensor& seeds) {
@@ -114,7 +113,6 @@ void AtariPolicy::reset(const Tensor& which, const Tensor& targets, const Tensor
   seeds_ = torch::where(which, seeds.to(torch::kLong), seeds_);
   timestep_.masked_fill_(which, 0);
   first_.masked_fill_(which, 0);
-  taken_.masked_fill_(which, false);
   const Tensor rows = which.to(device_).unsqueeze(1);
   last_action_.masked_fill_(rows.squeeze(1), 0);
   if (!keeps_windows()) return;
@@ -162,7 +160,6 @@ void AtariPolicy::begin_long_segments_anew() {
   const Tensor which = timestep_ - first_ >= K;
   if (!which.any().item<bool>()) return;
   first_ = torch::where(which, timestep_ - kept, first_);
-  taken_ = taken_.logical_or(which);
   if (kept == 0) return;
   model_->begin_with({states_.narrow(1, K - kept, kept), actions_.narrow(1, K - kept, kept),
                       rtgs_.narrow(1, K - kept, kept), first_.to(device_), Tensor()},
@@ -174,11 +171,7 @@ void AtariPolicy::fill(const Inputs& inputs, const Tensor& frames) const {
   inputs.frames.copy_(frames);
   inputs.rtg.copy_((rtg_ / options_.rtg_scale).unsqueeze(1));
   const Tensor first = options_.kind == "windowed" ? (timestep_ - (K - 1)).clamp_min(0) : first_;
-  const Tensor position = timestep_ - first, starts = position == 0;
-  inputs.numbers.copy_(
-      torch::stack({position, first, starts.logical_or(taken_).logical_not().to(torch::kLong),
-                    starts.to(torch::kLong)},
-                   1));
+  inputs.numbers.copy_(torch::stack({timestep_ - first, first}, 1));
 }
 
 /// Moves the windows one step on, where they lie.
@@ -200,9 +193,8 @@ Tensor AtariPolicy::answer() {
     return model_->forward_encoded({states_, actions_, rtgs_, number(1).contiguous(), mask_})
         .select(1, -1);
   }
-  return model_->step({last_action_, inputs_.rtg, newest_, number(0), number(1),
-                       number(2).to(torch::kBool), number(3).to(torch::kBool)},
-                      state_);
+  const Tensor position = number(0).contiguous(), first = number(1).contiguous();
+  return model_->step({last_action_, inputs_.rtg, newest_, position, first, position == 0}, state_);
 }
 
 Tensor AtariPolicy::draw() const {
@@ -224,7 +216,6 @@ void AtariPolicy::observe(const Tensor& rewards) {
   check_per_game("AtariPolicy.observe: rewards", rewards, options_.num_envs);
   rtg_ -= rewards.to(torch::kDouble);
   timestep_ += 1;
-  taken_.fill_(false);
 }
 
 }  // namespace dmamba::model

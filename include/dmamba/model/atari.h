@@ -17,8 +17,7 @@ struct AtariInput {
   torch::Tensor states;            // (batch, d_model), of encode()
   torch::Tensor positions;         // (batch,) int64: steps since the segment's first
   torch::Tensor timesteps;         // (batch,) int64: of the segment's first step in its episode
-  torch::Tensor has_previous;      // (batch,) bool: the action before is still to be taken in
-  torch::Tensor starts;            // (batch,) bool: a segment starts here
+  torch::Tensor starts;            // (batch,) bool: a segment starts here; no previous action
 };
 
 /// A piece of each game, in batches of K steps.
@@ -68,8 +67,8 @@ class AtariDMambaImpl : public torch::nn::Module {
   /// Logits (batch, num_actions) for one step of each game; `state` moves on. No gradient.
   torch::Tensor step(const AtariInput& input, RecurrentState& state);
 
-  /// Begins the segments of the games where `which` (batch,) bool anew with the steps of a window
-  /// without mask, and leaves the other games' states as they were. No gradient.
+  /// Where `which` (batch,) bool, the state becomes that of a segment of a window's steps (no mask)
+  /// up to its last state's token; the other games keep theirs. No gradient.
   void begin_with(const AtariWindow& window, const torch::Tensor& which, RecurrentState& state);
 
   int64_t num_actions() const { return num_actions_; }

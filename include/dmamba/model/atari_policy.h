@@ -57,7 +57,7 @@ class AtariPolicy {
   struct Inputs {
     torch::Tensor frames;   // (num_envs, 4, 84, 84) uint8
     torch::Tensor rtg;      // (num_envs, 1) float32, scaled
-    torch::Tensor numbers;  // (num_envs, 4) int64: position, first step, has previous, starts
+    torch::Tensor numbers;  // (num_envs, 2) int64: position in the segment, its first step
   };
   Inputs make_inputs(torch::Device device, bool pinned) const;
   bool keeps_windows() const;
@@ -74,7 +74,6 @@ class AtariPolicy {
   torch::Tensor rtg_;       // float64
   torch::Tensor timestep_;  // int64, in the episode
   torch::Tensor first_;     // int64: step that the segment began with
-  torch::Tensor taken_;     // bool: the action before is in the recurrent state already
   torch::Tensor seeds_;     // int64
   torch::Tensor logits_;
   // On the device:

@@ -84,12 +84,6 @@ std::vector<std::string> runs_in(const fs::path& folder) {
   return runs;
 }
 
-bool same_game(const std::string& a, const std::string& b) {
-  return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](unsigned char x, unsigned char y) {
-    return std::tolower(x) == std::tolower(y);
-  });
-}
-
 // The game by the names of the folders above the files: <Game>/<run>/replay_logs.
 std::string game_above(const fs::path& folder) {
   std::error_code error;
@@ -203,6 +197,12 @@ Recording find_recording(const std::string& path, const ReplaySelection& selecti
     shards.erase(shards.begin(), shards.end() - selection.buffers);
   }
   return recording;
+}
+
+bool same_game(const std::string& a, const std::string& b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](unsigned char x, unsigned char y) {
+    return std::tolower(x) == std::tolower(y);
+  });
 }
 
 std::string shard_list(const std::vector<ReplayShard>& shards) {

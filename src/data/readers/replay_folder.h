@@ -31,6 +31,9 @@ struct Recording {
 /// game, a shard without all its files, fewer shards than asked for.
 Recording find_recording(const std::string& path, const ReplaySelection& selection);
 
+/// Whether two names of games differ at most in case.
+bool same_game(const std::string& a, const std::string& b);
+
 /// The numbers of the shards, such as "0-3, 7".
 std::string shard_list(const std::vector<ReplayShard>& shards);
 
