@@ -263,7 +263,7 @@ def resolve(config: _C.Config, store: _C.TrajectoryStore | _C.FrameStore) -> _C.
         dataset.path = str(Path(dataset.path).expanduser().resolve())
     dataset.environment = dataset.environment or environment_of(store)
     if isinstance(store, _C.FrameStore):
-        replays.fill_in(resolved, store)
+        replays.fill_in(resolved, store, default_targets(store))
     else:
         replays.refuse_keys(config, store.name)
         _fill_in(resolved, store)

@@ -162,11 +162,15 @@ def evaluate(
         >>> result = dmamba.evaluate("runs/hopper-sample-seed0", targets=[1800, 3600], episodes=100)
         >>> result["targets"][0]["score_mean"], result["targets"][0]["score_interval"]
     """
-    path = run.folder if isinstance(run, Run) else Path(run)
-    model, info, config = load_model(path, device)
+    folder, checkpoint = locate_checkpoint(run.folder if isinstance(run, Run) else Path(run))
+    model, info = nn.load(checkpoint)
+    config = info["config"] if folder is None else Run(folder).config
+    if device is None:
+        device = "cpu" if config.training.device == "cpu" else "auto"
+    model.to(_C.resolve_device(device, "evaluation device"))
     if not config.dataset.environment:
         raise _C.ConfigError(
-            f"{path}: the run names no environment; train with dataset.environment=ID, "
+            f"{checkpoint}: the run names no environment; train with dataset.environment=ID, "
             "for example dataset.environment=Hopper-v4"
         )
     defaults = config.evaluation
@@ -186,26 +190,6 @@ def evaluate(
         weights=weights,
         progress=progress,
     )
-
-
-def load_model(
-    path: Path, device: str | None = None
-) -> tuple[nn.DMamba, dict[str, Any], _C.Config]:
-    """The model of a run's latest checkpoint or of one checkpoint, on the device where it acts.
-
-    Args:
-        path: A run's folder, or a checkpoint's.
-        device: As for :func:`evaluate`.
-
-    Returns:
-        The model, what :func:`dmamba.nn.load` says of it, and the run's configuration as it is now.
-    """
-    folder, checkpoint = locate_checkpoint(path)
-    model, info = nn.load(checkpoint)
-    config = info["config"] if folder is None else Run(folder).config
-    if device is None:
-        device = "cpu" if config.training.device == "cpu" else "auto"
-    return model.to(_C.resolve_device(device, "evaluation device")), info, config
 
 
 def default_workers(jobs: int, slots: int) -> int:

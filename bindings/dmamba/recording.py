@@ -7,17 +7,19 @@ folder of the DQN-replay layout. Everything is written at the end, under a tempo
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dmamba import _C, evaluation, hdf5, nn, rollout
+from dmamba import _C, envs, evaluation, hdf5, replays, rollout, suites
 from dmamba.progress import bar
 from dmamba.replay_files import Game, write_shards
 from dmamba.run import Run, write_json
@@ -53,40 +55,29 @@ class Episode:
         """Ends the episode."""
         self.terminated = terminated
 
-    @property
-    def total(self) -> float:
-        """Sum of the rewards."""
-        return float(np.sum(self.rewards))
-
 
 class _Noted:
-    """Environments that note what is played in them; all else is theirs.
+    """Environments that note what is played in them.
 
     Args:
         environments: What is played in.
-        new: Makes an empty :class:`Episode` or :class:`Played`.
-        on_reset: Called with what :meth:`reset` is given.
+
+    Attributes:
+        num_envs: Slots.
+        finished: Whole episodes in the order of their ends, those of one step by slot.
     """
 
-    def __init__(
-        self,
-        environments: Any,
-        new: Callable[[], Any],
-        on_reset: Callable[[np.ndarray, np.ndarray], None],
-    ) -> None:
-        self._environments, self._new, self._on_reset = environments, new, on_reset
-        self._open: list[Any] = [None] * environments.num_envs
+    def __init__(self, environments: Any) -> None:
+        self.num_envs: int = environments.num_envs
+        self.finished: deque[Any] = deque()
+        self._environments = environments
+        self._open: list[Any] = [None] * self.num_envs
         self._states = np.empty(0)
-        self.finished: deque[Any] = deque()  # in the order of their ends, slots ascending
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._environments, name)
 
     def reset(self, mask: np.ndarray, seeds: np.ndarray) -> np.ndarray:
         states: np.ndarray = self._environments.reset(mask, seeds)
         for slot in np.flatnonzero(mask):
-            self._open[slot] = self._new()
-        self._on_reset(mask, seeds)
+            self._open[slot] = self.new()
         self._states = states.copy()
         return states
 
@@ -95,13 +86,46 @@ class _Noted:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         states, rewards, ended = self._environments.step(actions, active)
         for slot in np.flatnonzero(active):
-            episode = self._open[slot]
-            episode.add(self._states[slot], actions[slot], rewards[slot])
+            self.note(self._open[slot], self._states[slot], actions[slot], rewards[slot])
             if ended[slot]:
-                episode.close(bool(self._environments.terminated[slot]))
-                self.finished.append(episode)
+                self.close(self._open[slot], slot)
+                self.finished.append(self._open[slot])
         self._states = states.copy()
         return states, rewards, ended
+
+    def new(self) -> Any:
+        """An empty episode."""
+        raise NotImplementedError
+
+    def note(self, episode: Any, state: np.ndarray, action: Any, reward: float) -> None:
+        """Adds a step."""
+        raise NotImplementedError
+
+    def close(self, episode: Any, slot: int) -> None:
+        """Ends the episode that a slot has played."""
+        raise NotImplementedError
+
+
+class _NotedVectors(_Noted):
+    def new(self) -> Episode:
+        return Episode()
+
+    def note(self, episode: Episode, state: np.ndarray, action: Any, reward: float) -> None:
+        episode.add(state, np.clip(action, self._environments.low, self._environments.high), reward)
+
+    def close(self, episode: Episode, slot: int) -> None:
+        episode.close(bool(self._environments.terminated[slot]))
+
+
+class _NotedGames(_Noted):
+    def new(self) -> Game:
+        return Game()
+
+    def note(self, episode: Game, state: np.ndarray, action: Any, reward: float) -> None:
+        episode.add(state[-1], action, reward)  # the newest of the stack
+
+    def close(self, episode: Game, slot: int) -> None:
+        episode.close()
 
 
 class _Enough(Exception):  # noqa: N818  # no error
@@ -115,8 +139,9 @@ class _Kept:
     so many: which ones, does not depend on how many are played at a time, and long ones count.
     """
 
-    def __init__(self, wanted: int, by_transitions: bool, shown: Any) -> None:
-        self._wanted, self._by_transitions, self._shown = wanted, by_transitions, shown
+    def __init__(self, episodes: int | None, transitions: int | None, shown: Any) -> None:
+        self._wanted, self._by_transitions = episodes or transitions or 0, episodes is None
+        self._shown = shown
         self._waiting: dict[int, Any] = {}
         self.episodes: list[Any] = []
         self._count = 0
@@ -147,13 +172,10 @@ class RandomPolicy:
         self._draw = draw
         self._random = [np.random.default_rng(0)] * num_envs
 
-    def seed(self, mask: np.ndarray, seeds: np.ndarray) -> None:
-        """Begins episodes where ``mask`` (num_envs,) bool is True, with ``seeds`` (num_envs,)."""
+    def reset(self, mask: np.ndarray, targets: np.ndarray, seeds: np.ndarray) -> None:
+        """Begins episodes where ``mask`` is True; targets are nothing to it."""
         for slot in np.flatnonzero(mask):
             self._random[slot] = np.random.default_rng([int(seeds[slot]), 1])
-
-    def reset(self, mask: np.ndarray, targets: np.ndarray) -> None:
-        """A target is nothing to it."""
 
     def act(self, states: np.ndarray) -> np.ndarray:
         """An action for each slot."""
@@ -212,96 +234,38 @@ def record(
         >>> dmamba.train("hopper-sample", overrides=[f"dataset.path={path}"])
     """
     _check_amount(episodes, transitions, seed)
-    player = _Player(policy, environment, target, kind, device)
-    place = Path(output) / player.game if player.game else Path(output)
-    if place.exists():
-        raise _C.DataError(f"{place} exists; remove it, or choose another --output")
-    slots = num_envs or NUM_ENVS
-    played = _play(player, slots, workers, episodes, transitions, seed, progress)
-    facts = {**player.facts, "seed": str(seed)}
-    place.parent.mkdir(parents=True, exist_ok=True)
-    if player.game:
-        _write_games(place, played, player.game, facts)
+    _check_amount(episodes, transitions, seed)
+    if policy is None:
+        player = _random_player(environment, target=target, kind=kind, temperature=temperature)
     else:
-        _write_episodes(place, played, facts)
-    return place
-
-
-class _Player:
-    """Who plays, and where: what :func:`record` is asked for, resolved.
-
-    Attributes:
-        game: The game's name; "" for an environment of vectors.
-        facts: What the dataset will say of its origin.
-        target: Raw return to ask for; 0 for random actions.
-    """
-
-    def __init__(
-        self,
-        policy: Run | str | os.PathLike[str] | None,
-        environment: str | None,
-        target: float | None,
-        kind: str | None,
-        device: str | None,
-    ) -> None:
-        self.facts: dict[str, str] = {}
-        self._model: nn.DMamba | None = None
-        self.target, self._limit = 0.0, 0
-        if policy is None:
-            if not environment:
-                raise _C.ConfigError("random actions need an environment: give its gymnasium id")
-            if target is not None or kind is not None:
-                raise _C.ConfigError("random actions have neither target nor kind of policy")
-            self.environment, self.facts["policy"] = environment, "random"
-        else:
-            self._load(policy, environment, target, kind, device)
-        self.facts["environment"] = self.environment
-        self.game = ""
-
-    def _load(
-        self,
-        policy: Run | str | os.PathLike[str],
-        environment: str | None,
-        target: float | None,
-        kind: str | None,
-        device: str | None,
-    ) -> None:
         path = policy.folder if isinstance(policy, Run) else Path(policy)
-        self._model, self._info, config = evaluation.load_model(path, device)
-        self.environment = environment or config.dataset.environment
-        if not self.environment:
-            raise _C.ConfigError(f"{path}: the run names no environment; give environment=ID")
-        if target is None and not config.evaluation.targets:
-            raise _C.ConfigError(f"{path}: the run has no targets; give a target return")
-        self.target = float(config.evaluation.targets[0] if target is None else target)
-        self._kind = kind or config.evaluation.policy
-        if environment in (None, config.dataset.environment):
-            self._limit = config.dataset.max_episode_length
-        self.facts |= {
-            "policy": str(path),
-            "checkpoint_step": str(self._info["step"]),
-            "policy_kind": self._kind,
-            "target": f"{self.target:g}",
-        }
+        player = _model_player(path, environment, target, kind, temperature, device)
+    game = replays.game_of(player.environment)
+    place = Path(output) / game if game else Path(output)
+    if place.exists():
+        raise _C.DataError(f"{place} exists; remove it, or choose another output")
+    from dmamba.envs.processes import usable_cores  # gymnasium is needed from here on only
 
-    def environments(self, slots: int, workers: int) -> Any:
-        """``slots`` environments, stepped by ``workers`` processes."""
-        vector = evaluation.import_vector()
-        if self._model is not None:
-            sizes = (self._model.state_dim, self._model.act_dim)
-            found = vector.dimensions(self.environment, self._limit)
-            evaluation.check_dimensions(self.environment, found, sizes, "the model")
-        return vector.Environments(self.environment, slots, self._limit, workers)
-
-    def policy(self, environments: Any) -> tuple[rollout.Policy, Callable[..., None]]:
-        """What acts in them, and what wants to know of every reset."""
-        slots = environments.num_envs
-        if self._model is not None:
-            model = rollout.ArrayPolicy(self._model, self._kind, slots, self._info)
-            return model, lambda mask, seeds: None
-        low, high = environments.low, environments.high
-        random = RandomPolicy(slots, lambda r: r.uniform(low, high).astype(low.dtype))
-        return random, random.seed
+    slots = min(num_envs or NUM_ENVS, episodes or transitions or 1)
+    with (
+        player.environments(slots, min(workers or usable_cores(), slots)) as environments,
+        bar(
+            episodes or transitions or 0,
+            f"recording {player.environment}",
+            "transition" if episodes is None else "episode",
+            enabled=progress,
+        ) as shown,
+    ):
+        noted = _NotedGames(environments) if game else _NotedVectors(environments)
+        kept = _Kept(episodes, transitions, shown)
+        _play(player.policy(environments), noted, _jobs(episodes, player.target, seed), kept)
+    facts = {"environment": player.environment, **player.facts, "seed": str(seed)}
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if game:
+        _write_games(place, kept.episodes, game, facts)
+    else:
+        _write_episodes(place, kept.episodes, facts)
+    return place
 
 
 def _check_amount(episodes: int | None, transitions: int | None, seed: int) -> None:
@@ -315,41 +279,103 @@ def _check_amount(episodes: int | None, transitions: int | None, seed: int) -> N
 
 
 def _play(
-    player: _Player,
-    slots: int,
-    workers: int | None,
-    episodes: int | None,
-    transitions: int | None,
-    seed: int,
-    progress: bool,
-) -> list[Any]:
-    """The episodes, by number."""
-    numbers = itertools.count() if episodes is None else iter(range(episodes))
-    slots = slots if episodes is None else min(slots, episodes)
-    workers = workers or evaluation.default_workers(episodes or slots, slots)
-    wanted = episodes or transitions or 0
-    unit = "episode" if episodes else "transition"
-    with (
-        player.environments(slots, min(workers, slots)) as environments,
-        bar(wanted, f"recording {player.environment}", unit, enabled=progress) as shown,
-    ):
-        policy, on_reset = player.policy(environments)
-        noted = _Noted(environments, Game if player.game else Episode, on_reset)
-        kept = _Kept(wanted, transitions is not None, shown)
+    policy: rollout.Policy, noted: _Noted, jobs: Iterator[rollout.Job], kept: _Kept
+) -> None:
+    def on_episode(job: rollout.Job, total: float, length: int) -> None:
+        kept.add(job.episode, noted.finished.popleft())
 
-        def on_episode(job: rollout.Job, total: float, length: int) -> None:
-            kept.add(job.episode, noted.finished.popleft())
-
-        try:
-            rollout.play(policy, noted, _jobs(numbers, player.target, seed), on_episode, kept.check)
-        except _Enough:
-            pass
-    return kept.episodes
+    with contextlib.suppress(_Enough):
+        rollout.play(policy, noted, jobs, on_episode, kept.check)
 
 
-def _jobs(numbers: Iterator[int], target: float, seed: int) -> Iterator[rollout.Job]:
-    for number in numbers:
+def _jobs(episodes: int | None, target: float, seed: int) -> Iterator[rollout.Job]:
+    for number in itertools.count() if episodes is None else range(episodes):
         yield rollout.Job(0, target, number, rollout.episode_seed(seed, number))
+
+
+@dataclass(frozen=True)
+class _Player:
+    """Who plays, and where: what :func:`record` is asked for, resolved.
+
+    Attributes:
+        environment: gymnasium id.
+        target: Raw return to ask for; 0 for random actions.
+        facts: What the dataset will say of its origin.
+        environments: Makes so many environments with so many workers.
+        policy: Makes what acts in them.
+    """
+
+    environment: str
+    target: float
+    facts: dict[str, str]
+    environments: Callable[[int, int], Any]
+    policy: Callable[[Any], rollout.Policy]
+
+
+def _model_player(
+    path: Path,
+    environment: str | None,
+    target: float | None,
+    kind: str | None,
+    temperature: float | None,
+    device: str | None,
+) -> _Player:
+    model, info, config = evaluation.load_model(path, device)
+    own, settings = config.dataset.environment, config.evaluation
+    if not (environment or own):
+        raise _C.ConfigError(f"{path}: the run names no environment; give one")
+    if target is None and not settings.targets:
+        raise _C.ConfigError(f"{path}: the run has no target returns; give one")
+    wanted = float(settings.targets[0] if target is None else target)
+    choices = suites.Choices(
+        policy=kind or settings.policy,
+        temperature=settings.temperature if temperature is None else temperature,
+        rtg_rewards=settings.rtg_rewards,
+        sticky_actions=settings.sticky_actions,
+        max_episode_length=config.dataset.max_episode_length if environment in (None, own) else 0,
+    )
+    suite = suites.choose(model, info, environment or own, choices)
+    facts = {
+        "policy": str(path),
+        "checkpoint_step": str(info["step"]),
+        "policy_kind": choices.policy,
+        "target": f"{wanted:g}",
+        **{name: str(value) for name, value in suite.describe().items()},
+    }
+    return _Player(
+        suite.environment,
+        wanted,
+        facts,
+        suite.environments,
+        lambda environments: suite.policy(environments.num_envs),
+    )
+
+
+def _random_player(environment: str | None, **not_for_it: Any) -> _Player:
+    if not environment:
+        raise _C.ConfigError("random actions need an environment: give its gymnasium id")
+    for name, value in not_for_it.items():
+        if value is not None:
+            raise _C.ConfigError(f"random actions have no {name}")
+    if envs.is_game(environment):
+        make = suites.import_atari().Environments
+
+        def policy(games: Any) -> RandomPolicy:
+            return RandomPolicy(games.num_envs, lambda random: random.integers(games.num_actions))
+    else:
+        make = suites.import_vector().Environments
+
+        def policy(vectors: Any) -> RandomPolicy:
+            low, high = vectors.low, vectors.high
+            return RandomPolicy(vectors.num_envs, lambda random: random.uniform(low, high))
+
+    return _Player(
+        environment,
+        0.0,
+        {"policy": "random"},
+        lambda slots, workers: make(environment, slots, 0, workers),
+        policy,
+    )
 
 
 def _write_episodes(path: Path, episodes: list[Episode], facts: dict[str, str]) -> None:

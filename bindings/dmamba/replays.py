@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dmamba import _C, scores, sources
+from dmamba import _C, envs, scores, sources
 from dmamba.envs import games
 from dmamba.progress import bar
 
@@ -133,36 +133,27 @@ def num_actions(store: _C.FrameStore, environment: str) -> int:
     Raises:
         DataError: The recording has actions that the game does not know.
     """
-    known = _minimal_actions(environment)
+    known = envs.num_actions(environment)
     if known is None:
         return store.num_actions
     if store.num_actions > known:
         raise _C.DataError(
-            f"{store.name}: has {store.num_actions} actions, but {environment} knows {known}; name "
+            f"{store.name}: has {store.num_actions} actions, but {environment} has {known}; name "
             "the game that was recorded with dataset.environment=ALE/GAME-v5"
         )
     return known
 
 
-def _minimal_actions(environment: str) -> int | None:
-    game = games.find(environment)
-    if game is None or game.num_actions is not None:
-        return None if game is None else game.num_actions
-    try:
-        from dmamba.envs import atari
-    except ImportError:  # ale-py is needed for evaluation, not for training
-        return None
-    return atari.num_actions(environment)
-
-
-def fill_in(config: _C.Config, store: _C.FrameStore) -> None:
+def fill_in(config: _C.Config, store: _C.FrameStore, targets: list[float]) -> None:
     """Fills in what ``dmamba.data.resolve`` takes from a recording; the environment is known.
 
     Returns-to-go are fed as they are, as in the author's code. An episode may be as long as the
     environment allows; later timesteps than the embedding has share its last row.
 
-    Raises:
-        DataError: The configuration names the environment of another game.
+    Args:
+        config: Changed in place.
+        store: The recording.
+        targets: Of a game that the papers have no target for.
     """
     dataset = config.dataset
     dataset.rtg_scale = dataset.rtg_scale or 1.0
@@ -170,9 +161,7 @@ def fill_in(config: _C.Config, store: _C.FrameStore) -> None:
     config.model.max_timestep = max(config.model.max_timestep, longest + 1)
     if not config.evaluation.targets:
         known = TARGETS.get(game_of(dataset.environment))
-        summary = store.summary()
-        found = {summary["return_percentile_90"], summary["return_max"]}
-        config.evaluation.targets = sorted(found) if known is None else [known]
+        config.evaluation.targets = targets if known is None else [known]
 
 
 def refuse_keys(config: _C.Config, name: str) -> None:

@@ -56,6 +56,11 @@ class Environments:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    @property
+    def terminated(self) -> np.ndarray:
+        """(num_envs,) bool: where the last step ended the episode, and no time limit did."""
+        return self._rows["terminated"]
+
     def reset(self, mask: np.ndarray, seeds: np.ndarray) -> np.ndarray:
         """Starts episodes.
 
@@ -94,11 +99,6 @@ class Environments:
         self._rows["action"] = actions
         self._engine.work()
         return self._rows["state"], self._rows["reward"], self._rows["ended"]
-
-    @property
-    def terminated(self) -> np.ndarray:
-        """(num_envs,) bool: where the last step ended the episode, and no time limit did."""
-        return self._rows["terminated"]
 
     def close(self) -> None:
         """Closes the environments and ends the workers; may be called again."""
