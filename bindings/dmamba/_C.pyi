@@ -76,6 +76,9 @@ class EvaluationConfig:
     policy: str
     confidence: float
     seed: int
+    temperature: float
+    rtg_rewards: str
+    sticky_actions: float
     def to_dict(self) -> dict[str, Any]: ...
     def copy(self) -> EvaluationConfig: ...
 

@@ -23,6 +23,7 @@ class Environments:
         num_envs: Slots.
         max_episode_steps: Time limit; 0, or one above the environment's own, leaves that.
         workers: Processes that step a share of the slots each; 1: this process steps them all.
+        render_mode: Of gymnasium, for :meth:`render`; with one worker.
 
     Attributes:
         low, high: Bounds of the actions, (act_dim,).
@@ -34,7 +35,12 @@ class Environments:
     """
 
     def __init__(
-        self, environment: str, num_envs: int, max_episode_steps: int = 0, workers: int = 1
+        self,
+        environment: str,
+        num_envs: int,
+        max_episode_steps: int = 0,
+        workers: int = 1,
+        render_mode: str | None = None,
     ) -> None:
         env = make(environment, max_episode_steps)
         self.num_envs = num_envs
@@ -48,7 +54,7 @@ class Environments:
             self._rows = self._engine.rows
         else:
             self._rows = np.zeros(num_envs, row_type)
-            self._engine = slots.Slots(spec, max_episode_steps, self._rows)
+            self._engine = slots.Slots(spec, max_episode_steps, self._rows, render_mode)
 
     def __enter__(self) -> Environments:
         return self
@@ -80,7 +86,7 @@ class Environments:
         """Takes a step where ``active``; the other slots rest and keep their row.
 
         Args:
-            actions: (num_envs, act_dim), within the bounds.
+            actions: (num_envs, act_dim); clipped to the bounds.
             active: (num_envs,) bool.
 
         Returns:
@@ -91,9 +97,14 @@ class Environments:
             SlotError: An environment raised, or a worker died.
         """
         self._rows["order"] = np.where(active, slots.STEP, slots.REST)
-        self._rows["action"] = actions
+        self._rows["action"] = np.clip(actions, self.low, self.high)
         self._engine.work()
         return self._rows["state"], self._rows["reward"], self._rows["ended"]
+
+    def render(self) -> np.ndarray:
+        """The first slot's picture (rows, columns, 3) uint8; needs ``render_mode="rgb_array"``."""
+        assert isinstance(self._engine, slots.Slots)
+        return self._engine.envs[0].render()  # type: ignore[return-value]
 
     def close(self) -> None:
         """Closes the environments and ends the workers; may be called again."""
