@@ -64,7 +64,7 @@ def evaluate_model(
         progress: Whether to show a bar.
         check: Called after every step; may raise to stop.
     """
-    _check_request(targets, episodes, seed, num_envs, workers)
+    check_request(targets, episodes, seed, num_envs, workers)
     started = time.perf_counter()
     choices = suites.Choices(
         policy, weights, temperature, rtg_rewards, sticky_actions, max_episode_length
@@ -161,8 +161,8 @@ def evaluate(
         ``sticky_actions``.
 
     Raises:
-        ConfigError: Impossible arguments, an environment that cannot be made, or no GPU where
-            ``cuda`` was asked for.
+        ConfigError: Impossible arguments, no environment or one that cannot be made, or no GPU
+            where ``cuda`` was asked for.
         CheckpointError: There is no usable checkpoint.
         DataError: The environment's sizes, or a game's actions, are not the model's.
         Error: gymnasium or ale-py is missing.
@@ -171,13 +171,7 @@ def evaluate(
         >>> result = dmamba.evaluate("runs/hopper-sample-seed0", targets=[1800, 3600], episodes=100)
         >>> result["targets"][0]["score_mean"], result["targets"][0]["score_interval"]
     """
-    path = run.folder if isinstance(run, Run) else Path(run)
-    model, info, config = load_model(path, device)
-    if not config.dataset.environment:
-        raise _C.ConfigError(
-            f"{path}: the run names no environment; train with dataset.environment=ID, "
-            "for example dataset.environment=Hopper-v4"
-        )
+    model, info, config = load_model(run.folder if isinstance(run, Run) else Path(run), device)
     defaults = config.evaluation
     return evaluate_model(
         model,
@@ -211,6 +205,10 @@ def load_model(
 
     Returns:
         The model, what :func:`dmamba.nn.load` says of it, and the run's configuration as it is now.
+
+    Raises:
+        ConfigError: There is no such device.
+        CheckpointError: There is no usable checkpoint.
     """
     folder, checkpoint = locate_checkpoint(path)
     model, info = nn.load(checkpoint)
@@ -283,13 +281,14 @@ def _format_choices(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def _check_request(
+def check_request(
     targets: Sequence[float],
     episodes: int,
     seed: int,
-    num_envs: int | None,
-    workers: int | None,
+    num_envs: int | None = None,
+    workers: int | None = None,
 ) -> None:
+    """Raises ConfigError for arguments of :func:`evaluate_model` that are impossible."""
     if len(targets) == 0:
         raise _C.ConfigError("evaluation.targets is empty: give at least one target return")
     if not np.isfinite(np.asarray(targets, dtype=np.float64)).all():

@@ -185,6 +185,11 @@ def choose(
     model: Any, info: dict[str, Any], environment: str, choices: Choices
 ) -> VectorSuite | GameSuite:
     """The suite of a model's kind, in which it can play the environment."""
+    if not environment:
+        raise _C.ConfigError(
+            "the run names no environment; train with dataset.environment=ID, for example "
+            "dataset.environment=Hopper-v4 or ALE/Breakout-v5"
+        )
     suite = GameSuite if hasattr(model, "num_actions") else VectorSuite
     return suite(model, info, environment, choices)
 

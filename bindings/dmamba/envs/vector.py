@@ -27,6 +27,7 @@ class Environments:
 
     Attributes:
         low, high: Bounds of the actions, (act_dim,).
+        frames_per_second: At which pictures of all steps show the environment at its own pace.
 
     Example:
         >>> with Environments("Hopper-v4", 64, workers=4) as environments:
@@ -46,6 +47,7 @@ class Environments:
         self.num_envs = num_envs
         self.low, self.high = env.action_space.low, env.action_space.high  # type: ignore[attr-defined]
         row_type = slots.row_type(env.observation_space, env.action_space)  # type: ignore[arg-type]
+        self.frames_per_second = env.metadata.get("render_fps", 30)
         env.close()
         spec, workers = gymnasium.spec(environment), min(workers, num_envs)
         self._engine: slots.Slots | Processes
