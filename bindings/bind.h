@@ -10,7 +10,9 @@ namespace dmamba::bindings {
 void bind_common(py::module_& m);  ///< errors, log level, instruction sets
 void bind_config(py::module_& m);
 void bind_data(py::module_& m);
+void bind_frames(py::module_& m);  ///< after bind_data
 void bind_model(py::module_& m);
+void bind_atari(py::module_& m);
 void bind_train(py::module_& m);
 
 /// Calls that take long let other Python threads run.

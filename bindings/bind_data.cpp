@@ -9,6 +9,7 @@
 namespace dmamba::bindings {
 namespace {
 
+using data::EpisodeStore;
 using data::TrajectoryStore;
 
 py::dict episode_arrays(const TrajectoryStore& store, int64_t i) {
@@ -31,13 +32,13 @@ py::dict episode_arrays(const TrajectoryStore& store, int64_t i) {
 }
 
 template <class T, class F>
-py::array_t<T> by_episode(const TrajectoryStore& store, const F& value) {
+py::array_t<T> by_episode(const EpisodeStore& store, const F& value) {
   py::array_t<T> out(store.num_episodes());
   for (int64_t i = 0; i < store.num_episodes(); ++i) out.mutable_at(i) = value(store.episode(i));
   return out;
 }
 
-py::dict summary_dict(const TrajectoryStore& store) {
+py::dict summary_dict(const EpisodeStore& store) {
   const data::Summary s = data::summarize(store);
   py::dict d;
   d["episodes"] = s.episodes;
@@ -71,29 +72,34 @@ py::tuple sample_batch(const data::SegmentSampler& sampler, uint64_t step) {
 }  // namespace
 
 void bind_data(py::module_& m) {
-  py::class_<TrajectoryStore, std::shared_ptr<TrajectoryStore>>(
-      m, "TrajectoryStore", "Episodes of a dataset; made by open_dataset.")
-      .def_property_readonly("name", &TrajectoryStore::name, "Path of the file.")
-      .def_property_readonly("state_dim", &TrajectoryStore::state_dim)
-      .def_property_readonly("act_dim", &TrajectoryStore::act_dim)
-      .def_property_readonly("num_transitions", &TrajectoryStore::num_transitions)
-      .def_property_readonly("num_episodes", &TrajectoryStore::num_episodes)
-      .def_property_readonly("dropped_transitions", &TrajectoryStore::dropped_transitions,
-                             "Transitions after the last episode end, which are left out.")
-      .def_property_readonly("metadata", &TrajectoryStore::metadata)
+  py::class_<EpisodeStore, std::shared_ptr<EpisodeStore>>(
+      m, "EpisodeStore", "What stores of recorded episodes have in common.")
+      .def_property_readonly("name", &EpisodeStore::name, "Path of the file or folder.")
+      .def_property_readonly("num_transitions", &EpisodeStore::num_transitions)
+      .def_property_readonly("num_episodes", &EpisodeStore::num_episodes)
+      .def_property_readonly("dropped_transitions", &EpisodeStore::dropped_transitions,
+                             "Transitions of episodes without beginning or end, which are left "
+                             "out.")
+      .def_property_readonly("metadata", &EpisodeStore::metadata)
       .def_property_readonly("episode_lengths",
-                             [](const TrajectoryStore& s) {
+                             [](const EpisodeStore& s) {
                                return by_episode<int64_t>(s,
                                                           [](const auto& e) { return e.length; });
                              })
       .def_property_readonly("episode_returns",
-                             [](const TrajectoryStore& s) {
+                             [](const EpisodeStore& s) {
                                return by_episode<double>(s, [](const auto& e) { return e.ret; });
                              })
+      .def("summary", &summary_dict, "Counts, lengths (steps) and raw returns.")
+      .def("__len__", &EpisodeStore::num_episodes);
+
+  py::class_<TrajectoryStore, EpisodeStore, std::shared_ptr<TrajectoryStore>>(
+      m, "TrajectoryStore", "Episodes of a dataset; made by open_dataset.")
+      .def_property_readonly("state_dim", &TrajectoryStore::state_dim)
+      .def_property_readonly("act_dim", &TrajectoryStore::act_dim)
       .def("episode", &episode_arrays, py::arg("index"),
            "One episode as numpy arrays: observations (T, state_dim), actions (T, act_dim), "
            "rewards (T,), returns_to_go (T,), raw; and whether it terminated.")
-      .def("summary", &summary_dict, "Counts, lengths (steps) and raw returns.")
       .def(
           "state_statistics",
           [](const TrajectoryStore& s) {
@@ -102,8 +108,7 @@ void bind_data(py::module_& m) {
                 py::array_t<float>(statistics.mean.size(), statistics.mean.data()),
                 py::array_t<float>(statistics.std.size(), statistics.std.data()));
           },
-          "Mean and standard deviation of the states, each (state_dim,) float32.")
-      .def("__len__", &TrajectoryStore::num_episodes);
+          "Mean and standard deviation of the states, each (state_dim,) float32.");
 
   m.def(
       "open_dataset",

@@ -35,6 +35,12 @@ void bind_train(py::module_& m) {
                                                      model::DMamba(std::move(model)));
            }),
            py::arg("config"), py::arg("store"), py::arg("model"))
+      .def(py::init([](const config::Config& config, std::shared_ptr<data::FrameStore> store,
+                       std::shared_ptr<model::AtariDMambaImpl> model) {
+             return std::make_unique<train::Trainer>(config, std::move(store),
+                                                     model::AtariDMamba(std::move(model)));
+           }),
+           py::arg("config"), py::arg("store"), py::arg("model"))
       .def("run", &run_burst, py::arg("seconds") = 0.2, py::arg("max_steps") = -1,
            "Trains for about `seconds` or max_steps; returns the rows of metrics that fell due.")
       .def_property_readonly("step", &train::Trainer::step, "Optimizer steps done.")
@@ -74,13 +80,14 @@ void bind_train(py::module_& m) {
         d["act_dim"] = s.act_dim;
         d["state_mean"] = s.state_mean;
         d["state_std"] = s.state_std;
+        d["num_actions"] = s.num_actions;
         d["config"] = s.config;
         return d;
       },
       py::arg("folder"), "What a checkpoint folder says beside its tensors.");
   m.def(
       "load_parameters",
-      [](const std::string& folder, std::shared_ptr<model::DMambaImpl> model) {
+      [](const std::string& folder, std::shared_ptr<torch::nn::Module> model) {
         train::load_parameters(folder, *model);
       },
       py::arg("folder"), py::arg("model"), ReleaseGil(),

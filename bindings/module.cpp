@@ -7,6 +7,8 @@ PYBIND11_MODULE(_C, m) {
   dmamba::bindings::bind_common(m);
   dmamba::bindings::bind_config(m);
   dmamba::bindings::bind_data(m);
+  dmamba::bindings::bind_frames(m);
   dmamba::bindings::bind_model(m);
+  dmamba::bindings::bind_atari(m);
   dmamba::bindings::bind_train(m);
 }

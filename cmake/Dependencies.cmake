@@ -1,9 +1,14 @@
-# Targets dmamba_hdf5, dmamba_yaml, dmamba_spdlog, dmamba_json: the system's packages.
+# Targets dmamba_hdf5, dmamba_zlib, dmamba_yaml, dmamba_spdlog, dmamba_json: the system's packages.
 # Their headers are included in .cpp files only; none of their symbols leaves libdmamba.
 find_package(HDF5 REQUIRED COMPONENTS C)
 add_library(dmamba_hdf5 INTERFACE)
 target_include_directories(dmamba_hdf5 SYSTEM INTERFACE ${HDF5_C_INCLUDE_DIRS})
 target_link_libraries(dmamba_hdf5 INTERFACE ${HDF5_C_LIBRARIES})
+
+# zlib comes with libhdf5-dev; by itself it is zlib1g-dev.
+find_package(ZLIB REQUIRED)
+add_library(dmamba_zlib INTERFACE)
+target_link_libraries(dmamba_zlib INTERFACE ZLIB::ZLIB)
 
 find_package(yaml-cpp REQUIRED)
 add_library(dmamba_yaml INTERFACE)

@@ -3,14 +3,15 @@
 
     python scripts/benchmark_train.py [--d-model 128] [--context-length 20] [--batch-size 64]
     python scripts/benchmark_train.py --device cuda [--precision fp32|tf32|bf16] [--steps 200]
-        [--runs 8] [--graph off] [--data host]
+        [--runs 8] [--graph off] [--data host] [--game FOLDER]
 
 The step is everything: drawing the batch, its way to the device, forward, loss, backward, clipping,
 AdamW. On the CPU it takes turns with the matrix products of the same step (forward, and twice in
 the backward pass) on ready tensors, so that a machine whose speed drifts is fair to both. On a GPU
 a round is a burst of steps, until the GPU has done the last one.
-Several runs at once are trainers in threads of their own, as the seeds of an experiment; the time
-is then that of a step of all of them.
+--game trains the model for Atari games, frames and their encoder included, on a recording in
+DQN-replay's layout. Several runs at once are trainers in threads of their own, as the seeds of an
+experiment; the time is then that of a step of all of them.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ def matrix_products(config: _C.ModelConfig, batch_size: int, state_dim: int, act
     return run
 
 
-def make_trainer(options: argparse.Namespace) -> tuple[_C.Trainer, _C.Config, _C.TrajectoryStore]:
-    """A trainer of the size that the options give, on the bundled sample."""
+def make_trainer(options: argparse.Namespace) -> tuple[_C.Trainer, _C.Config, _C.EpisodeStore]:
+    """A trainer of the size that the options give, on the bundled sample or a recorded game."""
     torch.manual_seed(0)
     config = _C.Config()
     config.dataset.rtg_scale = 1000.0
@@ -62,8 +63,16 @@ def make_trainer(options: argparse.Namespace) -> tuple[_C.Trainer, _C.Config, _C
     config.training.precision = options.precision
     config.training.graph = options.graph
     config.training.data = options.data
-    store = data.load("hopper-medium")
-    model = dmamba.nn.DMamba(store.state_dim, store.act_dim, config.model)
+    store: _C.EpisodeStore
+    model: dmamba.nn.DMamba | dmamba.nn.AtariDMamba
+    if options.game:
+        config.dataset.rtg_scale = 1.0
+        store = _C.open_replay(options.game)
+        config.model.max_timestep = int(store.episode_lengths.max()) + 1
+        model = dmamba.nn.AtariDMamba(store.num_actions, config.model)
+    else:
+        store = data.load("hopper-medium")
+        model = dmamba.nn.DMamba(store.state_dim, store.act_dim, config.model)
     return _C.Trainer(config, store, model.cpp_module), config, store
 
 
@@ -148,7 +157,10 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1, help="trainers at once, on a GPU")
     parser.add_argument("--graph", choices=("auto", "on", "off"), default="auto")
     parser.add_argument("--data", choices=("auto", "device", "host"), default="auto")
+    parser.add_argument("--game", default="", help="a DQN-replay folder, on a GPU")
     options = parser.parse_args()
+    if options.game and options.device == "cpu":
+        parser.error("--game is for --device cuda")
     torch.set_num_threads(options.threads)
     report(options, (time_bursts if options.device == "cuda" else time_beside_products)(options))
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Says where a training step's time goes on a GPU: kernels by total time, and one step's timeline.
 
-    python scripts/profile_train.py [--precision bf16] [--d-model 128] [--timeline]
+    python scripts/profile_train.py [--precision bf16] [--d-model 128] [--game FOLDER] [--timeline]
 
 Steps are those of benchmark_train.py, as they run: a replay of the CUDA graph each. Times are those
 of torch's profiler, which slows a step down by a few per cent.
@@ -69,6 +69,7 @@ def main() -> None:
     parser.add_argument("--context-length", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--n-layer", type=int, default=3)
+    parser.add_argument("--game", default="", help="a DQN-replay folder")
     parser.add_argument("--timeline", action="store_true", help="print one step's kernels, too")
     parser.add_argument("--width", type=int, default=100, help="of kernels' names")
     options = parser.parse_args()

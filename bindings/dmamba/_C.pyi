@@ -1,6 +1,6 @@
 """Types of the C++ extension; the sources are bindings/*.cpp."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -99,13 +99,9 @@ class Config:
     def copy(self) -> Config: ...
     def validate(self) -> None: ...
 
-class TrajectoryStore:
+class EpisodeStore:
     @property
     def name(self) -> str: ...
-    @property
-    def state_dim(self) -> int: ...
-    @property
-    def act_dim(self) -> int: ...
     @property
     def num_transitions(self) -> int: ...
     @property
@@ -118,10 +114,16 @@ class TrajectoryStore:
     def episode_lengths(self) -> NDArray[np.int64]: ...
     @property
     def episode_returns(self) -> NDArray[np.float64]: ...
-    def episode(self, index: int) -> dict[str, Any]: ...
     def summary(self) -> dict[str, Any]: ...
-    def state_statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
     def __len__(self) -> int: ...
+
+class TrajectoryStore(EpisodeStore):
+    @property
+    def state_dim(self) -> int: ...
+    @property
+    def act_dim(self) -> int: ...
+    def episode(self, index: int) -> dict[str, Any]: ...
+    def state_statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
 
 def open_dataset(path: str, format: str = "auto") -> TrajectoryStore: ...
 
@@ -143,6 +145,53 @@ class SegmentSampler:
     ) -> tuple[
         NDArray[np.float32],
         NDArray[np.float32],
+        NDArray[np.float32],
+        NDArray[np.int64],
+        NDArray[np.bool_],
+    ]: ...
+    def segment(self, step: int, index: int) -> tuple[int, int, int]: ...
+
+class FrameStore(EpisodeStore):
+    @property
+    def num_actions(self) -> int: ...
+    @property
+    def frames(self) -> NDArray[np.uint8]: ...
+    @property
+    def actions(self) -> NDArray[np.int32]: ...
+    @property
+    def rewards(self) -> NDArray[np.float32]: ...
+    @property
+    def returns_to_go(self) -> NDArray[np.float32]: ...
+    @property
+    def episode_ends(self) -> NDArray[np.int64]: ...
+    def episode(self, index: int) -> dict[str, Any]: ...
+
+def open_replay(
+    path: str,
+    buffers: int = 0,
+    trajectories_per_buffer: int = 0,
+    transitions: int = 0,
+    seed: int = 0,
+    game: str = "",
+    cache: str = "",
+    progress: Callable[[int, int], object] | None = None,
+) -> FrameStore: ...
+
+class FrameSampler:
+    def __init__(
+        self,
+        store: FrameStore,
+        batch_size: int,
+        context_length: int,
+        seed: int = 0,
+        rtg_scale: float = 1.0,
+        max_timestep: int = 10000,
+    ) -> None: ...
+    def sample(
+        self, step: int
+    ) -> tuple[
+        NDArray[np.uint8],
+        NDArray[np.int64],
         NDArray[np.float32],
         NDArray[np.int64],
         NDArray[np.bool_],

@@ -166,6 +166,20 @@ class Mamba(_CppModule, _C.Mamba):  # type: ignore[misc]
         return self.cpp_module.forward(x, mask, segment_starts)
 
 
+def _model_config(model: str, config: ModelConfig | None, options: dict[str, Any]) -> ModelConfig:
+    """A copy of the config, with options set over it."""
+    config = ModelConfig() if config is None else config.copy()
+    fields = config.to_dict()
+    for name, value in options.items():
+        if name not in fields:
+            known = ", ".join(fields)
+            raise TypeError(f"{model} has no option '{name}'; there are {known}")
+        if name == "token_mixer" and isinstance(value, str):
+            value = [value]
+        setattr(config, name, value)
+    return config
+
+
 class DMamba(_CppModule, _C.DMamba):  # type: ignore[misc]
     """Decision Mamba (T. Ota, arXiv 2403.19925).
 
@@ -192,15 +206,7 @@ class DMamba(_CppModule, _C.DMamba):  # type: ignore[misc]
     def __init__(
         self, state_dim: int, act_dim: int, config: ModelConfig | None = None, **options: Any
     ):
-        config = ModelConfig() if config is None else config.copy()
-        fields = config.to_dict()
-        for name, value in options.items():
-            if name not in fields:
-                known = ", ".join(fields)
-                raise TypeError(f"DMamba has no option '{name}'; there are {known}")
-            if name == "token_mixer" and isinstance(value, str):
-                value = [value]
-            setattr(config, name, value)
+        config = _model_config("DMamba", config, options)
         super().__init__(state_dim, act_dim, config)
         self._adopt(state_dim, act_dim, config)
 
@@ -228,9 +234,68 @@ class DMamba(_CppModule, _C.DMamba):  # type: ignore[misc]
         return self.cpp_module.forward(states, actions, returns_to_go, timesteps, mask)
 
 
+class AtariDMamba(_CppModule, _C.AtariDMamba):  # type: ignore[misc]
+    """Decision Mamba for games (T. Ota, arXiv 2403.19925): frames in, discrete actions out.
+
+    Parameters are named as in the author's Atari code.
+
+    Args:
+        num_actions: Actions to choose from.
+        **options: Any field of :class:`dmamba._C.ModelConfig`, as for :class:`DMamba`; those of
+            this model alone are ``encoder`` ("nature" or "impala"), what turns a stack of frames
+            into a token, and ``position``: "segment", the paper's embeddings of the first step's
+            time and of a token's place in the segment of at most context_length steps, or
+            "timestep", each step's own time.
+
+    Raises:
+        ConfigError: For a size below 1 or an unknown choice.
+        TypeError: For an unknown option.
+
+    Attributes:
+        num_actions: As given.
+        config: A copy of the options the model was made with.
+
+    Example:
+        >>> model = AtariDMamba(num_actions=4, n_layer=6, context_length=30)
+    """
+
+    def __init__(self, num_actions: int, config: ModelConfig | None = None, **options: Any):
+        config = _model_config("AtariDMamba", config, options)
+        super().__init__(num_actions, config)
+        self._adopt(num_actions, config)
+
+    @torch.compiler.disable
+    def forward(
+        self,
+        frames: Tensor,
+        actions: Tensor,
+        returns_to_go: Tensor,
+        timesteps: Tensor,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Predicts the action of every timestep from what came before it.
+
+        Args:
+            frames: The last four frames of each step, oldest first, (batch, K, 4, 84, 84) uint8,
+                zero before the episode's start.
+            actions: (batch, K) int64.
+            returns_to_go: Scaled, (batch, K, 1).
+            timesteps: (batch,) int64, of the segment's first real step, in [0, max_timestep).
+            mask: (batch, K) bool, False for padding, which stands in front.
+
+        Returns:
+            Logits (batch, K, num_actions).
+        """
+        return self.cpp_module.forward(frames, actions, returns_to_go, timesteps, mask)
+
+    def encode(self, stacks: Tensor) -> Tensor:
+        """States (n, d_model) of stacks of frames (n, 4, 84, 84) uint8, in [-1, 1]."""
+        return self.cpp_module.encode(stacks)
+
+
 def load(
     folder: str | os.PathLike[str], device: str | torch.device = "cpu"
-) -> tuple[DMamba, dict[str, Any]]:
+) -> tuple[DMamba | AtariDMamba, dict[str, Any]]:
     """Loads the model of a checkpoint folder, wherever it was trained.
 
     Args:
@@ -239,13 +304,19 @@ def load(
 
     Returns:
         The model in evaluation mode, and a dict with step, state_dim, act_dim, state_mean,
-        state_std (lists), rtg_scale and the run's config.
+        state_std (lists), num_actions (of a model for games; else 0), rtg_scale and the run's
+        config.
 
     Raises:
         CheckpointError: Where the folder is no checkpoint or does not fit; names file and tensor.
     """
     info = _C.read_checkpoint(os.fspath(folder))
-    model = DMamba(info["state_dim"], info["act_dim"], info["config"].model)
+    config = info["config"].model
+    model: DMamba | AtariDMamba
+    if info["num_actions"]:
+        model = AtariDMamba(info["num_actions"], config)
+    else:
+        model = DMamba(info["state_dim"], info["act_dim"], config)
     _C.load_parameters(os.fspath(folder), model.cpp_module)
     info["rtg_scale"] = info["config"].dataset.rtg_scale
     return model.to(device).eval(), info

@@ -5,6 +5,7 @@
 // the batch: three plain copies. Bound by latency: one draw, a search over the episodes by all
 // threads at once (two rounds up to 16,384 of them), one round of loads.
 #include "include/dmamba/common/philox.h"
+#include "kernels/sampling/episodes.cuh"
 #include "kernels/sampling/launch.h"
 
 namespace dmamba::kernels {
@@ -18,27 +19,13 @@ struct Segment {
   int64_t length;  // up to K
 };
 
-/// The last i with starts[i] <= transition, by all threads: each round asks kThreads places at
-/// once.
-__device__ int64_t find_episode(const int64_t* starts, int64_t episodes, int64_t transition) {
-  int64_t low = 0, count = episodes;  // it is one of `count` from `low` on
-  while (count > 1) {
-    const int64_t stride = (count + kThreads - 1) / kThreads, offset = threadIdx.x * stride;
-    const bool reached = offset < count && starts[low + offset] <= transition;
-    const int64_t last = __syncthreads_count(reached) - 1;  // the first is always reached
-    low += last * stride;
-    count = min(stride, count - last * stride);
-  }
-  return low;
-}
-
 __device__ Segment draw(const BeginStepParams& p, uint64_t step, uint32_t sample) {
   const Trajectories& data = p.data;
   const common::PhiloxBlock bits =
       common::Philox{p.seed}(step, sample, common::PhiloxPurpose::kSegment);
   const auto total = static_cast<uint64_t>(data.starts[data.episodes]);
   const auto transition = static_cast<int64_t>(common::bounded(bits.bits64(0), total));
-  const int64_t episode = find_episode(data.starts, data.episodes, transition);
+  const int64_t episode = find_episode<kThreads>(data.starts, data.episodes, transition);
   const int64_t first = data.starts[episode], length = data.starts[episode + 1] - first;
   const auto start =
       static_cast<int64_t>(common::bounded(bits.bits64(1), static_cast<uint64_t>(length)));

@@ -12,4 +12,7 @@ namespace dmamba::kernels {
 /// data::SegmentSampler draws, bit for bit.
 cudaError_t launch_begin_step(const BeginStepParams& p, cudaStream_t stream);
 
+/// Writes the batch of step *p.step: the segments that data::FrameSampler draws, bit for bit.
+cudaError_t launch_draw_strips(const DrawStripsParams& p, cudaStream_t stream);
+
 }  // namespace dmamba::kernels

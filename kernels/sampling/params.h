@@ -29,6 +29,32 @@ struct SegmentBatch {
   int64_t batch_size, context_length, max_timestep;
 };
 
+/// Recorded games in the device's memory, returns-to-go scaled.
+struct Games {
+  const uint8_t* frames;       // (transitions, 84, 84)
+  const int32_t* actions;      // (transitions,)
+  const float* returns_to_go;  // (transitions,)
+  const int64_t* starts;       // (episodes + 1,) first transition of each, then their total
+  int64_t episodes;
+};
+
+/// Where a batch of them is written; shapes as data::FrameBatchView.
+struct StripBatch {
+  uint8_t* strips;
+  int64_t* actions;
+  float* returns_to_go;
+  int64_t* timesteps;
+  bool* mask;
+  int64_t batch_size, context_length, max_timestep;
+};
+
+struct DrawStripsParams {
+  const int64_t* step;  // on the device: optimizer steps done
+  uint64_t seed;
+  Games data;
+  StripBatch batch;
+};
+
 /// What the optimizer's kernel reads: float32 scalars side by side.
 struct StepScalars {
   float learning_rate;

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 # What any machine has that runs torch's wheels.
-SYSTEM = re.compile(r"^(ld-linux.*|lib(c|m|dl|rt|pthread|resolv|stdc\+\+|gcc_s))\.so")
+SYSTEM = re.compile(r"^(ld-linux.*|lib(c|m|dl|rt|pthread|resolv|z|stdc\+\+|gcc_s))\.so")
 # What comes from torch and the packages it depends on.
 TORCH = re.compile(r"^lib(torch\w*|c10\w*|shm|gomp.*|cudart)\.so|^libgomp")
 # What the machine has to have where it isn't bundled.

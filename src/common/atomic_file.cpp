@@ -125,6 +125,17 @@ bool exchange(const std::filesystem::path& a, const std::filesystem::path& b) {
 
 }  // namespace
 
+void replace_file_atomically(const std::filesystem::path& fresh,
+                             const std::filesystem::path& path) {
+  {
+    const Descriptor descriptor(::open(fresh.c_str(), O_RDONLY | O_CLOEXEC));
+    if (descriptor.get() < 0) fail(fresh, "cannot open", errno);
+    if (::fsync(descriptor.get()) != 0) fail(fresh, "cannot flush to disk", errno);
+  }
+  move(fresh, path);
+  flush_folder(path);
+}
+
 void replace_folder_atomically(const std::filesystem::path& fresh,
                                const std::filesystem::path& path, bool can_exchange) {
   const std::filesystem::path old = path.parent_path() / ("." + path.filename().string() + ".old");

@@ -7,6 +7,7 @@
 #include <string>
 #include <utility>
 
+#include "data/validation.h"
 #include "dmamba/common/error.h"
 
 namespace dmamba::data {
@@ -21,16 +22,8 @@ void require(bool condition, const std::string& message) {
 }
 
 void validate(const SamplerOptions& options, std::int64_t state_dim) {
-  constexpr std::int64_t kMostSamples = std::int64_t{1}
-                                        << 32;  // the index is a 32-bit counter word
-  require(options.batch_size >= 1 && options.batch_size <= kMostSamples,
-          "batch_size must be 1 to 2^32, got " + std::to_string(options.batch_size));
-  require(options.context_length >= 1,
-          "context_length must be at least 1, got " + std::to_string(options.context_length));
-  require(options.max_timestep >= 1,
-          "max_timestep must be at least 1, got " + std::to_string(options.max_timestep));
-  require(std::isfinite(options.rtg_scale) && options.rtg_scale > 0.0,
-          "rtg_scale must be a positive number, got " + std::to_string(options.rtg_scale));
+  require_sampling_options("SegmentSampler", options.batch_size, options.context_length,
+                           options.max_timestep, options.rtg_scale);
   require(
       static_cast<std::int64_t>(options.state_mean.size()) == state_dim &&
           static_cast<std::int64_t>(options.state_std.size()) == state_dim,
@@ -52,20 +45,12 @@ void validate(const SamplerOptions& options, std::int64_t state_dim) {
 SegmentSampler::SegmentSampler(std::shared_ptr<const TrajectoryStore> store, SamplerOptions options)
     : store_(std::move(store)), options_(std::move(options)), random_{options_.seed} {
   validate(options_, store_->state_dim());
-  std::int64_t longest = 0;
+  require_context_fits(*store_, options_.context_length);
   starts_.reserve(store_->num_episodes() + 1);
   for (std::int64_t i = 0; i < store_->num_episodes(); ++i) {
-    const Episode episode = store_->episode(i);
-    starts_.push_back(episode.start);
-    longest = std::max(longest, episode.length);
+    starts_.push_back(store_->episode(i).start);
   }
   starts_.push_back(store_->num_transitions());
-  if (options_.context_length > longest) {
-    throw DataError(store_->name() +
-                    ": context length K = " + std::to_string(options_.context_length) +
-                    " exceeds the longest episode, " + std::to_string(longest) +
-                    " steps; choose K of at most " + std::to_string(longest));
-  }
   padding_state_.assign(store_->state_dim(), 0.0f);
   if (options_.paper_padding) {
     for (std::size_t i = 0; i < padding_state_.size(); ++i) {

@@ -55,7 +55,7 @@ StateStatistics state_statistics(const TrajectoryStore& store) {
   return result;
 }
 
-Summary summarize(const TrajectoryStore& store) {
+Summary summarize(const EpisodeStore& store) {
   Summary result;
   result.episodes = store.num_episodes();
   result.transitions = store.num_transitions();

@@ -1,4 +1,4 @@
-// The wording of the errors about arrays of transitions.
+// The wording of the errors about arrays of transitions and about sampling.
 #include "data/validation.h"
 
 #include <algorithm>
@@ -7,6 +7,15 @@
 #include "dmamba/common/error.h"
 
 namespace dmamba::data {
+namespace {
+
+void require(bool condition, const std::string& message) {
+  if (!condition) {
+    throw ConfigError(message);
+  }
+}
+
+}  // namespace
 
 void require_equal_lengths(const std::string& source, const std::vector<FieldLength>& fields) {
   const bool equal = std::all_of(fields.begin(), fields.end(), [&](const FieldLength& field) {
@@ -40,6 +49,33 @@ void require_finite(const std::string& source, const std::string& field,
   throw DataError(source + ": " + place + " is " + (std::isnan(*first) ? "NaN" : "infinite") +
                   " (" + std::to_string(std::count_if(first, values.end(), is_bad)) +
                   " such values in the field); remove or repair these rows");
+}
+
+void require_sampling_options(const std::string& sampler, std::int64_t batch_size,
+                              std::int64_t context_length, std::int64_t max_timestep,
+                              double rtg_scale) {
+  constexpr std::int64_t kMostSamples = std::int64_t{1}
+                                        << 32;  // the index is a 32-bit counter word
+  require(batch_size >= 1 && batch_size <= kMostSamples,
+          sampler + ": batch_size must be 1 to 2^32, got " + std::to_string(batch_size));
+  require(context_length >= 1,
+          sampler + ": context_length must be at least 1, got " + std::to_string(context_length));
+  require(max_timestep >= 1,
+          sampler + ": max_timestep must be at least 1, got " + std::to_string(max_timestep));
+  require(std::isfinite(rtg_scale) && rtg_scale > 0.0,
+          sampler + ": rtg_scale must be a positive number, got " + std::to_string(rtg_scale));
+}
+
+void require_context_fits(const EpisodeStore& store, std::int64_t context_length) {
+  std::int64_t longest = 0;
+  for (std::int64_t i = 0; i < store.num_episodes(); ++i) {
+    longest = std::max(longest, store.episode(i).length);
+  }
+  if (context_length > longest) {
+    throw DataError(store.name() + ": context length K = " + std::to_string(context_length) +
+                    " exceeds the longest episode, " + std::to_string(longest) +
+                    " steps; choose K of at most " + std::to_string(longest));
+  }
 }
 
 }  // namespace dmamba::data

@@ -3,65 +3,27 @@
 
 #include <ATen/autocast_mode.h>
 
-#include "dmamba/common/error.h"
+#include "src/model/layers.h"
 #include "src/nn/action_loss.h"
 #include "src/nn/residual_stream.h"
 #include "src/nn/step_context.h"
 #include "src/nn/token_embedding.h"
 
 namespace dmamba::model {
-namespace {
 
 using torch::Tensor;
 
-/// The mixer of each layer: one word for all, or one per layer.
-std::vector<std::string> mixers_by_layer(const config::ModelConfig& config) {
-  const auto& names = config.token_mixer;
-  if (names.size() == 1) return std::vector<std::string>(config.n_layer, names[0]);
-  if (static_cast<int64_t>(names.size()) != config.n_layer) {
-    throw ConfigError("model.token_mixer names " + std::to_string(names.size()) + " mixers for " +
-                      std::to_string(config.n_layer) +
-                      " layers (model.n_layer): give one word, or one per layer");
-  }
-  return names;
-}
-
-void check_positive(const char* name, int64_t value) {
-  if (value < 1) {
-    throw ConfigError(std::string("DMamba: ") + name + " must be at least 1, got " +
-                      std::to_string(value));
-  }
-}
-
-}  // namespace
-
 DMambaImpl::DMambaImpl(int64_t state_dim, int64_t act_dim, const config::ModelConfig& config)
     : state_dim_(state_dim), act_dim_(act_dim), config_(config) {
-  check_positive("state_dim", state_dim);
-  check_positive("act_dim", act_dim);
-  check_positive("d_model", config.d_model);
-  check_positive("n_layer", config.n_layer);
-  check_positive("context_length", config.context_length);
-  check_positive("max_timestep", config.max_timestep);
-  if (config.padding != "masked" && config.padding != "paper") {
-    throw ConfigError("model.padding: '" + config.padding +
-                      "' is unknown; choose one of masked, paper");
-  }
+  check_positive("DMamba", "state_dim", state_dim);
+  check_positive("DMamba", "act_dim", act_dim);
   const int64_t d = config.d_model;
   auto transformer = register_module("transformer", std::make_shared<torch::nn::Module>("Stack"));
   auto layers = transformer->register_module("h", torch::nn::ModuleList());
-  for (const std::string& mixer : mixers_by_layer(config)) {
-    blocks_.emplace_back(mixer, config);
-    layers->push_back(blocks_.back());
-  }
+  blocks_ = make_layers("DMamba", config, torch::nn::ModuleList(layers));
   ln_f_ =
       transformer->register_module("ln_f", torch::nn::LayerNorm(torch::nn::LayerNormOptions({d})));
-  if (config.initialization == "paper") {
-    initialize_as_paper();
-  } else if (config.initialization != "mamba") {
-    throw ConfigError("model.initialization: '" + config.initialization +
-                      "' is unknown; choose one of mamba, paper");
-  }
+  if (config.initialization == "paper") initialize_as_paper(blocks_);
   embed_timestep_ = register_module("embed_timestep", torch::nn::Embedding(config.max_timestep, d));
   embed_return_ = register_module("embed_return", torch::nn::Linear(1, d));
   embed_state_ = register_module("embed_state", torch::nn::Linear(state_dim, d));
@@ -70,20 +32,6 @@ DMambaImpl::DMambaImpl(int64_t state_dim, int64_t act_dim, const config::ModelCo
   embedding_dropout_ = register_module("embedding_dropout", nn::Dropout(config.embedding_dropout));
   predict_action_ = register_module(
       "predict_action", torch::nn::Sequential(torch::nn::Linear(d, act_dim), torch::nn::Tanh()));
-}
-
-/// The author's gym code passes its layers through GPT-2's initialiser, which also overwrites
-/// dt_proj: linear weights normal with deviation 0.02, biases zero.
-void DMambaImpl::initialize_as_paper() {
-  torch::NoGradGuard no_grad;
-  for (const auto& block : blocks_) {
-    for (const auto& module : block->modules()) {
-      if (auto* linear = module->as<torch::nn::Linear>()) {
-        linear->weight.normal_(0.0, 0.02);
-        if (linear->bias.defined()) linear->bias.zero_();
-      }
-    }
-  }
 }
 
 /// A model in bfloat16 would round A, D and the biases of the step sizes too, which the scan needs

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "dmamba/common/error.h"
+#include "src/model/evaluation_mode.h"
 #include "src/model/policy_on_device.h"
 #include "src/model/recurrent_cpu.h"
 
@@ -50,21 +51,6 @@ std::unique_ptr<RecurrentCpu> make_engine(const DMamba& model, const PolicyOptio
 void push(Tensor& window, const Tensor& newest) {
   window.copy_(torch::cat({window.slice(1, 1), newest.unsqueeze(1)}, 1));
 }
-
-/// Puts the model into evaluation mode for a scope.
-class EvaluationMode {
- public:
-  explicit EvaluationMode(DMamba& model) : model_(model), training_(model->is_training()) {
-    if (training_) model_->eval();
-  }
-  ~EvaluationMode() {
-    if (training_) model_->train();
-  }
-
- private:
-  DMamba& model_;
-  bool training_;
-};
 
 }  // namespace
 
@@ -130,7 +116,7 @@ void Policy::reset(const Tensor& which, const Tensor& targets) {
 
 Tensor Policy::act(const Tensor& observations) {
   torch::NoGradGuard no_grad;
-  EvaluationMode evaluation(model_);
+  EvaluationMode evaluation(*model_);
   const int64_t n = options_.num_envs;
   TORCH_CHECK(observations.sizes() == at::IntArrayRef({n, model_->state_dim()}),
               "Policy.act: observations must be (num_envs = ", n,

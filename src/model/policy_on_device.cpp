@@ -1,8 +1,6 @@
-// The way to the device, and the graph of a step.
+// The way to the device.
 #include "src/model/policy_on_device.h"
 
-#include <ATen/Context.h>
-#include <ATen/autocast_mode.h>
 #include <torch/torch.h>
 
 namespace dmamba::model {
@@ -12,7 +10,7 @@ using torch::Tensor;
 PolicyOnDevice::PolicyOnDevice(int64_t num_envs, int64_t state_dim, torch::Device device)
     : host_(torch::zeros({num_envs, state_dim + 3}, torch::TensorOptions().pinned_memory(true))),
       device_(torch::zeros({num_envs, state_dim + 3}, torch::TensorOptions(device))),
-      stream_(device) {}
+      step_(device) {}
 
 void PolicyOnDevice::copy_in(const Tensor& states, const Tensor& rtg, const Tensor& timesteps,
                              const Tensor& first) {
@@ -28,21 +26,6 @@ Seen PolicyOnDevice::seen() const {
   const int64_t n = device_.size(1) - 3;
   return {device_.slice(1, 0, n), device_.slice(1, n, n + 1),
           device_.select(1, n + 1).to(torch::kLong), device_.select(1, n + 2).to(torch::kBool)};
-}
-
-void PolicyOnDevice::run(const DMambaImpl& model, const std::function<void()>& work) {
-  // The parameters' places, and the caller's choice of arithmetic.
-  const auto device = device_.device().type();
-  std::vector<int64_t> identity{at::autocast::is_autocast_enabled(device),
-                                static_cast<int64_t>(at::autocast::get_autocast_dtype(device)),
-                                static_cast<int64_t>(at::globalContext().float32Precision(
-                                    at::Float32Backend::CUDA, at::Float32Op::MATMUL))};
-  for (const Tensor& parameter : model.parameters()) {
-    identity.push_back(reinterpret_cast<int64_t>(parameter.const_data_ptr()));
-  }
-  const ops::WorkStream::Scope scope(stream_);
-  work_.expect(std::move(identity));
-  work_.run(work);
 }
 
 }  // namespace dmamba::model

@@ -6,7 +6,7 @@
 #include <functional>
 
 #include "dmamba/model/dmamba.h"
-#include "src/ops/captured_work.h"
+#include "src/model/device_step.h"
 
 namespace dmamba::model {
 
@@ -30,13 +30,14 @@ class PolicyOnDevice {
   Seen seen() const;
 
   /// Does the work, which may depend on the device's memory and on the model alone.
-  void run(const DMambaImpl& model, const std::function<void()>& work);
+  void run(const torch::nn::Module& model, const std::function<void()>& work) {
+    step_.run(model, work);
+  }
 
  private:
   torch::Tensor host_;    // (num_envs, state_dim + 3), pinned
   torch::Tensor device_;  // float32 holds times exactly (below 2^24)
-  ops::WorkStream stream_;
-  ops::CapturedWork work_{ops::CapturedWork::Mode::kAuto, "a policy's step"};
+  DeviceStep step_;
 };
 
 }  // namespace dmamba::model

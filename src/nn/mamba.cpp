@@ -65,6 +65,13 @@ void MambaState::replace(Tensor new_conv, Tensor new_ssm) {
   }
 }
 
+void MambaState::take(const Tensor& which, const MixerState& other) {
+  const auto& theirs = dynamic_cast<const MambaState&>(other);
+  const Tensor rows = which.view({-1, 1, 1});
+  conv.copy_(torch::where(rows, theirs.conv, conv));
+  ssm.copy_(torch::where(rows, theirs.ssm, ssm));
+}
+
 MambaImpl::MambaImpl(const MambaOptions& options) : options_(checked(options)) {
   using torch::nn::LinearOptions;
   const auto& o = options_;

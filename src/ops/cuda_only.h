@@ -106,6 +106,24 @@ ActionHead action_head(const Tensor& y, const Tensor& weight, const Tensor& bias
 std::array<Tensor, 2> action_head_backward(const Tensor& dloss, const Tensor& y,
                                            const Tensor& weight, const Tensor& slopes);
 
+// ---- Between an image encoder's convolutions: kernels/frames/params.h ----
+
+/// strips (batch, K + 3, 84, 84) uint8 contiguous -> (batch K, 64, 21, 21) of `type`, channels
+/// innermost.
+Tensor fold_frames(const Tensor& strips, at::ScalarType type);
+
+/// raw (n, channels, rows, columns), channels innermost -> relu(raw + bias), folded: (n, fold fold
+/// channels, rows / fold, columns / fold).
+Tensor bias_relu_fold(const Tensor& raw, const Tensor& bias, int64_t fold);
+
+struct BiasReluGradients {
+  Tensor draw;   // as raw
+  Tensor parts;  // (blocks, channels) of the bias
+};
+
+/// dout and out as bias_relu_fold returned out.
+BiasReluGradients bias_relu_unfold(const Tensor& dout, const Tensor& out, int64_t fold);
+
 // ---- The step's beginning and end: kernels/sampling, kernels/optimizer ----
 
 /// What a step leaves on the device for the next one, and for who reads the metrics.
@@ -138,6 +156,20 @@ struct BeginStep {
 /// Writes scalars and dropout keys of the step, and the batch where the trajectories are there.
 void begin_step(const BeginStep& options, const StepState& state,
                 const TrajectoryTensors* trajectories, const BatchTensors& batch);
+
+/// Recorded games; see kernels::Games.
+struct GameTensors {
+  Tensor frames, actions, returns_to_go, starts;
+};
+
+/// A batch of them; see kernels::StripBatch.
+struct StripTensors {
+  Tensor strips, actions, returns_to_go, timesteps, mask;
+};
+
+/// Writes the batch of the state's step.
+void draw_strips(uint64_t seed, int64_t max_timestep, const StepState& state,
+                 const GameTensors& games, const StripTensors& batch);
 
 /// What the optimizer moves: lists of one length. A mirror is undefined, or of the parameter's
 /// size: bfloat16, the parameter rounded; float32, its decay_rates.

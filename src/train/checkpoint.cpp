@@ -105,6 +105,8 @@ json to_json(const TrainingState& s) {
           {"act_dim", s.act_dim},
           {"state_mean", s.state_mean},
           {"state_std", s.state_std},
+          {"num_actions", s.num_actions},
+          {"data_digest", s.data_digest},
           {"loss_sum", s.loss_sum},
           {"gradient_norm_sum", s.gradient_norm_sum},
           {"steps_summed", s.steps_summed},
@@ -154,6 +156,8 @@ TrainingState read_training_state(const fs::path& folder) {
     s.act_dim = j.at("act_dim").get<int64_t>();
     s.state_mean = j.at("state_mean").get<std::vector<float>>();
     s.state_std = j.at("state_std").get<std::vector<float>>();
+    s.num_actions = j.value("num_actions", int64_t{0});  // absent in older checkpoints
+    s.data_digest = j.value("data_digest", std::string());
     s.loss_sum = j.at("loss_sum").get<double>();
     s.gradient_norm_sum = j.at("gradient_norm_sum").get<double>();
     s.steps_summed = j.at("steps_summed").get<int64_t>();

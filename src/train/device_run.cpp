@@ -5,7 +5,7 @@
 #include <torch/torch.h>
 
 #include "dmamba/train/schedule.h"
-#include "src/train/batch_loss.h"
+#include "src/train/precision.h"
 
 namespace dmamba::train {
 namespace {
@@ -26,15 +26,15 @@ ops::cuda_only::StepState make_state(int64_t dropouts, torch::Device device) {
 
 }  // namespace
 
-DeviceRun::DeviceRun(const config::Config& config, model::DMamba model, BatchLoader& batches,
-                     AdamW& optimizer, torch::Device device)
+DeviceRun::DeviceRun(const config::Config& config, Task& task, AdamW& optimizer,
+                     torch::Device device)
     : training_(config.training),
       begin_{config.seed, learning_rate(config), config.training.beta1, config.training.beta2,
              config.model.max_timestep},
-      model_(std::move(model)),
-      batches_(batches),
+      device_(device),
+      task_(task),
       optimizer_(optimizer),
-      state_(make_state(nn::count_dropouts(*model_), device)),
+      state_(make_state(nn::count_dropouts(task.model()), device)),
       one_(torch::ones({}, torch::TensorOptions(device).dtype(at::kFloat))),
       stream_(device),
       side_(device),
@@ -62,10 +62,8 @@ void DeviceRun::launch() {
   // Left there by a capture that failed.
   for (const Slot& slot : optimizer_.slots()) slot.parameter.mutable_grad().reset();
   const nn::StepScope scope(context_);
-  const Batch& b = batches_.batch();
-  ops::cuda_only::begin_step(begin_, state_, batches_.resident(),
-                             {b.states, b.actions, b.returns_to_go, b.timesteps, b.mask});
-  const torch::Tensor loss = batch_loss(*model_, b, training_.precision == "bf16");
+  task_.begin_step(begin_, state_);
+  const torch::Tensor loss = loss_of(task_, device_, training_.precision == "bf16");
   loss.backward(one_);
   side_.join();
   optimizer_.step_on_device(loss.detach(), state_);
@@ -75,9 +73,9 @@ void DeviceRun::step(int64_t step) {
   c10::Event& queued = queued_[turn_];
   turn_ = (turn_ + 1) % queued_.size();
   queued.synchronize();
-  batches_.load(step);
+  task_.load(step);
   work_.run([this] { launch(); });
-  queued.record(c10::impl::VirtualGuardImpl(queued.device_type()).getStream(model_->device()));
+  queued.record(c10::impl::VirtualGuardImpl(queued.device_type()).getStream(device_));
 }
 
 }  // namespace dmamba::train

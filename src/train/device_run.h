@@ -6,13 +6,12 @@
 #include <vector>
 
 #include "dmamba/config/config.h"
-#include "dmamba/model/dmamba.h"
-#include "dmamba/train/batch_loader.h"
 #include "dmamba/train/optimizer.h"
 #include "src/nn/step_context.h"
 #include "src/ops/captured_work.h"
 #include "src/ops/cuda_only.h"
 #include "src/ops/graph.h"
+#include "src/train/task.h"
 
 namespace dmamba::train {
 
@@ -20,12 +19,11 @@ namespace dmamba::train {
 /// backward, with the weights' gradients on a stream beside, and the optimizer. All that a step
 /// depends on lies on the device, so a graph of one step, replayed, is the next step.
 ///
-/// The first two steps run op by op; they are steps like any other. Keeps references to model,
-/// loader and optimizer.
+/// The first two steps run op by op; they are steps like any other. Keeps references to task and
+/// optimizer.
 class DeviceRun {
  public:
-  DeviceRun(const config::Config& config, model::DMamba model, BatchLoader& batches,
-            AdamW& optimizer, torch::Device device);
+  DeviceRun(const config::Config& config, Task& task, AdamW& optimizer, torch::Device device);
 
   /// Runs the enclosed steps on this run's own stream. Between bursts parameters may be changed,
   /// frozen, or given other memory.
@@ -52,8 +50,8 @@ class DeviceRun {
 
   config::TrainingConfig training_;
   ops::cuda_only::BeginStep begin_;
-  model::DMamba model_;
-  BatchLoader& batches_;
+  torch::Device device_;
+  Task& task_;
   AdamW& optimizer_;
   ops::cuda_only::StepState state_;
   torch::Tensor one_;  // the loss' own gradient

@@ -1,12 +1,18 @@
 // Reads what a policy needs of a checkpoint.
 #include "dmamba/train/load_policy.h"
 
+#include "dmamba/common/error.h"
 #include "dmamba/train/checkpoint.h"
 
 namespace dmamba::train {
 
 model::Policy load_policy(const std::filesystem::path& folder, model::PolicyOptions options) {
   const TrainingState state = read_training_state(folder);
+  if (state.num_actions > 0) {
+    throw CheckpointError(folder.string() +
+                          ": holds a model for games (discrete actions); make an "
+                          "AtariPolicy of it");
+  }
   model::DMamba model(state.state_dim, state.act_dim, state.config.model);
   load_parameters(folder, *model);
   options.rtg_scale = state.config.dataset.rtg_scale;

@@ -14,7 +14,7 @@ namespace {
 using torch::Tensor;
 
 /// Parameters that weight decay only harms: A_log and D by name, vectors (norms, biases) by shape,
-/// embeddings by module.
+/// embeddings by module or, of places, by name.
 std::unordered_set<std::string> undecayed_names(const torch::nn::Module& model) {
   std::unordered_set<std::string> names;
   for (const auto& item : model.named_modules()) {
@@ -22,7 +22,9 @@ std::unordered_set<std::string> undecayed_names(const torch::nn::Module& model) 
   }
   for (const auto& item : model.named_parameters()) {
     const std::string& name = item.key();
-    if (item.value().dim() < 2 || name.ends_with("A_log")) names.insert(name);
+    if (item.value().dim() < 2 || name.ends_with("A_log") || name.ends_with("pos_emb")) {
+      names.insert(name);
+    }
   }
   return names;
 }

@@ -20,56 +20,24 @@
 #include "dmamba/common/error.h"
 #include "dmamba/common/philox.h"
 #include "dmamba/config/yaml.h"
-#include "dmamba/data/statistics.h"
 #include "dmamba/train/device.h"
 #include "dmamba/train/schedule.h"
-#include "src/ops/graph.h"
-#include "src/train/batch_loss.h"
+#include "src/ops/convolution.h"
 #include "src/train/device_run.h"
 #include "src/train/memory.h"
 #include "src/train/precision.h"
+#include "src/train/task.h"
 
 namespace dmamba::train {
 namespace {
 
 using torch::Tensor;
 
-TrainingState initial_state(const config::Config& config, const data::TrajectoryStore& store) {
-  config::validate(config);
+TrainingState initial_state(const config::Config& config, const Task& task) {
   TrainingState s;
   s.config = config;
-  s.state_dim = store.state_dim();
-  s.act_dim = store.act_dim();
-  data::StateStatistics statistics = data::state_statistics(store);
-  s.state_mean = std::move(statistics.mean);
-  s.state_std = std::move(statistics.std);
+  task.describe(s);
   return s;
-}
-
-data::SamplerOptions sampler_options(const TrainingState& s) {
-  if (!(s.config.dataset.rtg_scale > 0)) {
-    throw ConfigError("dataset.rtg_scale must be resolved to a positive number before training");
-  }
-  data::SamplerOptions o;
-  o.batch_size = s.config.training.batch_size;
-  o.context_length = s.config.model.context_length;
-  o.seed = s.config.seed;
-  o.paper_padding = s.config.model.padding == "paper";
-  o.rtg_scale = s.config.dataset.rtg_scale;
-  o.state_mean = s.state_mean;
-  o.state_std = s.state_std;
-  o.max_timestep = s.config.model.max_timestep;
-  return o;
-}
-
-void check_model_fits(const model::DMamba& model, const TrainingState& s,
-                      const data::TrajectoryStore& store) {
-  if (model->state_dim() != s.state_dim || model->act_dim() != s.act_dim) {
-    throw ConfigError(store.name() + ": states have " + std::to_string(s.state_dim) +
-                      " components and actions " + std::to_string(s.act_dim) +
-                      ", but the model was made for " + std::to_string(model->state_dim()) +
-                      " and " + std::to_string(model->act_dim()));
-  }
 }
 
 /// Whether a run may be continued with another value of this key: what only says when something is
@@ -111,60 +79,53 @@ void check_same_run(const std::filesystem::path& folder, const TrainingState& sa
     throw CheckpointError(folder.string() + ": was written with other data than " + dataset +
                           " (dataset.path): sizes, mean or deviation of the states differ");
   }
-}
-
-torch::Device device_of(const config::TrainingConfig& training) {
-  const torch::Device device = resolve_device(training.device, "training.device");
-  check_precision(training.precision, device);
-  return device;
-}
-
-/// The model on the device: its parameters are the same tensors, so the caller's model moves too.
-const model::DMambaImpl& moved(model::DMamba& model, torch::Device device) {
-  if (model->device() != device) model->to(device);
-  return *model;
-}
-
-/// Whether the recording goes to the device's memory; throws ConfigError where it should and does
-/// not fit.
-bool keep_on_device(const config::TrainingConfig& training, const data::TrajectoryStore& store,
-                    torch::Device device) {
-  if (!device.is_cuda() || training.data == "host") return false;
-  const int64_t bytes = BatchLoader::resident_bytes(store), free = ops::free_memory(device);
-  if (training.data == "device" && bytes > free) {
-    throw ConfigError("training.data: device, but " + store.name() + " takes " +
-                      std::to_string(bytes >> 20) + " MiB and the device has " +
-                      std::to_string(free >> 20) + " MiB left; use auto or host");
+  if (saved.num_actions != mine.num_actions || saved.data_digest != mine.data_digest) {
+    throw CheckpointError(folder.string() + ": was written with other data than " + dataset +
+                          " (dataset.path): the actions, rewards or episodes differ");
   }
-  return training.data == "device" || bytes <= free / 4;
+}
+
+torch::Device device_of(const config::Config& config) {
+  config::validate(config);
+  const torch::Device device = resolve_device(config.training.device, "training.device");
+  check_precision(config.training.precision, device);
+  return device;
 }
 
 }  // namespace
 
 Trainer::Trainer(const config::Config& config, std::shared_ptr<const data::TrajectoryStore> store,
                  model::DMamba model)
-    : state_(initial_state(config, *store)),
-      device_(device_of(config.training)),
-      model_(std::move(model)),
-      batches_(data::SegmentSampler(store, sampler_options(state_)), device_,
-               keep_on_device(config.training, *store, device_)),
-      optimizer_(moved(model_, device_), config.training) {
-  check_model_fits(model_, state_, *store);
+    : Trainer(config, device_of(config),
+              make_task(config, std::move(store), std::move(model), device_of(config))) {}
+
+Trainer::Trainer(const config::Config& config, std::shared_ptr<const data::FrameStore> store,
+                 model::AtariDMamba model)
+    : Trainer(config, device_of(config),
+              make_task(config, std::move(store), std::move(model), device_of(config))) {}
+
+Trainer::Trainer(const config::Config& config, torch::Device device, std::unique_ptr<Task> task)
+    : task_(std::move(task)),
+      state_(initial_state(config, *task_)),
+      device_(device),
+      optimizer_(task_->model(), config.training) {
   if (config.training.threads > 0) at::set_num_threads(static_cast<int>(config.training.threads));
   keep_freed_memory();
   if (device_.is_cuda()) {
-    on_device_ = std::make_unique<DeviceRun>(config, model_, batches_, optimizer_, device_);
+    on_device_ = std::make_unique<DeviceRun>(config, *task_, optimizer_, device_);
     loss_sum_ = on_device_->state().loss_sum;
     norm_sum_ = on_device_->state().norm_sum;
     return;
   }
   host_ = std::make_unique<nn::StepContext>();
-  host_->dropout_keys = torch::zeros({nn::count_dropouts(*model_)}, torch::kLong);
+  host_->dropout_keys = torch::zeros({nn::count_dropouts(task_->model())}, torch::kLong);
   loss_sum_ = torch::zeros({}, torch::kDouble);
   norm_sum_ = torch::zeros({}, torch::kDouble);
 }
 
 Trainer::~Trainer() = default;
+
+bool Trainer::data_on_device() const { return task_->resident(); }
 
 bool Trainer::uses_graph() const { return on_device_ && on_device_->uses_graph(); }
 
@@ -176,8 +137,8 @@ void Trainer::step_on_host() {
         config.seed, static_cast<uint64_t>(state_.step), static_cast<uint32_t>(i)));
   }
   const nn::StepScope scope(*host_);
-  const Tensor loss =
-      batch_loss(*model_, batches_.load(state_.step), config.training.precision == "bf16");
+  task_->load(state_.step);
+  const Tensor loss = loss_of(*task_, device_, config.training.precision == "bf16");
   loss.backward();
   const Tensor norm = optimizer_.step(learning_rate(config, state_.step));
   loss_sum_ += loss.detach();
@@ -216,14 +177,16 @@ std::vector<MetricsRow> Trainer::run(double seconds, int64_t max_steps) {
   std::vector<MetricsRow> rows;
   const c10::DeviceGuard current_device(device_);
   std::optional<Tf32Products> products;
+  std::optional<ops::ConvolutionSettings> convolutions;
   std::optional<DeviceRun::Burst> burst;
   if (on_device_) {
     products.emplace(state_.config.training.precision == "tf32");
+    convolutions.emplace();
     burst.emplace(*on_device_);
   }
   // A region of the caller's would also cast the backward pass.
   const Autocast no_autocast(device_.type(), false);
-  model_->train();
+  task_->model().train();
   while (state_.step < last) {
     if (on_device_) {
       on_device_->step(state_.step);
@@ -242,13 +205,13 @@ std::vector<MetricsRow> Trainer::run(double seconds, int64_t max_steps) {
 
 void Trainer::save(const std::filesystem::path& folder) {
   read_sums();
-  save_checkpoint(folder, state_, *model_, optimizer_);
+  save_checkpoint(folder, state_, task_->model(), optimizer_);
 }
 
 void Trainer::load(const std::filesystem::path& folder) {
   const TrainingState saved = read_training_state(folder);
-  check_same_run(folder, saved, state_, batches_.sampler().store().name());
-  load_parameters(folder, *model_);
+  check_same_run(folder, saved, state_, task_->store().name());
+  load_parameters(folder, task_->model());
   load_optimizer(folder, optimizer_, saved.step);
   state_.step = saved.step;
   if (on_device_) on_device_->set_step(saved.step);

@@ -20,6 +20,11 @@ void write_file_atomically(const std::filesystem::path& path, std::string_view b
 void write_file_atomically(const std::filesystem::path& path,
                            std::span<const std::string_view> pieces);
 
+/// Moves the finished file `fresh` to `path`, of the same folder: fsyncs it, renames it over `path`
+/// and fsyncs the folder. Throws Error with path, step and cause; `fresh` is then left where it is,
+/// unless it was renamed already.
+void replace_file_atomically(const std::filesystem::path& fresh, const std::filesystem::path& path);
+
 /// Moves the finished folder `fresh` to `path`, of the same parent, and fsyncs the parent; the
 /// files in it must be on the disk already. A folder that stands at `path` changes places with it
 /// in one step and is removed then, under the name of `fresh`. Where the file system cannot

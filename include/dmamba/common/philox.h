@@ -55,6 +55,8 @@ DMAMBA_HOST_DEVICE constexpr PhiloxBlock philox4x32(const std::uint32_t (&counte
 enum class PhiloxPurpose : std::uint32_t {
   kSegment = 1,  ///< episode and start of a training segment
   kDropout = 2,  ///< keys of a training step's dropout masks
+  kVisit = 3,    ///< shard that a selection from a recording visits
+  kAction = 4,   ///< discrete actions of a policy
 };
 
 /// A stream of draws under one 64-bit seed, addressed by (step, index, purpose).

@@ -22,14 +22,14 @@ struct ReplaySelection {
   std::int64_t trajectories_per_buffer = 0;  ///< episodes a visit; 0: all of the shard
   std::int64_t transitions = 0;              ///< visits end once so many are chosen; 0: no limit
   std::uint64_t seed = 0;                    ///< of the visits' order
-  std::string game;  ///< of a folder that holds several; empty: its only one
+  std::string game = {};  ///< of a folder that holds several; empty: its only one
 
   bool operator==(const ReplaySelection&) const = default;
 };
 
 /// Where the chosen frames are kept.
 struct FrameCache {
-  std::string folder;  ///< of converted files, which later starts map; empty: in memory alone
+  std::string folder = {};  ///< of converted files, which later starts map; empty: in memory alone
 };
 
 /// Episodes of (frame, action, reward, return-to-go). A frame is stored once; the stack that the
@@ -100,11 +100,12 @@ using ReadProgress = std::function<void(std::int64_t done, std::int64_t total)>;
 /// their beginning (a shard begins in their midst) or end are dropped and counted. Metadata:
 /// `game`, `shards`.
 ///
-/// Shards are inflated side by side, each no further than to its last chosen row, straight to where
-/// the frames stay: a mapped HDF5 file in cache.folder, under a name made of the recording and the
-/// selection, or memory. Throws DataError naming file, field and numbers: a missing, truncated or
-/// damaged shard, fields of different length, a wrong folder (what was looked for, what is there),
-/// an unknown game (which there are), nothing left to read.
+/// Shards are inflated side by side, each no further than to its last chosen row (all of it, for
+/// its checksum, where all its episodes are chosen), straight to where the frames stay: a mapped
+/// HDF5 file in cache.folder, under a name made of the recording and the selection, or memory.
+/// Throws DataError naming file, field and numbers: a missing, truncated or damaged shard, fields
+/// of different length, a wrong folder (what was looked for, what is there), an unknown game (which
+/// there are), nothing left to read.
 std::shared_ptr<FrameStore> open_replay(const std::string& path, const ReplaySelection& selection,
                                         const FrameCache& cache = {},
                                         const ReadProgress& progress = {});

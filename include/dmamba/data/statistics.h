@@ -22,7 +22,7 @@ StateStatistics state_statistics(const TrajectoryStore& store);
 struct Summary {
   std::int64_t episodes = 0;
   std::int64_t transitions = 0;
-  std::int64_t dropped = 0;     ///< transitions of a partial episode at the end, not counted above
+  std::int64_t dropped = 0;     ///< transitions of partial episodes, not counted above
   std::int64_t terminated = 0;  ///< episodes ended by the environment
   std::int64_t truncated = 0;   ///< episodes cut by the time limit
   std::int64_t length_min = 0;
@@ -36,6 +36,6 @@ struct Summary {
 };
 
 /// Summarises the store's episodes.
-Summary summarize(const TrajectoryStore& store);
+Summary summarize(const EpisodeStore& store);
 
 }  // namespace dmamba::data

@@ -70,7 +70,6 @@ class DMambaImpl : public torch::nn::Module {
   const config::ModelConfig& config() const { return config_; }
 
  private:
-  void initialize_as_paper();
   void check_parameters() const;
   void check_dtypes(const torch::Tensor& states, const torch::Tensor& actions,
                     const torch::Tensor& returns_to_go) const;

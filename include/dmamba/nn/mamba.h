@@ -20,6 +20,7 @@ class MambaState final : public MixerState {
  public:
   MambaState(torch::Tensor conv, torch::Tensor ssm) : conv(std::move(conv)), ssm(std::move(ssm)) {}
   void replace(torch::Tensor new_conv, torch::Tensor new_ssm);
+  void take(const torch::Tensor& which, const MixerState& other) override;
   torch::Tensor conv, ssm;
 };
 

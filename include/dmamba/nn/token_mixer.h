@@ -17,6 +17,9 @@ namespace dmamba::nn {
 class MixerState {
  public:
   virtual ~MixerState() = default;
+
+  /// Takes over the sequences of `other` where `which` (batch,) bool, in the memory that it has.
+  virtual void take(const torch::Tensor& which, const MixerState& other) = 0;
 };
 
 /// Mixes tokens (batch, L, d_model) -> (batch, L, d_model), causally: token t sees tokens <= t.
@@ -32,7 +35,7 @@ class TokenMixer : public torch::nn::Module {
 
   /// The next n tokens (batch, n, d_model) of each sequence; `state` moves on, on CUDA in the
   /// memory that it has, so that a step can be recorded and replayed. No gradient. A masked token
-  /// leaves a sequence as it was, a segment's start begins it anew.
+  /// counts as in forward(), a segment's start begins the sequence anew.
   virtual torch::Tensor step(const torch::Tensor& x, const ops::TokenFlags& flags,
                              MixerState& state) = 0;
 };

@@ -19,6 +19,8 @@ struct TrainingState {
   int64_t state_dim = 0;
   int64_t act_dim = 0;
   std::vector<float> state_mean, state_std;  ///< (state_dim,), of the dataset
+  int64_t num_actions = 0;                   ///< of a model for games, which has no state_dim
+  std::string data_digest;                   ///< of recorded games: actions, rewards, episodes
   int64_t step = 0;                          ///< optimizer steps done
   /// Sums since the last row of metrics, so that a resumed run writes the same rows.
   double loss_sum = 0.0;

@@ -6,8 +6,10 @@
 #include <vector>
 
 #include "dmamba/config/config.h"
+#include "dmamba/data/frame_store.h"
+#include "dmamba/data/trajectory_store.h"
+#include "dmamba/model/atari.h"
 #include "dmamba/model/dmamba.h"
-#include "dmamba/train/batch_loader.h"
 #include "dmamba/train/checkpoint.h"
 #include "dmamba/train/optimizer.h"
 
@@ -18,6 +20,7 @@ struct StepContext;
 namespace dmamba::train {
 
 class DeviceRun;
+class Task;
 
 /// One row of metrics: means over the steps since the row before.
 struct MetricsRow {
@@ -43,6 +46,8 @@ class Trainer {
   /// machine, DataError where K exceeds every episode.
   Trainer(const config::Config& config, std::shared_ptr<const data::TrajectoryStore> store,
           model::DMamba model);
+  Trainer(const config::Config& config, std::shared_ptr<const data::FrameStore> store,
+          model::AtariDMamba model);
   ~Trainer();
 
   /// Trains until `seconds` have passed, `max_steps` are done (negative: no limit) or training is
@@ -67,19 +72,19 @@ class Trainer {
   /// Where the model is and the steps are computed.
   torch::Device device() const { return device_; }
   /// Whether batches are drawn on the device, from a recording in its memory.
-  bool data_on_device() const { return batches_.resident() != nullptr; }
+  bool data_on_device() const;
   /// Whether the last step was a replay of a CUDA graph.
   bool uses_graph() const;
 
  private:
+  Trainer(const config::Config& config, torch::Device device, std::unique_ptr<Task> task);
   void step_on_host();
   void read_sums();
   MetricsRow take_row();
 
+  std::unique_ptr<Task> task_;
   TrainingState state_;
   torch::Device device_;
-  model::DMamba model_;
-  BatchLoader batches_;
   AdamW optimizer_;
   torch::Tensor loss_sum_, norm_sum_;      // float64 scalars on the device, since the last row
   std::unique_ptr<nn::StepContext> host_;  // dropout keys of a run on the CPU

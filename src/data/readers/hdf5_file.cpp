@@ -317,6 +317,35 @@ std::vector<std::uint8_t> Hdf5File::read_flags(const std::string& name) const {
   return {values.begin(), values.end()};
 }
 
+std::vector<std::int64_t> Hdf5File::read_integers(const std::string& name) const {
+  const Hdf5Session session;
+  const Hdf5Handle dataset = open_dataset(name);
+  const DatasetInfo info = describe(name, dataset.id());
+  if (!info.dtype.starts_with("int") && !info.dtype.starts_with("uint")) {
+    throw DataError(path_ + ": " + name + " must be of integers, got " + info.dtype);
+  }
+  check_storage(name, dataset.id(), info);
+  std::vector<std::int64_t> values(element_count(info.shape));
+  read_all(name, dataset.id(), H5T_NATIVE_INT64, values.data());
+  return values;
+}
+
+std::uint64_t Hdf5File::contiguous_offset(const std::string& name) const {
+  const Hdf5Session session;
+  const Hdf5Handle dataset = open_dataset(name);
+  check_storage(name, dataset.id(), describe(name, dataset.id()));
+  const Hdf5Handle plist(H5Dget_create_plist(dataset.id()), H5Pclose);
+  const haddr_t offset = H5Dget_offset(dataset.id());
+  const std::uint64_t stored = H5Dget_storage_size(dataset.id());
+  if (H5Pget_layout(plist.id()) != H5D_CONTIGUOUS || offset == HADDR_UNDEF || offset > file_size_ ||
+      stored > file_size_ - offset) {
+    throw DataError(path_ + ": dataset '" + name +
+                    "' does not lie in the file in one piece; the file is damaged or of another "
+                    "program");
+  }
+  return offset;
+}
+
 std::map<std::string, std::string> Hdf5File::read_scalars(const std::string& group) const {
   std::map<std::string, std::string> result;
   for (const std::string& name : names(group)) {

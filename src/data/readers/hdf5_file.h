@@ -48,6 +48,14 @@ class Hdf5File {
   /// damaged.
   std::vector<std::uint8_t> read_flags(const std::string& name) const;
 
+  /// The whole dataset as integers. Throws DataError as info() does, where the type is no integer
+  /// of at most 64 bits, and where the data are damaged.
+  std::vector<std::int64_t> read_integers(const std::string& name) const;
+
+  /// Where in the file the bytes of the dataset lie, in one piece and as they are. Throws DataError
+  /// as info() does, and where the dataset is chunked or reaches beyond the file.
+  std::uint64_t contiguous_offset(const std::string& name) const;
+
   /// The scalar strings and numbers directly in `group` as text; other members are passed over.
   std::map<std::string, std::string> read_scalars(const std::string& group) const;
 

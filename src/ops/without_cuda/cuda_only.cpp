@@ -45,6 +45,14 @@ std::array<Tensor, 2> action_head_backward(const Tensor&, const Tensor&, const T
 void begin_step(const BeginStep&, const StepState&, const TrajectoryTensors*, const BatchTensors&) {
   refuse("begin_step");
 }
+void draw_strips(uint64_t, int64_t, const StepState&, const GameTensors&, const StripTensors&) {
+  refuse("draw_strips");
+}
+Tensor fold_frames(const Tensor&, at::ScalarType) { refuse("fold_frames"); }
+Tensor bias_relu_fold(const Tensor&, const Tensor&, int64_t) { refuse("bias_relu_fold"); }
+BiasReluGradients bias_relu_unfold(const Tensor&, const Tensor&, int64_t) {
+  refuse("bias_relu_unfold");
+}
 Tensor adamw(const AdamWTensors&, const AdamWOptions&, const Tensor&, const StepState&) {
   refuse("adamw");
 }

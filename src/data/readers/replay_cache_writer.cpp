@@ -1,0 +1,210 @@
+// HDF5 makes the file with all but the frames; these are written where it has left room for them,
+// by several threads and past HDF5's lock.
+#include <fcntl.h>
+#include <hdf5.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <filesystem>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "data/readers/hdf5_session.h"
+#include "data/readers/replay_cache.h"
+#include "data/readers/replay_cache_format.h"
+#include "dmamba/common/atomic_file.h"
+#include "dmamba/common/error.h"
+
+namespace dmamba::data {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::int64_t kSinkRows = 128;  // 0.9 MB
+
+[[noreturn]] void fail(const std::string& path, const std::string& reason) {
+  throw DataError(path + ": the converted recording cannot be written: " + reason +
+                  "; make room there, or choose another cache folder");
+}
+
+// Writes the datasets of a new file. Needs a live session.
+class Maker {
+ public:
+  Maker(const std::string& target, const std::string& temporary)
+      : target_(target),
+        file_(H5Fcreate(temporary.c_str(), H5F_ACC_EXCL, H5P_DEFAULT, H5P_DEFAULT), H5Fclose) {
+    require(file_.valid());
+  }
+
+  void array(const char* name, hid_t file_type, hid_t memory_type, std::size_t size,
+             const void* values) {
+    const hsize_t extent = size;
+    const Hdf5Handle space(H5Screate_simple(1, &extent, nullptr), H5Sclose);
+    const Hdf5Handle dataset(create(file_.id(), name, file_type, space.id(), H5P_DEFAULT));
+    require(H5Dwrite(dataset.id(), memory_type, H5S_ALL, H5S_ALL, H5P_DEFAULT, values) >= 0);
+  }
+
+  void strings(const char* group, const Metadata& values) {
+    const Hdf5Handle object(H5Gcreate2(file_.id(), group, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT),
+                            H5Gclose);
+    require(object.valid());
+    for (const auto& [name, text] : values) {
+      const Hdf5Handle type(H5Tcopy(H5T_C_S1), H5Tclose);
+      H5Tset_size(type.id(), text.size() + 1);
+      H5Tset_cset(type.id(), H5T_CSET_UTF8);
+      const Hdf5Handle space(H5Screate(H5S_SCALAR), H5Sclose);
+      const Hdf5Handle dataset(
+          create(object.id(), name.c_str(), type.id(), space.id(), H5P_DEFAULT));
+      require(H5Dwrite(dataset.id(), type.id(), H5S_ALL, H5S_ALL, H5P_DEFAULT, text.c_str()) >= 0);
+    }
+  }
+
+  // Makes room for the frames; returns where.
+  std::int64_t frames(std::int64_t rows) {
+    const hsize_t shape[] = {static_cast<hsize_t>(rows), static_cast<hsize_t>(kFrameSide),
+                             static_cast<hsize_t>(kFrameSide)};
+    const Hdf5Handle space(H5Screate_simple(3, shape, nullptr), H5Sclose);
+    const Hdf5Handle plist(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
+    H5Pset_layout(plist.id(), H5D_CONTIGUOUS);
+    H5Pset_alloc_time(plist.id(), H5D_ALLOC_TIME_EARLY);
+    H5Pset_fill_time(plist.id(), H5D_FILL_TIME_NEVER);
+    const Hdf5Handle dataset(create(file_.id(), "frames", H5T_STD_U8LE, space.id(), plist.id()));
+    const haddr_t offset = H5Dget_offset(dataset.id());
+    require(offset != HADDR_UNDEF);
+    return static_cast<std::int64_t>(offset);
+  }
+
+  void flush() { require(H5Fflush(file_.id(), H5F_SCOPE_GLOBAL) >= 0); }
+
+ private:
+  Hdf5Handle create(hid_t parent, const char* name, hid_t type, hid_t space, hid_t plist) {
+    Hdf5Handle dataset(H5Dcreate2(parent, name, type, space, H5P_DEFAULT, plist, H5P_DEFAULT),
+                       H5Dclose);
+    require(dataset.valid());
+    return dataset;
+  }
+
+  void require(bool good) const {
+    if (!good) fail(target_, hdf5_error());
+  }
+
+  std::string target_;
+  Hdf5Handle file_;
+};
+
+// Beside the target, so that a rename suffices. Taken by no other process: each has its number, and
+// the file is made only where there is none (machines that share a folder may share numbers).
+std::string temporary_beside(const std::string& path) {
+  static std::atomic<std::uint64_t> counter{0};
+  const fs::path folder = fs::path(path).parent_path();
+  for (;;) {
+    const fs::path file = folder / (".dmamba-" + std::to_string(::getpid()) + "-" +
+                                    std::to_string(counter.fetch_add(1)) + ".h5.tmp");
+    std::error_code error;
+    if (!fs::exists(fs::symlink_status(file, error))) return file.string();
+  }
+}
+
+class FileSink final : public FrameSink {
+ public:
+  FileSink(const std::string& path, int fd, std::int64_t offset)
+      : path_(path), fd_(fd), offset_(offset), buffer_(kSinkRows * kFrameBytes) {}
+
+  std::uint8_t* room(std::int64_t* count) override {
+    *count = std::min(*count, kSinkRows);
+    return buffer_.data();
+  }
+
+  void take(std::int64_t count) override {
+    const std::uint8_t* bytes = buffer_.data();
+    std::int64_t left = count * kFrameBytes;
+    while (left > 0) {
+      const ssize_t written = ::pwrite(fd_, bytes, left, offset_);
+      if (written < 0) {
+        if (errno == EINTR) continue;
+        fail(path_, std::generic_category().message(errno));
+      }
+      bytes += written;
+      offset_ += written;
+      left -= written;
+    }
+  }
+
+ private:
+  std::string path_;
+  int fd_;
+  std::int64_t offset_;
+  std::vector<std::uint8_t> buffer_;
+};
+
+}  // namespace
+
+// The delegation makes the destructor clean up after a constructor that fails.
+ConvertedFile::ConvertedFile(std::string path, const FrameStore::Columns& columns,
+                             const Metadata& metadata, const std::string& fingerprint)
+    : ConvertedFile(std::move(path)) {
+  std::error_code error;
+  fs::create_directories(fs::path(path_).parent_path(), error);
+  if (error) fail(path_, "its folder cannot be made: " + error.message());
+  const std::string temporary = temporary_beside(path_);
+  {
+    const Hdf5Session session;
+    Maker maker(path_, temporary);
+    temporary_ = temporary;
+    maker.array("actions", H5T_STD_I32LE, H5T_NATIVE_INT32, columns.actions.size(),
+                columns.actions.data());
+    maker.array("rewards", H5T_IEEE_F32LE, H5T_NATIVE_FLOAT, columns.rewards.size(),
+                columns.rewards.data());
+    maker.array("episode_ends", H5T_STD_I64LE, H5T_NATIVE_INT64, columns.episode_ends.size(),
+                columns.episode_ends.data());
+    maker.array("terminated", H5T_STD_U8LE, H5T_NATIVE_UINT8, columns.terminated.size(),
+                columns.terminated.data());
+    maker.strings(kMetadata, metadata);
+    maker.strings(kConversion, {{"version", kConversionVersion},
+                                {"dropped", std::to_string(columns.dropped)},
+                                {"fingerprint", fingerprint}});
+    offset_ = maker.frames(static_cast<std::int64_t>(columns.rewards.size()));
+    maker.flush();
+  }
+  reserve(static_cast<std::int64_t>(columns.rewards.size()) * kFrameBytes);
+}
+
+// Takes the room on the disk now: a full one is told before minutes of inflating.
+void ConvertedFile::reserve(std::int64_t bytes) {
+  fd_ = ::open(temporary_.c_str(), O_WRONLY | O_CLOEXEC);
+  if (fd_ < 0) fail(path_, std::generic_category().message(errno));
+  int code = 0;
+  do {
+    code = ::fallocate(fd_, 0, offset_, bytes) == 0 ? 0 : errno;
+  } while (code == EINTR);
+  if (code == ENOSPC || code == EFBIG || code == EDQUOT) {
+    fail(path_, std::generic_category().message(code) + " (" + std::to_string(bytes) +
+                    " bytes of frames)");
+  }
+  // Other codes: a file system that cannot reserve. Then writing tells.
+}
+
+ConvertedFile::~ConvertedFile() {
+  if (fd_ >= 0) ::close(fd_);
+  if (!temporary_.empty()) ::unlink(temporary_.c_str());
+}
+
+std::unique_ptr<FrameSink> ConvertedFile::sink(std::int64_t first_row) {
+  return std::make_unique<FileSink>(path_, fd_, offset_ + first_row * kFrameBytes);
+}
+
+void ConvertedFile::commit() {
+  // Some file systems report a failed write only here.
+  if (::close(std::exchange(fd_, -1)) != 0) fail(path_, std::generic_category().message(errno));
+  try {
+    replace_file_atomically(temporary_, path_);
+  } catch (const Error& error) {
+    fail(path_, error.what());
+  }
+  temporary_.clear();
+}
+
+}  // namespace dmamba::data

@@ -1,0 +1,197 @@
+// Decision Mamba for games: the whole window at once and one step at a time.
+#include "dmamba/model/atari.h"
+
+#include <torch/torch.h>
+
+#include "dmamba/common/error.h"
+#include "src/model/layers.h"
+#include "src/nn/plain_dispatch.h"
+#include "src/nn/residual_stream.h"
+
+namespace dmamba::model {
+
+using torch::Tensor;
+
+AtariDMambaImpl::AtariDMambaImpl(int64_t num_actions, const config::ModelConfig& config)
+    : num_actions_(num_actions), config_(config) {
+  check_positive("AtariDMamba", "num_actions", num_actions);
+  if (config.position != "segment" && config.position != "timestep") {
+    throw ConfigError("model.position: '" + config.position +
+                      "' is unknown; choose one of segment, timestep");
+  }
+  const int64_t d = config.d_model;
+  auto list = torch::nn::ModuleList();
+  blocks_ = make_layers("AtariDMamba", config, list);
+  const int64_t places = counts_timesteps() ? 3 : 3 * config.context_length + 1;
+  pos_emb_ = register_parameter("pos_emb", torch::zeros({1, places, d}));
+  global_pos_emb_ = register_parameter("global_pos_emb", torch::zeros({1, config.max_timestep, d}));
+  drop_ = register_module("drop", nn::Dropout(config.embedding_dropout));
+  register_module("blocks", list);
+  ln_f_ = register_module("ln_f", torch::nn::LayerNorm(torch::nn::LayerNormOptions({d})));
+  head_ = register_module("head",
+                          torch::nn::Linear(torch::nn::LinearOptions(d, num_actions).bias(false)));
+  torch::NoGradGuard no_grad;
+  if (config.initialization == "paper") {
+    initialize_as_paper(blocks_);
+    head_->weight.normal_(0.0, 0.02);
+  }
+  state_encoder_ = register_module("state_encoder", nn::make_frame_encoder(config.encoder, d));
+  ret_emb_ =
+      register_module("ret_emb", torch::nn::Sequential(torch::nn::Linear(1, d), torch::nn::Tanh()));
+  action_embeddings_ = register_module(
+      "action_embeddings",
+      torch::nn::Sequential(torch::nn::Embedding(num_actions, d), torch::nn::Tanh()));
+  action_embeddings_->at<torch::nn::EmbeddingImpl>(0).weight.normal_(0.0, 0.02);
+}
+
+void AtariDMambaImpl::check_inputs(const AtariWindow& window) const {
+  const auto dtype = head_->weight.scalar_type();
+  TORCH_CHECK(dtype == torch::kFloat || dtype == torch::kDouble,
+              "AtariDMamba: the model's parameters must be float32 (or float64), got ", dtype,
+              "; call model.float(), and use torch.autocast for arithmetic in bfloat16");
+  const int64_t batch = window.states.size(0), K = window.states.size(1);
+  const auto check = [&](const char* name, const Tensor& t, at::IntArrayRef sizes,
+                         at::ScalarType type) {
+    TORCH_CHECK(t.sizes() == sizes && t.scalar_type() == type, "AtariDMamba: ", name, " must be ",
+                sizes, " ", type, " to go with ", K, " steps of ", batch, " segments, got ",
+                t.sizes(), " ", t.scalar_type());
+    TORCH_CHECK(t.device() == device(), "AtariDMamba: ", name, " must be on ", device(),
+                ", where the model's parameters are, got a tensor on ", t.device(),
+                "; move one of them with .to(...)");
+  };
+  TORCH_CHECK(K >= 1 && (counts_timesteps() || K <= config_.context_length), "AtariDMamba: ", K,
+              " steps, but the model has places for 1 to ", config_.context_length,
+              " (model.context_length)");
+  check("actions", window.actions, {batch, K}, torch::kLong);
+  check("returns_to_go", window.returns_to_go, {batch, K, 1}, dtype);
+  check("timesteps", window.timesteps, {batch}, torch::kLong);
+  if (window.mask.defined()) check("mask", window.mask, {batch, K}, torch::kBool);
+}
+
+/// Tokens (batch, K, 3, d_model) without their places.
+Tensor AtariDMambaImpl::kinds(const Tensor& states, const Tensor& actions,
+                              const Tensor& returns_to_go) {
+  const auto dtype = head_->weight.scalar_type();
+  return torch::stack({ret_emb_->forward(returns_to_go).to(dtype), states.to(dtype),
+                       action_embeddings_->forward(actions).to(dtype)},
+                      2);
+}
+
+/// (batch, K, 3, d_model) for positions (batch, K) and the segments' first timesteps (batch,).
+Tensor AtariDMambaImpl::places(const Tensor& positions, const Tensor& timesteps) const {
+  const Tensor local = pos_emb_.squeeze(0), global = global_pos_emb_.squeeze(0);
+  const int64_t last = config_.max_timestep - 1;
+  if (counts_timesteps()) {
+    const Tensor times = (timesteps.unsqueeze(1) + positions).clamp(0, last);
+    return torch::embedding(global, times).unsqueeze(2) + local.view({1, 1, 3, -1});
+  }
+  const Tensor kind = torch::arange(3, positions.options());
+  return torch::embedding(global, timesteps.clamp(0, last)).view({-1, 1, 1, local.size(1)}) +
+         torch::embedding(local, 3 * positions.unsqueeze(2) + kind);
+}
+
+/// (batch, 3 K, d_model).
+Tensor AtariDMambaImpl::embed(const AtariWindow& window) {
+  const int64_t batch = window.states.size(0), K = window.states.size(1);
+  const Tensor positions =
+      window.mask.defined()
+          ? (window.mask.cumsum(1) - 1).clamp_min(0)
+          : torch::arange(K, window.timesteps.options()).unsqueeze(0).expand({batch, K});
+  const Tensor tokens = kinds(window.states, window.actions, window.returns_to_go) +
+                        places(positions, window.timesteps);
+  return drop_(tokens.view({batch, 3 * K, config_.d_model}));
+}
+
+/// The logits (batch, K, num_actions), in float32 whatever the layers' arithmetic.
+Tensor AtariDMambaImpl::run(const AtariWindow& window) {
+  check_inputs(window);
+  const int64_t batch = window.states.size(0), K = window.states.size(1);
+  nn::ResidualStream x(embed(window));
+  ops::TokenFlags flags;
+  if (window.mask.defined() && config_.padding == "masked") {
+    flags.mask = window.mask.unsqueeze(2).expand({batch, K, 3}).reshape({batch, 3 * K});
+  }
+  for (auto& block : blocks_) block->forward(x, flags);
+  const Tensor y = x.norm(*ln_f_).view({batch, K, 3, config_.d_model}).select(2, 1);
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  return head_->forward(y.to(head_->weight.scalar_type()));
+}
+
+Tensor AtariDMambaImpl::encode(const Tensor& stacks) {
+  TORCH_CHECK(stacks.dim() == 4 && stacks.size(1) == nn::kFrameStack &&
+                  stacks.size(2) == nn::kFrameSide && stacks.size(3) == nn::kFrameSide &&
+                  stacks.scalar_type() == torch::kByte,
+              "AtariDMamba: frames must be (n, 4, 84, 84) uint8, got ", stacks.sizes(), " ",
+              stacks.scalar_type());
+  TORCH_CHECK(stacks.device() == device(), "AtariDMamba: frames must be on ", device(),
+              ", where the model's parameters are, got a tensor on ", stacks.device());
+  return state_encoder_->forward(stacks).to(head_->weight.scalar_type());
+}
+
+Tensor AtariDMambaImpl::forward_encoded(const AtariWindow& window) { return run(window); }
+
+Tensor AtariDMambaImpl::forward(const Tensor& frames, const Tensor& actions,
+                                const Tensor& returns_to_go, const Tensor& timesteps,
+                                const ops::OptionalTensor& mask) {
+  TORCH_CHECK(frames.dim() == 5, "AtariDMamba: frames must be (batch, K, 4, 84, 84) uint8, got ",
+              frames.sizes());
+  const Tensor states =
+      encode(frames.flatten(0, 1)).view({frames.size(0), frames.size(1), config_.d_model});
+  return run({states, actions, returns_to_go, timesteps, mask.value_or(Tensor())});
+}
+
+Tensor AtariDMambaImpl::loss(const Tensor& strips, const Tensor& actions,
+                             const Tensor& returns_to_go, const Tensor& timesteps,
+                             const Tensor& mask) {
+  const int64_t batch = actions.size(0), K = actions.size(1);
+  const Tensor states = state_encoder_->forward_strips(strips).view({batch, K, config_.d_model});
+  const Tensor logits = run({states, actions, returns_to_go, timesteps, mask});
+  // By comparison, not by index: the gradient of an index adds with atomics.
+  const Tensor chosen =
+      actions.unsqueeze(2) == torch::arange(num_actions_, actions.options()).view({1, 1, -1});
+  const Tensor weight = mask.to(logits.scalar_type());
+  const Tensor likelihood = (torch::log_softmax(logits, 2) * chosen).sum(2);
+  return (-(likelihood * weight).sum() / weight.sum()).to(torch::kFloat);
+}
+
+RecurrentState AtariDMambaImpl::initial_state(int64_t batch) const {
+  RecurrentState state;
+  for (const auto& block : blocks_) state.push_back(block->initial_state(batch));
+  return state;
+}
+
+Tensor AtariDMambaImpl::step(const AtariInput& input, RecurrentState& state) {
+  torch::NoGradGuard no_grad;
+  const auto as_window = [](const Tensor& t) { return t.unsqueeze(1); };
+  const Tensor before = (input.positions - 1).clamp_min(0);
+  // One step's tokens, and the place of the action before them.
+  const Tensor now = kinds(as_window(input.states), as_window(input.previous_actions),
+                           as_window(input.returns_to_go));
+  const Tensor here = places(as_window(input.positions), input.timesteps);
+  const Tensor there = places(as_window(before), input.timesteps);
+  const auto token = [&](const Tensor& place, int64_t kind) {
+    return (now.select(2, kind) + place.select(2, kind)).squeeze(1);
+  };
+  nn::ResidualStream x(torch::stack({token(there, 2), token(here, 0), token(here, 1)}, 1));
+  const Tensor later = torch::zeros_like(input.starts);
+  ops::TokenFlags flags;
+  flags.mask = torch::stack({~input.starts, ~later, ~later}, 1);
+  flags.segment_starts = torch::stack({input.starts, later, later}, 1);
+  for (size_t i = 0; i < blocks_.size(); ++i) blocks_[i]->step(x, flags, *state[i]);
+  return head_->forward(x.norm(*ln_f_).select(1, 2).to(head_->weight.scalar_type()));
+}
+
+void AtariDMambaImpl::begin_with(const AtariWindow& window, const Tensor& which,
+                                 RecurrentState& state) {
+  torch::NoGradGuard no_grad;
+  check_inputs(window);
+  // The last action is the next step's to take in.
+  nn::ResidualStream x(embed(window).slice(1, 0, 3 * window.states.size(1) - 1));
+  RecurrentState fresh = initial_state(window.states.size(0));
+  for (size_t i = 0; i < blocks_.size(); ++i) {
+    blocks_[i]->step(x, {}, *fresh[i]);
+    state[i]->take(which, *fresh[i]);
+  }
+}
+
+}  // namespace dmamba::model

@@ -1,0 +1,86 @@
+// Frames on CUDA: drawing batches of them, and what stands between an encoder's convolutions.
+#include <ATen/ATen.h>
+
+#include "kernels/frames/launch.h"
+#include "kernels/sampling/launch.h"
+#include "src/ops/cuda/tensors.h"
+#include "src/ops/cuda_only.h"
+
+namespace dmamba::ops::cuda_only {
+namespace {
+
+using cuda::Call;
+
+Tensor innermost_channels(const Tensor& t) { return t.contiguous(at::MemoryFormat::ChannelsLast); }
+
+Tensor empty_image(at::IntArrayRef sizes, const Tensor& like, at::ScalarType type) {
+  return at::empty(sizes, like.options().dtype(type).memory_format(at::MemoryFormat::ChannelsLast));
+}
+
+}  // namespace
+
+void draw_strips(uint64_t seed, int64_t max_timestep, const StepState& state,
+                 const GameTensors& games, const StripTensors& batch) {
+  Call call("draw_strips", state.step);
+  kernels::DrawStripsParams p{};
+  p.step = state.step.const_data_ptr<int64_t>();
+  p.seed = seed;
+  p.data = {games.frames.const_data_ptr<uint8_t>(), games.actions.const_data_ptr<int32_t>(),
+            games.returns_to_go.const_data_ptr<float>(), games.starts.const_data_ptr<int64_t>(),
+            games.starts.numel() - 1};
+  p.batch = {batch.strips.mutable_data_ptr<uint8_t>(),
+             batch.actions.mutable_data_ptr<int64_t>(),
+             batch.returns_to_go.mutable_data_ptr<float>(),
+             batch.timesteps.mutable_data_ptr<int64_t>(),
+             batch.mask.mutable_data_ptr<bool>(),
+             batch.mask.size(0),
+             batch.mask.size(1),
+             max_timestep};
+  call.check(kernels::launch_draw_strips(p, call.stream()));
+}
+
+Tensor fold_frames(const Tensor& strips, at::ScalarType type) {
+  Call call("fold_frames", strips);
+  constexpr int64_t kFold = kernels::kFrameFold, kSide = kernels::kFrameSide / kFold;
+  const int64_t batch = strips.size(0), steps = strips.size(1) - (kernels::kFrameStack - 1);
+  const Tensor out = empty_image(
+      {batch * steps, kernels::kFrameStack * kFold * kFold, kSide, kSide}, strips, type);
+  call.check(kernels::launch_fold_frames(
+      {batch, steps, storage_of(out), strips.const_data_ptr<uint8_t>(), out.mutable_data_ptr()},
+      call.stream()));
+  return out;
+}
+
+Tensor bias_relu_fold(const Tensor& raw, const Tensor& bias, int64_t fold) {
+  Call call("bias_relu_fold", raw);
+  const Tensor input = innermost_channels(raw);
+  const kernels::ReluSizes sizes{input.size(0), input.size(2), input.size(3),
+                                 input.size(1), fold,          storage_of(input)};
+  const Tensor out = empty_image(
+      {sizes.images, fold * fold * sizes.channels, sizes.rows / fold, sizes.columns / fold}, raw,
+      raw.scalar_type());
+  call.check(kernels::launch_bias_relu(
+      {sizes, input.const_data_ptr(), bias.const_data_ptr<float>(), out.mutable_data_ptr()},
+      call.stream()));
+  return out;
+}
+
+BiasReluGradients bias_relu_unfold(const Tensor& dout, const Tensor& out, int64_t fold) {
+  Call call("bias_relu_unfold", out);
+  const Tensor slopes = innermost_channels(dout), output = innermost_channels(out);
+  const kernels::ReluSizes sizes{
+      out.size(0), out.size(2) * fold, out.size(3) * fold, out.size(1) / (fold * fold),
+      fold,        storage_of(out)};
+  BiasReluGradients gradients;
+  gradients.draw = empty_image({sizes.images, sizes.channels, sizes.rows, sizes.columns}, out,
+                               out.scalar_type());
+  gradients.parts = at::empty({kernels::relu_blocks(sizes), sizes.channels},
+                              out.options().dtype(at::kFloat).memory_format(std::nullopt));
+  call.check(kernels::launch_bias_relu_backward(
+      {sizes, slopes.const_data_ptr(), output.const_data_ptr(), gradients.draw.mutable_data_ptr(),
+       gradients.parts.mutable_data_ptr<float>()},
+      call.stream()));
+  return gradients;
+}
+
+}  // namespace dmamba::ops::cuda_only

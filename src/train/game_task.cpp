@@ -1,0 +1,157 @@
+// Games: frames in, discrete actions out. Frames travel and wait as bytes.
+#include <ATen/Parallel.h>
+#include <torch/torch.h>
+
+#include "dmamba/common/error.h"
+#include "dmamba/data/frame_sampler.h"
+#include "src/train/staged_batch.h"
+#include "src/train/task.h"
+
+namespace dmamba::train {
+namespace {
+
+using torch::Tensor;
+namespace cuda_only = ops::cuda_only;
+
+data::FrameSamplerOptions sampler_options(const config::Config& config) {
+  check_scale(config);
+  return {config.training.batch_size, config.model.context_length, config.seed,
+          config.dataset.rtg_scale, config.model.max_timestep};
+}
+
+/// Strips, actions, returns-to-go, timesteps, mask; shapes as data::FrameBatchView.
+std::vector<StagedBatch::Part> parts_of(const data::FrameSamplerOptions& o) {
+  const int64_t batch = o.batch_size, K = o.context_length;
+  return {{{batch, K + data::kFrameStack - 1, data::kFrameSide, data::kFrameSide}, at::kByte},
+          {{batch, K}, at::kLong},
+          {{batch, K, 1}, at::kFloat},
+          {{batch}, at::kLong},
+          {{batch, K}, at::kBool}};
+}
+
+int64_t resident_bytes(const data::FrameStore& store) {
+  return store.num_transitions() * (data::kFrameBytes + 8) + 8 * store.num_episodes();
+}
+
+/// A tensor over memory of the store's.
+template <class T>
+Tensor view(std::span<const T> values, at::IntArrayRef sizes) {
+  return torch::from_blob(const_cast<T*>(values.data()), sizes, c10::CppTypeToScalarType<T>::value);
+}
+
+cuda_only::GameTensors on_device(const data::FrameStore& store, double rtg_scale,
+                                 torch::Device device) {
+  const int64_t count = store.num_transitions(), episodes = store.num_episodes();
+  const Tensor starts = torch::zeros({episodes + 1}, at::kLong);
+  starts.slice(0, 1).copy_(view(store.episode_ends(), {episodes}));
+  return {
+      view(store.frames(), {count, data::kFrameSide, data::kFrameSide}).to(device),
+      view(store.actions(), {count}).to(device),
+      (view(store.returns_to_go(), {count}).to(at::kDouble) / rtg_scale).to(at::kFloat).to(device),
+      starts.to(device)};
+}
+
+/// FNV-1a, of what a batch is drawn from beside the frames.
+class Digest {
+ public:
+  template <class T>
+  void add(std::span<const T> values) {
+    const auto* bytes = reinterpret_cast<const unsigned char*>(values.data());
+    for (size_t i = 0; i < values.size_bytes(); ++i) {
+      value_ = (value_ ^ bytes[i]) * 0x100000001B3ULL;
+    }
+  }
+  std::string text() const {
+    char digits[17];
+    std::snprintf(digits, sizeof(digits), "%016llx", static_cast<unsigned long long>(value_));
+    return digits;
+  }
+
+ private:
+  uint64_t value_ = 0xCBF29CE484222325ULL;
+};
+
+class GameTask final : public Task {
+ public:
+  GameTask(const config::Config& config, std::shared_ptr<const data::FrameStore> store,
+           model::AtariDMamba model, torch::Device device)
+      : model_(std::move(model)),
+        seed_(config.seed),
+        sampler_(store, sampler_options(config)),
+        resident_(keep_on_device(config.training, store->name(), resident_bytes(*store), device)),
+        batch_(parts_of(sampler_.options()), device, !resident_) {
+    if (resident_) recording_ = on_device(*store, config.dataset.rtg_scale, device);
+    if (model_->device() != device) model_->to(device);
+  }
+
+  torch::nn::Module& model() override { return *model_; }
+  const data::EpisodeStore& store() const override { return sampler_.store(); }
+
+  void describe(TrainingState& state) const override {
+    const data::FrameStore& store = sampler_.store();
+    state.num_actions = model_->num_actions();
+    Digest digest;
+    digest.add(store.actions());
+    digest.add(store.rewards());
+    digest.add(store.episode_ends());
+    state.data_digest = digest.text();
+  }
+
+  void load(int64_t step) override {
+    if (resident_) return;
+    batch_.stage([&](const StagedBatch::Tensors& t) {
+      const data::FrameBatchView view{
+          t[0].mutable_data_ptr<uint8_t>(), t[1].mutable_data_ptr<int64_t>(),
+          t[2].mutable_data_ptr<float>(), t[3].mutable_data_ptr<int64_t>(),
+          t[4].mutable_data_ptr<bool>()};
+      at::parallel_for(0, sampler_.options().batch_size, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i)
+          sampler_.sample_row(static_cast<uint64_t>(step), i, view);
+      });
+    });
+  }
+
+  void begin_step(const cuda_only::BeginStep& options, const cuda_only::StepState& state) override {
+    cuda_only::begin_step(options, state, nullptr, {});
+    if (!resident_) return;
+    const auto& t = batch_.tensors();
+    cuda_only::draw_strips(seed_, options.max_timestep, state, recording_,
+                           {t[0], t[1], t[2], t[3], t[4]});
+  }
+
+  Tensor loss() override {
+    const auto& t = batch_.tensors();
+    return model_->loss(t[0], t[1], t[2], t[3], t[4]);
+  }
+
+  bool resident() const override { return resident_; }
+
+ private:
+  model::AtariDMamba model_;
+  uint64_t seed_;
+  data::FrameSampler sampler_;
+  bool resident_;
+  StagedBatch batch_;
+  cuda_only::GameTensors recording_;
+};
+
+}  // namespace
+
+std::unique_ptr<Task> make_task(const config::Config& config,
+                                std::shared_ptr<const data::FrameStore> store,
+                                model::AtariDMamba model, torch::Device device) {
+  if (store->num_actions() > model->num_actions()) {
+    throw ConfigError(store->name() + ": has actions up to " +
+                      std::to_string(store->num_actions() - 1) + ", but the model was made for " +
+                      std::to_string(model->num_actions()) + " actions");
+  }
+  if (config.model.position == "segment" &&
+      config.model.context_length > model->config().context_length) {
+    throw ConfigError("model.context_length is " + std::to_string(config.model.context_length) +
+                      ", but the model was made for " +
+                      std::to_string(model->config().context_length));
+  }
+  return std::make_unique<GameTask>(config, std::move(store), std::move(model), device);
+}
+
+}  // namespace dmamba::train

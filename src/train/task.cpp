@@ -1,0 +1,32 @@
+// What the tasks share.
+#include "src/train/task.h"
+
+#include "dmamba/common/error.h"
+#include "src/ops/graph.h"
+#include "src/train/precision.h"
+
+namespace dmamba::train {
+
+torch::Tensor loss_of(Task& task, torch::Device device, bool bf16) {
+  const Autocast autocast(device.type(), bf16);
+  return task.loss();
+}
+
+bool keep_on_device(const config::TrainingConfig& training, const std::string& name, int64_t bytes,
+                    torch::Device device) {
+  if (!device.is_cuda() || training.data == "host") return false;
+  const int64_t free = ops::free_memory(device);
+  if (training.data == "device" && bytes > free) {
+    throw ConfigError("training.data: device, but " + name + " takes " +
+                      std::to_string(bytes >> 20) + " MiB and the device has " +
+                      std::to_string(free >> 20) + " MiB left; use auto or host");
+  }
+  return training.data == "device" || bytes <= free / 4;
+}
+
+void check_scale(const config::Config& config) {
+  if (config.dataset.rtg_scale > 0) return;
+  throw ConfigError("dataset.rtg_scale must be resolved to a positive number before training");
+}
+
+}  // namespace dmamba::train

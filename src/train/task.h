@@ -1,0 +1,75 @@
+// What a run trains: a model, the batches that it learns from, and its loss. The trainer's loop,
+// the optimizer and the checkpoints are the same for every task.
+#pragma once
+
+#include <torch/nn.h>
+
+#include <memory>
+
+#include "dmamba/config/config.h"
+#include "dmamba/data/episode_store.h"
+#include "dmamba/data/frame_store.h"
+#include "dmamba/data/trajectory_store.h"
+#include "dmamba/model/atari.h"
+#include "dmamba/model/dmamba.h"
+#include "dmamba/train/checkpoint.h"
+#include "src/ops/cuda_only.h"
+
+namespace dmamba::train {
+
+/// Batches come
+///   to the CPU: drawn where they are used;
+///   to a CUDA device, host: drawn on the CPU into pinned memory, copied while the host goes on;
+///   to a CUDA device, resident: the recording lies in the device's memory, and the same batches
+///   are drawn there.
+/// The tensors of a batch are the same at every step, so that a CUDA graph may read them. Not
+/// thread-safe.
+class Task {
+ public:
+  Task() = default;
+  virtual ~Task() = default;
+  Task(const Task&) = delete;
+  Task& operator=(const Task&) = delete;
+
+  virtual torch::nn::Module& model() = 0;
+  virtual const data::EpisodeStore& store() const = 0;
+
+  /// Writes sizes and statistics of the data.
+  virtual void describe(TrainingState& state) const = 0;
+
+  /// The batch of `step`, in the order of the current stream; nothing to do where the recording is
+  /// resident.
+  virtual void load(int64_t step) = 0;
+
+  /// On CUDA: scalars and dropout keys of the step that the state names, and its batch where the
+  /// recording is resident.
+  virtual void begin_step(const ops::cuda_only::BeginStep& options,
+                          const ops::cuda_only::StepState& state) = 0;
+
+  /// The loss of the batch, a float32 scalar.
+  virtual torch::Tensor loss() = 0;
+
+  virtual bool resident() const = 0;
+};
+
+/// The loss in the arithmetic of a run.
+torch::Tensor loss_of(Task& task, torch::Device device, bool bf16);
+
+/// Throws ConfigError, DataError where config, data and model do not fit each other. The model is
+/// moved to the device.
+std::unique_ptr<Task> make_task(const config::Config& config,
+                                std::shared_ptr<const data::TrajectoryStore> store,
+                                model::DMamba model, torch::Device device);
+std::unique_ptr<Task> make_task(const config::Config& config,
+                                std::shared_ptr<const data::FrameStore> store,
+                                model::AtariDMamba model, torch::Device device);
+
+/// Whether a recording of so many bytes goes to the device's memory; throws ConfigError, opening
+/// with its name, where it should and does not fit.
+bool keep_on_device(const config::TrainingConfig& training, const std::string& name, int64_t bytes,
+                    torch::Device device);
+
+/// Throws ConfigError unless the scale of returns has been filled in.
+void check_scale(const config::Config& config);
+
+}  // namespace dmamba::train
