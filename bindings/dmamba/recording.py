@@ -85,7 +85,7 @@ class _Noted:
         self, actions: np.ndarray, active: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         states, rewards, ended = self._environments.step(actions, active)
-        for slot in np.flatnonzero(active):
+        for slot in np.flatnonzero(active).tolist():
             self.note(self._open[slot], self._states[slot], actions[slot], rewards[slot])
             if ended[slot]:
                 self.close(self._open[slot], slot)
@@ -278,9 +278,7 @@ def _check_amount(episodes: int | None, transitions: int | None, seed: int) -> N
         raise _C.ConfigError(f"seed must not be negative, got {seed}")
 
 
-def _play(
-    policy: rollout.Policy, noted: _Noted, jobs: Iterator[rollout.Job], kept: _Kept
-) -> None:
+def _play(policy: rollout.Policy, noted: _Noted, jobs: Iterator[rollout.Job], kept: _Kept) -> None:
     def on_episode(job: rollout.Job, total: float, length: int) -> None:
         kept.add(job.episode, noted.finished.popleft())
 
@@ -360,14 +358,15 @@ def _random_player(environment: str | None, **not_for_it: Any) -> _Player:
     if envs.is_game(environment):
         make = suites.import_atari().Environments
 
-        def policy(games: Any) -> RandomPolicy:
-            return RandomPolicy(games.num_envs, lambda random: random.integers(games.num_actions))
+        def policy(environments: Any) -> RandomPolicy:
+            count = environments.num_actions
+            return RandomPolicy(environments.num_envs, lambda random: random.integers(count))
     else:
         make = suites.import_vector().Environments
 
-        def policy(vectors: Any) -> RandomPolicy:
-            low, high = vectors.low, vectors.high
-            return RandomPolicy(vectors.num_envs, lambda random: random.uniform(low, high))
+        def policy(environments: Any) -> RandomPolicy:
+            low, high = environments.low, environments.high
+            return RandomPolicy(environments.num_envs, lambda random: random.uniform(low, high))
 
     return _Player(
         environment,

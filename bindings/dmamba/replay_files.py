@@ -132,7 +132,7 @@ def _write_shard(logs: Path, suffix: int, games: list[Game]) -> dict[str, Any]:
     _write_array(logs / f"$store$_terminal_ckpt.{suffix}.gz", terminals)
     # A buffer of this many rows that is full: its cursor is back at the first.
     _write_array(logs / f"add_count_ckpt.{suffix}.gz", np.array(rows - 1, np.int64))
-    invalid = (np.arange(-1, PADDING_ROWS + 1) % rows).astype(np.int64)
+    invalid: np.ndarray = (np.arange(-1, PADDING_ROWS + 1) % rows).astype(np.int64)
     _write_array(logs / f"invalid_range_ckpt.{suffix}.gz", invalid)
     frames = logs / f"$store$_observation_ckpt.{suffix}.gz"
     _write(frames, (rows, *FRAME_SHAPE), np.dtype(np.uint8), _frames(games))
@@ -172,9 +172,7 @@ def _write_array(path: Path, array: np.ndarray) -> None:
     _write(path, array.shape, array.dtype, [array.tobytes()])
 
 
-def _write(
-    path: Path, shape: tuple[int, ...], dtype: np.dtype, pieces: Iterable[bytes]
-) -> None:
+def _write(path: Path, shape: tuple[int, ...], dtype: np.dtype, pieces: Iterable[bytes]) -> None:
     """A .npy under gzip, without the time and the name that gzip would note."""
     with open(path, "wb") as file:
         with gzip.GzipFile("", "wb", 9, file, mtime=0) as packed:

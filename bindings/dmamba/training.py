@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from dmamba import _C, data, episodes, evaluation, nn, plots, replays, report
+from dmamba import _C, data, episodes, evaluation, nn, plots, replays, report, suites
 from dmamba.beside import Evaluator
 from dmamba.callbacks import Callback
 from dmamba.progress import bar
@@ -340,6 +340,9 @@ class _Session:
             "policy": settings.policy,
             "seed": settings.seed,
             "confidence": settings.confidence,
+            "temperature": settings.temperature,
+            "rtg_rewards": settings.rtg_rewards,
+            "sticky_actions": settings.sticky_actions,
             "max_episode_length": self.config.dataset.max_episode_length,
             "dataset": self.config.dataset.path,
         }
@@ -472,10 +475,4 @@ def check_environment(config: _C.Config, store: _C.TrajectoryStore | _C.FrameSto
             f"{store.name}: neither file nor configuration names an environment; set "
             "dataset.environment=ID, or train without evaluation (evaluate=False, --no-evaluate)"
         )
-    vector = evaluation.import_vector()
-    evaluation.check_dimensions(
-        environment,
-        vector.dimensions(environment, config.dataset.max_episode_length),
-        (store.state_dim, store.act_dim),
-        store.name,
-    )
+    suites.check_store(environment, store, config.dataset.max_episode_length)

@@ -106,7 +106,10 @@ def test_what_stops_it_leaves_nothing(walk, elsewhere, monkeypatch):
         ({"environment": "Hopper-v4", "episodes": 0}, "episodes must be at least 1, got 0"),
         ({"environment": "Hopper-v4", "episodes": 1, "seed": -1}, "seed must not be negative"),
         ({"episodes": 1}, "random actions need an environment"),
-        ({"episodes": 1, "environment": "Hopper-v4", "target": 3.0}, "random actions have no target"),
+        (
+            {"episodes": 1, "environment": "Hopper-v4", "target": 3.0},
+            "random actions have no target",
+        ),
         ({"episodes": 1, "environment": "Nowhere-v0"}, "'Nowhere-v0' cannot be made"),
     ],
 )
