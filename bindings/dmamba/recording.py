@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from dmamba import _C, envs, evaluation, hdf5, replays, rollout, suites
+from dmamba import _C, evaluation, hdf5, replays, rollout, suites
+from dmamba.envs import games
 from dmamba.progress import bar
 from dmamba.replay_files import Game, write_shards
 from dmamba.run import Run, write_json
@@ -234,7 +235,6 @@ def record(
         >>> dmamba.train("hopper-sample", overrides=[f"dataset.path={path}"])
     """
     _check_amount(episodes, transitions, seed)
-    _check_amount(episodes, transitions, seed)
     if policy is None:
         player = _random_player(environment, target=target, kind=kind, temperature=temperature)
     else:
@@ -355,8 +355,9 @@ def _random_player(environment: str | None, **not_for_it: Any) -> _Player:
     for name, value in not_for_it.items():
         if value is not None:
             raise _C.ConfigError(f"random actions have no {name}")
-    if envs.is_game(environment):
-        make = suites.import_atari().Environments
+    game = games.find(environment)
+    if game is not None:
+        environment, make = game.gym_id, suites.import_atari().Environments
 
         def policy(environments: Any) -> RandomPolicy:
             count = environments.num_actions
@@ -391,10 +392,10 @@ def _write_episodes(path: Path, episodes: list[Episode], facts: dict[str, str]) 
     hdf5.write(path, arrays, facts)
 
 
-def _write_games(place: Path, games: list[Game], game: str, facts: dict[str, str]) -> None:
+def _write_games(place: Path, played: list[Game], game: str, facts: dict[str, str]) -> None:
     temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
-        shards = write_shards(temporary / "1", games)
+        shards = write_shards(temporary / "1", played)
         write_json(temporary / "rollout.json", [{"game": game, **row, **facts} for row in shards])
         os.rename(temporary, place)
     finally:

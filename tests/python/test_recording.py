@@ -108,7 +108,7 @@ def test_what_stops_it_leaves_nothing(walk, elsewhere, monkeypatch):
         ({"episodes": 1}, "random actions need an environment"),
         (
             {"episodes": 1, "environment": "Hopper-v4", "target": 3.0},
-            "random actions have no target",
+            "actions have no target",
         ),
         ({"episodes": 1, "environment": "Nowhere-v0"}, "'Nowhere-v0' cannot be made"),
     ],

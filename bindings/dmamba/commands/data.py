@@ -22,6 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=tuple(ACTIONS), help=text)
     what = "a file, a game's folder, a dataset's name; for record a run's folder"
     parser.add_argument("paths", nargs="*", metavar="PATH", help=what)
+    group = parser.add_argument_group("info", "of a recorded game, of which all is read otherwise")
+    group.add_argument("--buffers", type=int, metavar="N", help="the last so many shards")
+    group.add_argument("--game", metavar="NAME", help="of a folder that holds several")
     record.add_arguments(parser)
 
 
@@ -41,7 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.action == "download":
             print(_download(path), flush=True)
         else:
-            text = data.format_info(data.info(path))
+            chosen = {"buffers": arguments.buffers or 0, "game": arguments.game or ""}
+            text = data.format_info(data.info(path, **chosen))
             print(text if number == 0 else f"\n{text}", flush=True)
     return 0
 
