@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dmamba import _C, data
+from dmamba import _C, data, replays
 from dmamba.training import check_environment, flatten, load_config
 
 MAX_RUNS = 10_000
@@ -189,7 +189,10 @@ def _make_point(
 ) -> Point:
     config = load_config(base, texts)
     dataset = config.dataset
-    chosen = tuple(config.to_dict()["dataset"].values())
+    chosen = (
+        *(dataset.path, dataset.buffers, dataset.trajectories_per_buffer, dataset.transitions),
+        *(dataset.selection_seed, replays.game_of(dataset.environment)),
+    )
     if chosen not in stores:
         stores[chosen] = data.load_configured(dataset)  # downloads what the runs would
     store = stores[chosen]

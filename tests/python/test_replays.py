@@ -10,6 +10,7 @@ from replay_reference import games, read_shard
 
 import dmamba
 from dmamba import data, training
+from dmamba.grid import make_grid
 
 SAMPLE = data.PACKAGE_FOLDER / "samples" / "Breakout"
 
@@ -211,3 +212,14 @@ def test_train_on_a_store(recording, elsewhere):
     with pytest.raises(dmamba.DataError, match="trained on arrays in memory"):
         dmamba.train(None, **again)
     dmamba.train(None, dataset=store, **again)
+
+
+def test_a_grid_checks_every_point(recording):
+    config = {"dataset": {"path": "games", "environment": "ALE/Breakout-v5", "cache": "memory"}}
+    grid = make_grid(config, ["K=2,5", "dataset.buffers=1,2"])
+    assert [point.settings["dataset.buffers"] for point in grid.points] == [1, 2, 1, 2]
+    assert grid.dataset_mean is None, "of different selections"
+    with pytest.raises(
+        dmamba.DataError, match="=90: .*exceeds the longest episode, 14"
+    ):
+        make_grid(config, ["K=2,90"])
