@@ -59,7 +59,8 @@ def load(
     Args:
         path_or_name: A file, the folder of a recorded game in the DQN-replay layout, a name that
             :func:`locate` finds, or a name of :func:`listing`.
-        format: ``auto`` looks at it; ``d4rl`` is D4RL's HDF5 layout, ``dqn-replay`` that of games.
+        format: ``auto`` looks at it; ``d4rl`` is D4RL's HDF5 layout, ``dqn-replay`` that of games,
+            or a file that the cache was filled with, under any name.
         buffers: Of recorded games alone, as the five that follow: the last so many shards; 0: all.
         trajectories_per_buffer: Games a visit of a shard; 0: all of it.
         transitions: Reading ends once so many are chosen; 0: no limit.

@@ -6,6 +6,7 @@ they are had. The returns of the layout are sums of rewards clipped to [-1, 1], 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +42,12 @@ GAME_KEYS = {
     "model": ("encoder", "position"),
     "evaluation": ("temperature", "rtg_rewards", "sticky_actions"),
 }
-_HEAD_BYTES = 1 << 16
+_CONVERTED = re.compile(r"-[0-9a-f]{16}\.h5$")  # Breakout-0123456789abcdef.h5
 
 
 def is_recording(path: Path) -> bool:
-    """Whether a path is a recording's: a folder, or a converted file.
-
-    A converted file is HDF5, too, but names ``episode_ends`` at its beginning, as D4RL's do not.
-    """
-    if path.is_dir():
-        return True
-    with open(path, "rb") as file:
-        return b"episode_ends" in file.read(_HEAD_BYTES)
+    """Whether a path is a recording's: a folder, or a converted file by the name the cache gave."""
+    return path.is_dir() or _CONVERTED.search(path.name) is not None
 
 
 def load(

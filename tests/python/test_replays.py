@@ -86,6 +86,8 @@ def test_what_is_read_is_kept(recording, elsewhere):
     again = load("games", cache="disk")
     assert np.array_equal(store.frames, again.frames)
     converted = load(file)
+    shutil.copy(file, elsewhere / "mine.h5")
+    assert load("mine.h5", format="dqn-replay").num_transitions == converted.num_transitions
     assert converted.metadata["game"] == "Breakout"
     assert np.array_equal(converted.frames, store.frames)
     with pytest.raises(dmamba.DataError, match="nothing can be selected"):
@@ -219,7 +221,5 @@ def test_a_grid_checks_every_point(recording):
     grid = make_grid(config, ["K=2,5", "dataset.buffers=1,2"])
     assert [point.settings["dataset.buffers"] for point in grid.points] == [1, 2, 1, 2]
     assert grid.dataset_mean is None, "of different selections"
-    with pytest.raises(
-        dmamba.DataError, match="=90: .*exceeds the longest episode, 14"
-    ):
+    with pytest.raises(dmamba.DataError, match="=90: .*exceeds the longest episode, 14"):
         make_grid(config, ["K=2,90"])
