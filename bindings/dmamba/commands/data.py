@@ -65,7 +65,7 @@ def format_list() -> str:
         f"{name.ljust(widths[0])}  {size.rjust(widths[1])}  {path}" for name, size, path in rows
     ]
     places = f"downloads go to {data.cache_folders()[0]}"
-    return "\n".join([*lines, "", places, "", replays.RECIPE])
+    return "\n".join([*lines, "", replays.RECIPE, "", places])
 
 
 def _download(name: str) -> str:
