@@ -45,6 +45,7 @@ from .official import from_official  # noqa: E402
 from .run import Run  # noqa: E402
 from .sweeping import Sweep, sweep  # noqa: E402
 from .training import train  # noqa: E402
+from .video import record_video  # noqa: E402
 
 __version__ = _build_info.version
 
@@ -64,6 +65,7 @@ __all__ = [
     "from_official",
     "nn",
     "ops",
+    "record_video",
     "set_log_level",
     "sweep",
     "train",

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from dmamba import _C, evaluation, nn
+from dmamba import _C, envs, evaluation, nn, suites
 
 CORES_SHARE = 0.75  # of the environments' workers; the rest stays with the training
 _CLOSE_SECONDS = 5.0
@@ -92,9 +92,6 @@ class Evaluator:
             self._process.wait()
 
     def _start(self) -> None:
-        import cloudpickle  # gymnasium's
-        import gymnasium
-
         from dmamba.envs.processes import python_environment
 
         self._connection, theirs = Pipe()
@@ -111,17 +108,34 @@ class Evaluator:
             {
                 "device": self._device,
                 "threads": torch.get_num_threads(),
-                # The environment may be known to the training's process only.
-                "spec": cloudpickle.dumps(gymnasium.spec(self._settings["environment"])),
+                "spec": _pickled_spec(self._settings["environment"]),
                 "settings": self._settings,
             }
         )
 
 
-def _serve(connection: Any) -> None:
-    """Evaluates what comes until nothing more does, or the training has died."""
+def _pickled_spec(environment: str) -> bytes | None:
+    """Gymnasium's spec of an environment, which may be known to the training's process only.
+
+    None for a game, which gymnasium does not make.
+    """
+    if envs.is_game(environment):
+        return None
+    import cloudpickle  # gymnasium's
     import gymnasium
 
+    return cloudpickle.dumps(gymnasium.spec(environment))
+
+
+def _register(pickled: bytes) -> None:
+    import gymnasium
+
+    spec = pickle.loads(pickled)
+    gymnasium.registry.setdefault(spec.id, spec)
+
+
+def _serve(connection: Any) -> None:
+    """Evaluates what comes until nothing more does, or the training has died."""
     from dmamba.envs.processes import usable_cores
 
     parent = os.getppid()
@@ -133,11 +147,11 @@ def _serve(connection: Any) -> None:
     setup = connection.recv()
     settings = setup["settings"]
     torch.set_num_threads(setup["threads"])
-    spec = pickle.loads(setup["spec"])
-    gymnasium.registry.setdefault(spec.id, spec)
-    jobs = len(settings["targets"]) * settings["episodes"]
-    cores = max(1, int(CORES_SHARE * usable_cores()))
-    workers = min(evaluation.default_workers(jobs, jobs), cores)
+    workers = max(1, int(CORES_SHARE * usable_cores()))
+    if setup["spec"] is not None:
+        _register(setup["spec"])
+        jobs = len(settings["targets"]) * settings["episodes"]
+        workers = min(suites.default_workers(jobs, jobs), workers)
     while True:
         model, info = nn.load(connection.recv(), setup["device"])
         result = evaluation.evaluate_model(

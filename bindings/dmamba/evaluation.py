@@ -13,17 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from dmamba import _C, envs, nn, scores
+from dmamba import _C, envs, nn, scores, suites
 from dmamba.progress import bar
-from dmamba.rollout import ArrayPolicy, Job, make_jobs, play
+from dmamba.rollout import Job, make_jobs, play
 from dmamba.run import Run, locate_checkpoint
-
-# Fewer episodes than this don't pay for the start of a worker: on two cores that other programs
-# use, 40 episodes took 4.5 s without and 5.4 s with two workers; on quieter ones 3.6 and 3.3 s.
-EPISODES_PER_WORKER = 24
-# Environments at a time. On a CPU enough rows to keep the matrix products busy; more would rest
-# while the last episodes end. A GPU takes hundreds of rows in the time of one.
-DEFAULT_NUM_ENVS = {"cpu": 32, "cuda": 512}
 
 
 def evaluate_model(
@@ -41,13 +34,17 @@ def evaluate_model(
     max_episode_length: int = 0,
     dataset: str = "",
     weights: str = "fp32",
+    temperature: float = 1.0,
+    rtg_rewards: str = "raw",
+    sticky_actions: float = 0.0,
     progress: bool = True,
     check: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Evaluates a model that is in memory; :func:`evaluate` says what comes back.
 
     Args:
-        model: The model, on the device where it is to compute; its training mode stays what it is.
+        model: The model, or one of games, on the device where it is to compute; its training mode
+            stays what it is.
         info: ``step``, ``state_mean``, ``state_std``, ``rtg_scale``, as ``dmamba.nn.load`` gives.
         environment: gymnasium id.
         targets: Raw returns to ask for.
@@ -55,32 +52,33 @@ def evaluate_model(
         policy: ``windowed`` or ``recurrent``.
         seed: Of the environments and of the bootstrap.
         confidence: Of the intervals.
-        num_envs: Environments at a time; None: 512 for a model on a GPU, 32 for one on the CPU, or
-            fewer if there are fewer episodes.
-        workers: Processes that step them; None: by the cores, see :func:`default_workers`.
+        num_envs: Environments at a time; None: 512 (128 games) for a model on a GPU, 32 for one on
+            the CPU, or fewer if there are fewer episodes.
+        workers: Processes that step them, or threads that play games; None: by the cores.
         max_episode_length: Time limit in steps; 0, or one above the environment's own, leaves that.
         dataset: The training set's name or path, to label the score's constants.
-        weights: ``fp32`` or ``bf16``; see :class:`ArrayPolicy`.
+        weights: ``fp32`` or ``bf16``; see :class:`dmamba.rollout.ArrayPolicy`.
+        temperature: Of games alone, as the next two: of the softmax that actions are drawn from.
+        rtg_rewards: ``raw`` or ``clipped``, what returns-to-go go down by.
+        sticky_actions: Probability that a frame repeats the action before.
         progress: Whether to show a bar.
         check: Called after every step; may raise to stop.
     """
-    _check_request(targets, episodes, seed, num_envs, workers)
+    check_request(targets, episodes, seed, num_envs, workers)
     started = time.perf_counter()
-    vector = import_vector()
-    check_dimensions(
-        environment,
-        vector.dimensions(environment, max_episode_length),
-        (model.state_dim, model.act_dim),
-        "the model",
+    choices = suites.Choices(
+        policy, weights, temperature, rtg_rewards, sticky_actions, max_episode_length
     )
+    suite = suites.choose(model, info, environment, choices)
+    environment = suite.environment
     jobs = make_jobs(targets, episodes, seed)
-    device = model_device(model)
-    slots = min(num_envs or DEFAULT_NUM_ENVS[device.type], len(jobs))
-    workers = min(workers or default_workers(len(jobs), slots), slots)
+    device = suites.model_device(model)
+    slots = min(num_envs or suite.num_envs[device.type], len(jobs))
+    workers = min(workers or suite.default_workers(len(jobs), slots), slots)
     returns = np.full((len(targets), episodes), np.nan)
     lengths: np.ndarray = np.zeros((len(targets), episodes), dtype=np.int64)
     with (
-        vector.Environments(environment, slots, max_episode_length, workers) as environments,
+        suite.environments(slots, workers) as environments,
         bar(len(jobs), f"evaluating {environment}", "episode", enabled=progress) as shown,
     ):
 
@@ -89,15 +87,14 @@ def evaluate_model(
             lengths[job.target_index, job.episode] = length
             shown.update()
 
-        play(
-            ArrayPolicy(model, policy, slots, info, weights), environments, jobs, on_episode, check
-        )
+        play(suite.policy(slots), environments, jobs, on_episode, check)
     constants = envs.score_constants(environment, dataset)
     return {
         "environment": environment,
         "dataset": dataset,
         "policy": policy,
         "weights": weights,
+        **suite.describe(),
         "checkpoint_step": int(info["step"]),
         "seed": seed,
         "num_envs": slots,
@@ -124,6 +121,9 @@ def evaluate(
     device: str | None = None,
     weights: str = "fp32",
     workers: int | None = None,
+    temperature: float | None = None,
+    rtg_rewards: str | None = None,
+    sticky_actions: float | None = None,
 ) -> dict[str, Any]:
     """Evaluates a run's latest checkpoint in the environment of its dataset.
 
@@ -142,7 +142,13 @@ def evaluate(
             anywhere. The arithmetic is float32, whatever precision the run was trained in.
         weights: ``fp32`` or, for the recurrent policy on the CPU, ``bf16``.
         workers: Processes that step the environments, with the same results for any number; left
-            out, as many as there are cores where the evaluation is long enough to gain by it.
+            out, as many as there are cores where the evaluation is long enough to gain by it. Of
+            games, threads that play them.
+        temperature: Of games alone, as the next two: of the softmax that actions are drawn from; 0
+            takes the best.
+        rtg_rewards: ``raw``: returns-to-go go down by the rewards, as in the author's evaluation;
+            ``clipped``: by those clipped to [-1, 1], as in the recordings. Returns are always raw.
+        sticky_actions: Probability that a frame repeats the action before.
 
     Returns:
         A dict with ``environment``, ``policy``, ``weights``, ``checkpoint_step``, ``device`` (its
@@ -150,29 +156,22 @@ def evaluate(
         ``targets``: one dict per target with
         ``target``, ``episodes``, ``return_mean``, ``return_std``, ``return_stderr``,
         ``return_interval``, ``length_mean``, ``score_mean``, ``score_interval``, ``returns`` and
-        ``lengths`` (arrays). Scores are None for an environment without reference constants.
+        ``lengths`` (arrays). Scores are D4RL's, of games the human-normalised one, and None for an
+        environment without reference constants. Of games also ``temperature``, ``rtg_rewards`` and
+        ``sticky_actions``.
 
     Raises:
-        ConfigError: Impossible arguments, an environment that cannot be made, or no GPU where
-            ``cuda`` was asked for.
+        ConfigError: Impossible arguments, no environment or one that cannot be made, or no GPU
+            where ``cuda`` was asked for.
         CheckpointError: There is no usable checkpoint.
-        DataError: The environment's sizes are not the model's.
+        DataError: The environment's sizes, or a game's actions, are not the model's.
+        Error: gymnasium or ale-py is missing.
 
     Example:
         >>> result = dmamba.evaluate("runs/hopper-sample-seed0", targets=[1800, 3600], episodes=100)
         >>> result["targets"][0]["score_mean"], result["targets"][0]["score_interval"]
     """
-    folder, checkpoint = locate_checkpoint(run.folder if isinstance(run, Run) else Path(run))
-    model, info = nn.load(checkpoint)
-    config = info["config"] if folder is None else Run(folder).config
-    if device is None:
-        device = "cpu" if config.training.device == "cpu" else "auto"
-    model.to(_C.resolve_device(device, "evaluation device"))
-    if not config.dataset.environment:
-        raise _C.ConfigError(
-            f"{checkpoint}: the run names no environment; train with dataset.environment=ID, "
-            "for example dataset.environment=Hopper-v4"
-        )
+    model, info, config = load_model(run.folder if isinstance(run, Run) else Path(run), device)
     defaults = config.evaluation
     return evaluate_model(
         model,
@@ -188,25 +187,35 @@ def evaluate(
         max_episode_length=config.dataset.max_episode_length,
         dataset=config.dataset.path,
         weights=weights,
+        temperature=defaults.temperature if temperature is None else temperature,
+        rtg_rewards=defaults.rtg_rewards if rtg_rewards is None else rtg_rewards,
+        sticky_actions=defaults.sticky_actions if sticky_actions is None else sticky_actions,
         progress=progress,
     )
 
 
-def default_workers(jobs: int, slots: int) -> int:
-    """Processes that step the environments where the caller doesn't say: one a core, at most.
+def load_model(
+    path: Path, device: str | None = None
+) -> tuple[nn.DMamba, dict[str, Any], _C.Config]:
+    """The model of a run's latest checkpoint or of one checkpoint, on the device where it acts.
 
     Args:
-        jobs: Episodes in all.
-        slots: Environments at a time.
+        path: A run's folder, or a checkpoint's.
+        device: As for :func:`evaluate`.
+
+    Returns:
+        The model, what :func:`dmamba.nn.load` says of it, and the run's configuration as it is now.
+
+    Raises:
+        ConfigError: There is no such device.
+        CheckpointError: There is no usable checkpoint.
     """
-    from dmamba.envs.processes import usable_cores
-
-    return max(1, min(usable_cores(), slots, jobs // EPISODES_PER_WORKER))
-
-
-def model_device(model: nn.DMamba) -> torch.device:
-    """Where the model's parameters are."""
-    return next(model.parameters()).device
+    folder, checkpoint = locate_checkpoint(path)
+    model, info = nn.load(checkpoint)
+    config = info["config"] if folder is None else Run(folder).config
+    if device is None:
+        device = "cpu" if config.training.device == "cpu" else "auto"
+    return model.to(_C.resolve_device(device, "evaluation device")), info, config
 
 
 def device_name(device: str | torch.device) -> str:
@@ -215,35 +224,16 @@ def device_name(device: str | torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def import_vector() -> Any:
-    """The module that makes environments; gymnasium is needed from here on only."""
-    try:
-        from dmamba.envs import vector
-    except ImportError as error:
-        raise _C.Error(
-            f"evaluation needs gymnasium and MuJoCo ({error}): pip install 'gymnasium[mujoco]>=1.1'"
-        ) from error
-    return vector
-
-
-def check_dimensions(
-    environment: str, expected: tuple[int, int], found: tuple[int, int], whose: str
-) -> None:
-    """Raises DataError where (state, action) sizes are not the environment's."""
-    if found != expected:
-        raise _C.DataError(
-            f"{whose} has states of {found[0]} values and actions of {found[1]}, but environment "
-            f"{environment} has {expected[0]} and {expected[1]}; name the environment in which the "
-            "dataset was recorded with dataset.environment=ID"
-        )
-
-
 def format_result(result: dict[str, Any], dataset_mean: float | None = None) -> str:
-    """The table of an evaluation, beside the dataset's own mean return where it is given."""
+    """The table of an evaluation, beside the dataset's own mean return where it is given.
+
+    A game's recordings hold clipped rewards: their mean is called so, and has no score.
+    """
     scored = result["constants"] is not None
     percent = f"{100 * result['confidence']:g} % interval"
     header = ["target", "return", "std error", percent]
-    header += (["D4RL score", percent] if scored else []) + ["length"]
+    label = envs.scale_of(result["environment"]).label
+    header += ([label, percent] if scored else []) + ["length"]
     rows = [header]
     for row in result["targets"]:
         error = row["return_stderr"]
@@ -257,29 +247,48 @@ def format_result(result: dict[str, Any], dataset_mean: float | None = None) -> 
             cells += [f"{row['score_mean']:.1f}", scores.format_interval(row["score_interval"])]
         rows.append([*cells, f"{row['length_mean']:.0f}"])
     if dataset_mean is not None:
-        cells = ["dataset mean", f"{dataset_mean:.1f}", "", ""]
-        if scored:
-            cells += [f"{envs.normalized_score(result['environment'], dataset_mean):.1f}", ""]
-        rows.append([*cells, ""])
+        rows.append(_dataset_row(result["environment"], dataset_mean, scored))
     episodes = result["targets"][0]["episodes"]
     return "\n".join(
         [
             f"{result['environment']}, step {result['checkpoint_step']}, "
             f"{result['policy']} policy, {episodes} episodes a target, "
             f"seed {result['seed']}, {result['time_seconds']:.0f} s",
+            *_format_choices(result),
             scores.format_table(rows),
             "  " + envs.describe_constants(result["constants"]),
         ]
     )
 
 
-def _check_request(
+def _dataset_row(environment: str, mean: float, scored: bool) -> list[str]:
+    game = envs.is_game(environment)
+    cells = ["dataset mean, clipped" if game else "dataset mean", f"{mean:.1f}", "", ""]
+    if scored:
+        cells += ["" if game else f"{envs.normalized_score(environment, mean):.1f}", ""]
+    return [*cells, ""]
+
+
+def _format_choices(result: dict[str, Any]) -> list[str]:
+    """A line about what matters to games alone."""
+    if "temperature" not in result:
+        return []
+    sticky = result["sticky_actions"]
+    return [
+        f"actions drawn at temperature {result['temperature']:g}, returns-to-go less "
+        f"{result['rtg_rewards']} rewards, "
+        + (f"sticky actions {sticky:g}" if sticky else "no sticky actions")
+    ]
+
+
+def check_request(
     targets: Sequence[float],
     episodes: int,
     seed: int,
-    num_envs: int | None,
-    workers: int | None,
+    num_envs: int | None = None,
+    workers: int | None = None,
 ) -> None:
+    """Raises ConfigError for arguments of :func:`evaluate_model` that are impossible."""
     if len(targets) == 0:
         raise _C.ConfigError("evaluation.targets is empty: give at least one target return")
     if not np.isfinite(np.asarray(targets, dtype=np.float64)).all():
@@ -304,7 +313,7 @@ def _target_result(
     summary = scores.describe(returns, confidence, seed)
     interval = summary["interval"]
     score_interval = None
-    if interval is not None and envs.find(environment) is not None:
+    if interval is not None and envs.score_constants(environment) is not None:
         score_interval = tuple(envs.normalized_score(environment, bound) for bound in interval)
     return {
         "target": target,

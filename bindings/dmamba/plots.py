@@ -83,7 +83,7 @@ def plot_sweep(
             label=f"target {target:g}",
         )
     if dataset_mean is not None:
-        label = f"dataset mean {dataset_mean:.0f}"
+        label = _name_mean(points[0]["environment"], dataset_mean)
         axes.axhline(dataset_mean, color=_GREY, linestyle="--", linewidth=1.2, label=label)
     values = sorted({float(point["settings"][key]) for point in points})
     _scale_values(axes, np.array(values))
@@ -152,7 +152,7 @@ def _draw_targets(
     levels += [row["return_mean"] for result in evaluations for row in result["targets"]]
     if dataset_mean is not None:
         levels.append(dataset_mean)
-        label = f"dataset mean {dataset_mean:.0f}"
+        label = _name_mean(last["environment"], dataset_mean)
         axes.axhline(dataset_mean, color=_ORANGE, linewidth=1.2, label=label)
     _scale_values(axes, targets)
     bottom, top = min(levels), max(levels)
@@ -179,16 +179,22 @@ def _scale_values(axes: Axes, values: np.ndarray) -> None:
         axes.set_xlim(values.min() - margin, values.max() + margin)
 
 
+def _name_mean(environment: str, dataset_mean: float) -> str:
+    """A game's recordings hold clipped rewards."""
+    clipped = " (clipped)" if envs.is_game(environment) else ""
+    return f"dataset mean{clipped} {dataset_mean:.0f}"
+
+
 def _score_axis(axes: Axes, environment: str) -> None:
-    env = envs.find(environment)
-    if env is None:
+    constants = envs.score_constants(environment)
+    if constants is None:
         return
-    span = (env.score_max - env.score_min) / 100.0
+    low, span = constants["min"], (constants["max"] - constants["min"]) / 100.0
     right = axes.secondary_yaxis(
         "right",
         functions=(
-            lambda returns: (returns - env.score_min) / span,
-            lambda score: score * span + env.score_min,
+            lambda returns: (returns - low) / span,
+            lambda score: score * span + low,
         ),
     )
-    right.set_ylabel("D4RL normalised score")
+    right.set_ylabel(envs.scale_of(environment).axis)

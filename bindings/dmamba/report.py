@@ -34,12 +34,13 @@ def versions() -> dict[str, str | None]:
         "numpy": np.__version__,
         "gymnasium": installed("gymnasium"),
         "mujoco": installed("mujoco"),
+        "ale-py": installed("ale-py"),
         "compiler": _build_info.compiler,
     }
 
 
 def summarize_run(
-    run: Run, store: _C.TrajectoryStore, times: dict[str, Any], device: str
+    run: Run, store: _C.TrajectoryStore | _C.FrameStore, times: dict[str, Any], device: str
 ) -> dict[str, Any]:
     """The content of summary.json.
 
@@ -124,7 +125,8 @@ def format_run(run: Run) -> str:
 
 def _format_best(summary: dict[str, Any]) -> str:
     scored = summary["constants"] is not None
-    rows = [["target", "at step", "return", *(["D4RL score"] if scored else [])]]
+    label = envs.scale_of(summary["environment"]).label
+    rows = [["target", "at step", "return", *([label] if scored else [])]]
     for row in summary["best"]["targets"]:
         cells = [f"{row['target']:g}", f"{row['step']}", f"{row['return_mean']:.1f}"]
         rows.append([*cells, *([f"{row['score_mean']:.1f}"] if scored else [])])

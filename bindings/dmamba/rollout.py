@@ -7,28 +7,33 @@ whatever slot plays it.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from dmamba import _C, nn
 
-if TYPE_CHECKING:
-    from dmamba.envs.vector import Environments
-
 
 class Policy(Protocol):
     """What acts: one slot per environment, each with its own history and target."""
 
-    def reset(self, mask: np.ndarray, targets: np.ndarray) -> None:
-        """Starts new episodes where mask (num_envs,) bool is True; targets (num_envs,) raw."""
+    def reset(self, mask: np.ndarray, targets: np.ndarray, seeds: np.ndarray) -> None:
+        """Starts new episodes where mask (num_envs,) bool is True.
+
+        Args:
+            mask: Where.
+            targets: (num_envs,) raw returns to ask for.
+            seeds: (num_envs,) int64 of the episodes, for a policy that draws.
+        """
 
     def act(self, states: np.ndarray) -> np.ndarray:
-        """Actions (num_envs, act_dim) for raw observations (num_envs, state_dim) float32."""
+        """Actions (num_envs, act_dim) for raw observations (num_envs, state_dim) float32.
+
+        Of a game: (num_envs,) int64 for frames (num_envs, 4, 84, 84) uint8.
+        """
 
     def observe(self, rewards: np.ndarray) -> None:
         """Takes the rewards (num_envs,) of the actions just played, raw."""
@@ -66,8 +71,8 @@ class ArrayPolicy:
             weights,
         )
 
-    def reset(self, mask: np.ndarray, targets: np.ndarray) -> None:
-        """See :class:`Policy`."""
+    def reset(self, mask: np.ndarray, targets: np.ndarray, seeds: np.ndarray) -> None:
+        """See :class:`Policy`; nothing is drawn."""
         self._policy.reset(torch.from_numpy(mask), torch.from_numpy(targets))
 
     def act(self, states: np.ndarray) -> np.ndarray:
@@ -77,6 +82,69 @@ class ArrayPolicy:
     def observe(self, rewards: np.ndarray) -> None:
         """See :class:`Policy`."""
         self._policy.observe(torch.from_numpy(rewards))
+
+
+class FramePolicy:
+    """The policy of a model for games, with arrays in place of tensors.
+
+    Args:
+        model: A ``dmamba.nn.AtariDMamba``; its training mode stays what it is.
+        kind: ``windowed`` or ``recurrent``.
+        num_envs: Slots.
+        info: ``rtg_scale``, as ``dmamba.nn.load`` gives.
+        temperature: Of the softmax that actions are drawn from; 0: the best.
+        rtg_rewards: ``raw``: the return-to-go goes down by the rewards, as in the author's
+            evaluation; ``clipped``: by those clipped to [-1, 1], as in the recordings.
+
+    The model computes on the device where its parameters are. What is drawn follows from the
+    episode's seed and the step, not from the slot.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        kind: str,
+        num_envs: int,
+        info: dict[str, Any],
+        temperature: float = 1.0,
+        rtg_rewards: str = "raw",
+    ) -> None:
+        self._policy = _C.AtariPolicy(  # type: ignore[attr-defined]
+            model.cpp_module, kind, num_envs, info["rtg_scale"], temperature
+        )
+        self._clips = rtg_rewards == "clipped"
+
+    def reset(self, mask: np.ndarray, targets: np.ndarray, seeds: np.ndarray) -> None:
+        """See :class:`Policy`."""
+        self._policy.reset(
+            torch.from_numpy(mask), torch.from_numpy(targets), torch.from_numpy(seeds)
+        )
+
+    def act(self, frames: np.ndarray) -> np.ndarray:
+        """See :class:`Policy`."""
+        return self._policy.act(torch.from_numpy(frames)).numpy()
+
+    def observe(self, rewards: np.ndarray) -> None:
+        """See :class:`Policy`."""
+        if self._clips:
+            rewards = np.clip(rewards, -1.0, 1.0)
+        self._policy.observe(torch.from_numpy(rewards))
+
+
+class Batch(Protocol):
+    """What is played: ``dmamba.envs.vector.Environments``, or ``dmamba.envs.atari``'s."""
+
+    @property
+    def num_envs(self) -> int:
+        """Slots."""
+
+    def reset(self, mask: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+        """Starts episodes where mask (num_envs,) bool is True; observations of all slots."""
+
+    def step(
+        self, actions: np.ndarray, active: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Steps where active (num_envs,) bool; observations, rewards, whether episodes ended."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +178,8 @@ def make_jobs(targets: Sequence[float], episodes: int, seed: int) -> list[Job]:
 
 def play(
     policy: Policy,
-    environments: Environments,
-    jobs: Sequence[Job],
+    environments: Batch,
+    jobs: Iterable[Job],
     on_episode: Callable[[Job, float, int], None],
     check: Callable[[], None] = lambda: None,
 ) -> None:
@@ -120,7 +188,7 @@ def play(
     Args:
         policy: Acts for all slots at once.
         environments: At most one slot per job.
-        jobs: The episodes, in the order in which they are handed out.
+        jobs: The episodes, in the order in which they are handed out; taken as slots become free.
         on_episode: Called with (job, raw return, length in steps) as episodes end.
         check: Called after every step; may raise to stop.
 
@@ -132,7 +200,7 @@ def play(
 
     slots = _Slots(environments.num_envs)
     try:
-        _play(slots, policy, environments, deque(jobs), on_episode, check)
+        _play(slots, policy, environments, iter(jobs), on_episode, check)
     except SlotError as error:
         raise _C.Error(
             f"evaluation: the environment {error.what}, at step {slots.lengths[error.slot]} of "
@@ -151,11 +219,11 @@ class _Slots:
         self.returns = np.zeros(num_envs)
         self.lengths: np.ndarray = np.zeros(num_envs, dtype=np.int64)
 
-    def take(self, queue: deque[Job], free: np.ndarray) -> np.ndarray:
+    def take(self, queue: Iterator[Job], free: np.ndarray) -> np.ndarray:
         """Gives the free slots (num_envs,) bool new jobs while there are; where it did."""
         starting = np.zeros_like(free)
-        for slot in np.flatnonzero(free)[: len(queue)]:
-            job = self.playing[slot] = queue.popleft()
+        for slot, job in zip(np.flatnonzero(free), queue, strict=False):
+            self.playing[slot] = job
             starting[slot], self.seeds[slot], self.targets[slot] = True, job.seed, job.target
         self.active = (self.active & ~free) | starting
         self.returns[starting], self.lengths[starting] = 0.0, 0
@@ -163,7 +231,7 @@ class _Slots:
 
     def check_finite(self, what: str, values: np.ndarray) -> None:
         """Refuses NaN and infinity in (num_envs, n) values of slots that are active."""
-        if np.isfinite(values).all():
+        if not np.issubdtype(values.dtype, np.floating) or np.isfinite(values).all():
             return
         for slot, column in np.argwhere(~np.isfinite(values)):
             if self.active[slot]:
@@ -177,8 +245,8 @@ class _Slots:
 def _play(
     slots: _Slots,
     policy: Policy,
-    environments: Environments,
-    queue: deque[Job],
+    environments: Batch,
+    queue: Iterator[Job],
     on_episode: Callable[[Job, float, int], None],
     check: Callable[[], None],
 ) -> None:
@@ -191,10 +259,11 @@ def _play(
         if starting.any():
             states = environments.reset(starting, slots.seeds)
             slots.check_finite("observation", states)
-            policy.reset(starting, slots.targets)
-        actions = policy.act(np.ascontiguousarray(states, dtype=np.float32))
+            policy.reset(starting, slots.targets, slots.seeds)
+        if np.issubdtype(states.dtype, np.floating):
+            states = np.ascontiguousarray(states, dtype=np.float32)
+        actions = policy.act(states)
         slots.check_finite("action", actions)
-        actions = np.clip(actions, environments.low, environments.high)
         states, rewards, ended = environments.step(actions, slots.active)
         slots.lengths += slots.active
         slots.check_finite("observation", states)

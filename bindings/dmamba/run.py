@@ -27,14 +27,14 @@ from typing import Any
 
 import numpy as np
 
-from dmamba import _C
+from dmamba import _C, envs
 
 METRICS = ("step", "training/loss", "training/grad_norm", "training/learning_rate")
 _CHECKPOINT = re.compile(r"step-(\d{8,})")
 _UNFINISHED = re.compile(r"\.step-\d+\.tmp")  # where the trainer writes before it renames
 _EVALUATION = re.compile(r"step-(\d{8,})\.json")
 _LOCK_TRIES = 100  # 5 seconds
-_EVALUATION_COLUMNS = (
+_EVALUATION_COLUMNS = (  # and the score, its low and its high, under their names
     "step",
     "policy",
     "target",
@@ -44,9 +44,6 @@ _EVALUATION_COLUMNS = (
     "return_low",
     "return_high",
     "length_mean",
-    "d4rl_score",
-    "d4rl_score_low",
-    "d4rl_score_high",
 )
 
 
@@ -268,7 +265,8 @@ class RunWriter:
             self._events.add_scalar(f"{key}_return_mean", row["return_mean"], step)
             self._events.add_scalar(f"{key}_length_mean", row["length_mean"], step)
             if row["score_mean"] is not None:
-                self._events.add_scalar(f"{key}_d4rl_score", row["score_mean"], step)
+                score = envs.scale_of(result["environment"]).key
+                self._events.add_scalar(f"{key}_{score}", row["score_mean"], step)
         self._events.flush()
         shutil.rmtree(self.folder / "snapshots" / f"step-{step:08d}", ignore_errors=True)
 
@@ -307,10 +305,9 @@ class RunWriter:
             for result in self.run.evaluations()
             for target in result["targets"]
         ]
-        write_text(
-            self.folder / "evaluation.csv",
-            _csv(_EVALUATION_COLUMNS, [_EVALUATION_COLUMNS, *rows]),
-        )
+        score = envs.scale_of(self.run.config.dataset.environment).key
+        columns = (*_EVALUATION_COLUMNS, score, f"{score}_low", f"{score}_high")
+        write_text(self.folder / "evaluation.csv", _csv(columns, [columns, *rows]))
 
     def _refuse_used_folder(self) -> None:
         if all(path.name == ".lock" for path in self.folder.iterdir()):

@@ -117,8 +117,8 @@ def _target(
 ) -> dict[str, Any]:
     """Means over seeds of one target, and how they compare with its reference."""
     environment = runs[0]["environment"]
-    known = envs.find(environment)
-    scale = None if known is None else 100.0 / (known.score_max - known.score_min)
+    constants = envs.score_constants(environment)
+    scale = None if constants is None else 100.0 / (constants["max"] - constants["min"])
     row: dict[str, Any] = {"target": target}
     for which in ("last", "best"):
         chosen = [_choose(run[which], target) for run in runs]

@@ -14,7 +14,7 @@ from dmamba.scores import format_interval, format_markdown, format_number
 from dmamba.seeds import read_run, summarize
 
 NOTE = (
-    "Means over seeds of D4RL's normalised score (of the return where there is none) in the last "
+    "Means over seeds of the normalised score (of the return where there is none) in the last "
     "evaluation, with Student's 95 % interval over seeds, or ± the standard error of the episodes "
     "where there is one seed. best: of the seeds' best evaluations for that target, a maximum and "
     "so biased upwards."

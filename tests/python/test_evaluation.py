@@ -12,8 +12,9 @@ import dmamba
 from dmamba import scores
 from dmamba.envs.processes import usable_cores
 from dmamba.envs.vector import Environments
-from dmamba.evaluation import default_workers, format_result
+from dmamba.evaluation import format_result
 from dmamba.rollout import episode_seed, make_jobs, play
+from dmamba.suites import default_workers
 
 
 class Steering:
@@ -24,7 +25,7 @@ class Steering:
         self.steps = np.zeros(slots)
         self.broken = broken
 
-    def reset(self, mask, targets):
+    def reset(self, mask, targets, seeds):
         self.left[mask], self.steps[mask] = targets[mask], 0
 
     def act(self, states):
@@ -62,7 +63,7 @@ def play_one(job):
     env = Walk()
     state, _ = env.reset(seed=job.seed)
     policy, total = Steering(1), 0.0
-    policy.reset(np.array([True]), np.array([job.target]))
+    policy.reset(np.array([True]), np.array([job.target]), np.array([job.seed]))
     for length in range(1, 100):
         action = policy.act(state[None].astype(np.float32))[0]
         state, reward, done, _, _ = env.step(action)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from dmamba.evaluation import evaluate, format_result
 from dmamba.run import Run, locate_checkpoint, write_json
+from dmamba.suites import RTG_REWARDS
+from dmamba.video import check_path, record_video
 
 HELP = "Evaluate a run's latest checkpoint, or one checkpoint folder, in its environment."
 
@@ -37,24 +39,61 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="fp32",
         help="bf16: for the recurrent policy on the CPU",
     )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="of games: actions are drawn from softmax(logits / T); 0: the best (the run's own)",
+    )
+    parser.add_argument(
+        "--rtg-rewards",
+        choices=RTG_REWARDS,
+        help="of games: what returns-to-go go down by (the run's own)",
+    )
+    parser.add_argument(
+        "--sticky-actions",
+        type=float,
+        metavar="P",
+        help="of games: probability that a frame repeats the action before (the run's own)",
+    )
+    parser.add_argument(
+        "--video",
+        metavar="FILE",
+        help="film episode 0 of the first target, too: a .mp4 (needs imageio[ffmpeg]) or a .gif",
+    )
     parser.add_argument("--output", metavar="FILE", help="write the result as JSON, too")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluates and prints the table."""
+    if arguments.video:
+        check_path(Path(arguments.video))
+    choices = {
+        "policy": arguments.policy,
+        "seed": arguments.seed,
+        "device": arguments.device,
+        "weights": arguments.weights,
+        "temperature": arguments.temperature,
+        "rtg_rewards": arguments.rtg_rewards,
+        "sticky_actions": arguments.sticky_actions,
+    }
     result = evaluate(
         arguments.run,
         targets=arguments.targets,
         episodes=arguments.episodes,
-        policy=arguments.policy,
-        seed=arguments.seed,
         num_envs=arguments.num_envs,
-        device=arguments.device,
-        weights=arguments.weights,
         workers=arguments.workers,
+        **choices,
     )
     if arguments.output:
         write_json(Path(arguments.output), result)
     folder, _ = locate_checkpoint(Path(arguments.run))
     print(format_result(result, None if folder is None else Run(folder).dataset_mean()))
+    if arguments.video:
+        target = result["targets"][0]["target"]
+        film = record_video(arguments.run, arguments.video, target, **choices)
+        print(
+            f"video       {film['path']}: target {target:g}, return {film['return']:.1f}, "
+            f"{film['length']} steps at {film['frames_per_second']:g} a second"
+        )
     return 0

@@ -43,12 +43,14 @@ def row_type(observations: gymnasium.spaces.Box, actions: gymnasium.spaces.Box) 
     """The type of a slot's row: an order to the slot, and what came of it.
 
     ``order`` is REST, STEP or RESET, with ``seed`` for RESET and ``action`` (act_dim,) for STEP;
-    ``state`` (state_dim,), ``reward`` and ``ended`` are the environment's answer.
+    ``state`` (state_dim,), ``reward``, ``ended`` and ``terminated`` (it was the environment that
+    ended the episode, no time limit) are the environment's answer.
     """
     return np.dtype(
         [
             ("order", np.uint8),
             ("ended", np.bool_),
+            ("terminated", np.bool_),
             ("seed", np.int64),
             ("reward", np.float64),
             ("action", actions.dtype, actions.shape),
@@ -58,17 +60,19 @@ def row_type(observations: gymnasium.spaces.Box, actions: gymnasium.spaces.Box) 
     )
 
 
-def build(spec: Any, max_episode_steps: int) -> gymnasium.Env:
+def build(spec: Any, max_episode_steps: int, render_mode: str | None = None) -> gymnasium.Env:
     """Makes one environment.
 
     Args:
         spec: gymnasium's EnvSpec, or an id.
         max_episode_steps: Time limit; 0, or one above the environment's own, leaves that.
+        render_mode: gymnasium's.
     """
     with warnings.catch_warnings():
         # The -v4 environments are chosen on purpose: they reproduce the rewards of D4RL's v2 sets.
         warnings.filterwarnings("ignore", message=".*is out of date", category=DeprecationWarning)
-        env = gymnasium.make(spec, disable_env_checker=True)
+        renders = {} if render_mode is None else {"render_mode": render_mode}
+        env = gymnasium.make(spec, disable_env_checker=True, **renders)
     own = None if env.spec is None else env.spec.max_episode_steps
     if max_episode_steps > 0 and (own is None or max_episode_steps < own):
         env = gymnasium.wrappers.TimeLimit(env, max_episode_steps)
@@ -82,10 +86,20 @@ class Slots:
         spec: As for :func:`build`.
         max_episode_steps: As for :func:`build`.
         rows: (n,) of :func:`row_type`; read and written by every :meth:`work`.
+        render_mode: As for :func:`build`.
+
+    Attributes:
+        envs: The environments.
     """
 
-    def __init__(self, spec: Any, max_episode_steps: int, rows: np.ndarray) -> None:
-        self._envs = [build(spec, max_episode_steps) for _ in range(len(rows))]
+    def __init__(
+        self,
+        spec: Any,
+        max_episode_steps: int,
+        rows: np.ndarray,
+        render_mode: str | None = None,
+    ) -> None:
+        self.envs = [build(spec, max_episode_steps, render_mode) for _ in range(len(rows))]
         self._rows = rows
 
     def work(self) -> None:
@@ -97,7 +111,7 @@ class Slots:
         rows = self._rows
         states, rewards, ended = rows["state"], rows["reward"], rows["ended"]
         for slot in np.flatnonzero(rows["order"]).tolist():
-            env = self._envs[slot]
+            env = self.envs[slot]
             try:
                 if rows["order"][slot] == RESET:
                     states[slot], _ = env.reset(seed=int(rows["seed"][slot]))
@@ -105,13 +119,13 @@ class Slots:
                 # A copy: the row is written again, and an environment may keep its action.
                 state, reward, terminated, truncated, _ = env.step(rows["action"][slot].copy())
                 states[slot], rewards[slot] = state, reward
-                ended[slot] = terminated or truncated
+                ended[slot], rows["terminated"][slot] = terminated or truncated, terminated
             except Exception as error:
                 raise SlotError(slot, _describe(error)) from error
 
     def close(self) -> None:
         """Closes the environments."""
-        for env in self._envs:
+        for env in self.envs:
             env.close()
 
 

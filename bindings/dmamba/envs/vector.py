@@ -23,9 +23,11 @@ class Environments:
         num_envs: Slots.
         max_episode_steps: Time limit; 0, or one above the environment's own, leaves that.
         workers: Processes that step a share of the slots each; 1: this process steps them all.
+        render_mode: Of gymnasium, for :meth:`render`; with one worker.
 
     Attributes:
         low, high: Bounds of the actions, (act_dim,).
+        frames_per_second: At which pictures of all steps show the environment at its own pace.
 
     Example:
         >>> with Environments("Hopper-v4", 64, workers=4) as environments:
@@ -34,12 +36,18 @@ class Environments:
     """
 
     def __init__(
-        self, environment: str, num_envs: int, max_episode_steps: int = 0, workers: int = 1
+        self,
+        environment: str,
+        num_envs: int,
+        max_episode_steps: int = 0,
+        workers: int = 1,
+        render_mode: str | None = None,
     ) -> None:
         env = make(environment, max_episode_steps)
         self.num_envs = num_envs
         self.low, self.high = env.action_space.low, env.action_space.high  # type: ignore[attr-defined]
         row_type = slots.row_type(env.observation_space, env.action_space)  # type: ignore[arg-type]
+        self.frames_per_second = env.metadata.get("render_fps", 30)
         env.close()
         spec, workers = gymnasium.spec(environment), min(workers, num_envs)
         self._engine: slots.Slots | Processes
@@ -48,13 +56,18 @@ class Environments:
             self._rows = self._engine.rows
         else:
             self._rows = np.zeros(num_envs, row_type)
-            self._engine = slots.Slots(spec, max_episode_steps, self._rows)
+            self._engine = slots.Slots(spec, max_episode_steps, self._rows, render_mode)
 
     def __enter__(self) -> Environments:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    @property
+    def terminated(self) -> np.ndarray:
+        """(num_envs,) bool: where the last step ended the episode, and no time limit did."""
+        return self._rows["terminated"]
 
     def reset(self, mask: np.ndarray, seeds: np.ndarray) -> np.ndarray:
         """Starts episodes.
@@ -80,7 +93,7 @@ class Environments:
         """Takes a step where ``active``; the other slots rest and keep their row.
 
         Args:
-            actions: (num_envs, act_dim), within the bounds.
+            actions: (num_envs, act_dim); clipped to the bounds.
             active: (num_envs,) bool.
 
         Returns:
@@ -91,9 +104,14 @@ class Environments:
             SlotError: An environment raised, or a worker died.
         """
         self._rows["order"] = np.where(active, slots.STEP, slots.REST)
-        self._rows["action"] = actions
+        self._rows["action"] = np.clip(actions, self.low, self.high)
         self._engine.work()
         return self._rows["state"], self._rows["reward"], self._rows["ended"]
+
+    def render(self) -> np.ndarray:
+        """The first slot's picture (rows, columns, 3) uint8; needs ``render_mode="rgb_array"``."""
+        assert isinstance(self._engine, slots.Slots)
+        return self._engine.envs[0].render()  # type: ignore[return-value]
 
     def close(self) -> None:
         """Closes the environments and ends the workers; may be called again."""
