@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from support import needs_cuda, poison, write_games
+from support import needs_cuda, poison, write_recording
 from test_cuda_training import largest_relative_difference
 
 import dmamba
@@ -16,7 +16,9 @@ pytestmark = needs_cuda
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    return _C.open_replay(str(write_games(tmp_path_factory.mktemp("games"))))
+    return _C.open_replay(
+        str(write_recording(tmp_path_factory.mktemp("games"), lengths=(40, 9, 60)))
+    )
 
 
 def make(store, device, steps=12, precision="fp32", **keys):
@@ -110,7 +112,8 @@ def test_the_encoder_in_bfloat16_is_near(count, K):
     parameters = dict(model.named_parameters())
     for name, p in reference.named_parameters():
         if name.startswith("state_encoder"):
-            error = (parameters[name].grad.cpu().double() - p.grad).abs().max() / p.grad.abs().max()
+            # In norm: a rounded activation near zero may be on the other side of a ReLU.
+            error = (parameters[name].grad.cpu().double() - p.grad).norm() / p.grad.norm()
             assert error <= 3e-2, f"{name}: {error:.2e}"
 
 
