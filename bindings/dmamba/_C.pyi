@@ -220,6 +220,29 @@ class DMamba(torch.nn.Module):
     config: ModelConfig
     def __init__(self, state_dim: int, act_dim: int, config: ModelConfig) -> None: ...
 
+class AtariDMamba(torch.nn.Module):
+    """The C++ module as ``ModuleWrapper`` shows it; see ``dmamba.nn.AtariDMamba``."""
+
+    cpp_module: Any
+    num_actions: int
+    config: ModelConfig
+    def __init__(self, num_actions: int, config: ModelConfig) -> None: ...
+
+class AtariPolicy:
+    def __init__(
+        self,
+        model: Any,
+        kind: str,
+        num_envs: int,
+        rtg_scale: float = 1.0,
+        temperature: float = 1.0,
+    ) -> None: ...
+    def reset(self, which: torch.Tensor, targets: torch.Tensor, seeds: torch.Tensor) -> None: ...
+    def act(self, frames: torch.Tensor) -> torch.Tensor: ...
+    @property
+    def logits(self) -> torch.Tensor: ...
+    def observe(self, rewards: torch.Tensor) -> None: ...
+
 class Policy:
     def __init__(
         self,

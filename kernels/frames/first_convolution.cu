@@ -6,8 +6,8 @@
 // frames in shared memory: a frame is converted once for the four stacks it is part of. Four warps,
 // one a scheduler (five would share the 25 tiles of 16 pixels evenly, and leave one scheduler twice
 // the work), hold all weights in 128 registers each, so that shared memory delivers the pixels
-// alone: a load of 16 x 16 of them feeds four products. A warp's columns are permuted so that a lane
-// ends with eight neighbouring channels.
+// alone: a load of 16 x 16 of them feeds four products. A warp's columns are permuted so that a
+// lane ends with eight neighbouring channels.
 #include "kernels/frames/first_convolution.cuh"
 
 namespace dmamba::kernels {
