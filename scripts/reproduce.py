@@ -14,7 +14,7 @@ A finished run is kept and a stopped one continues, so the same command goes on 
       - name: hopper-d128            # of run folders and rows
         config: hopper-medium        # what `dmamba train` takes
         overrides: [key=value, ...]  # after those of the whole file
-        data: hopper-medium          # with --data DIR: trains on DIR/hopper-medium.hdf5
+        data: hopper-medium          # with --data DIR: DIR/hopper-medium.hdf5, or a game's folder
         references:                  # target: a return, or best (of all targets); which: last, best
           - {target: 3600, which: last, return: 2640, stderr: 78, source: ...}   # or score: ...
         reference_loss: 0.0379       # training loss over the last 1000 steps
@@ -92,7 +92,9 @@ def train(runner: Runner, options: argparse.Namespace, experiment: Experiment, s
     folder = run_folder(options.output, experiment, seed)
     overrides = [*experiment.overrides, *options.overrides, f"seed={seed}"]
     if options.data is not None and experiment.data:
-        path = (options.data / f"{experiment.data}.hdf5").resolve()
+        folder_of_game = options.data / experiment.data
+        file = options.data / f"{experiment.data}.hdf5"
+        path = (folder_of_game if folder_of_game.is_dir() else file).resolve()
         overrides.append(f"dataset.path={path}")
     asked = {"config": experiment.config, "overrides": overrides}
     note = folder.with_name(f"{folder.name}.json")

@@ -24,6 +24,11 @@ class DatasetConfig:
     environment: str
     rtg_scale: float
     max_episode_length: int
+    buffers: int
+    trajectories_per_buffer: int
+    transitions: int
+    selection_seed: int
+    cache: str
     def to_dict(self) -> dict[str, Any]: ...
     def copy(self) -> DatasetConfig: ...
 
@@ -231,7 +236,7 @@ class Policy:
     def observe(self, rewards: torch.Tensor) -> None: ...
 
 class Trainer:
-    def __init__(self, config: Config, store: TrajectoryStore, model: Any) -> None: ...
+    def __init__(self, config: Config, store: TrajectoryStore | FrameStore, model: Any) -> None: ...
     @property
     def step(self) -> int: ...
     @property

@@ -6,14 +6,17 @@ import os
 from pathlib import Path
 from typing import Any
 
-from dmamba import _C, envs, scores, sources
+from dmamba import _C, envs, replays, scores, sources
 from dmamba.download import check
 from dmamba.episodes import from_arrays, from_episodes
+from dmamba.frame_segments import FrameSegmentDataset
+from dmamba.recording import record
 from dmamba.segments import SegmentDataset
 from dmamba.segments import default_rtg_scale as rtg_scale
 from dmamba.sources import PACKAGE_FOLDER, cache_folders, listing, locate
 
 __all__ = [
+    "FrameSegmentDataset",
     "PACKAGE_FOLDER",
     "SegmentDataset",
     "cache_folders",
@@ -28,6 +31,7 @@ __all__ = [
     "listing",
     "load",
     "locate",
+    "record",
     "resolve",
     "rtg_scale",
 ]
@@ -37,31 +41,75 @@ def load(
     path_or_name: str | os.PathLike[str],
     format: str = "auto",
     *,
+    buffers: int = 0,
+    trajectories_per_buffer: int = 0,
+    transitions: int = 0,
+    seed: int = 0,
+    game: str = "",
+    cache: str = "disk",
     progress: bool = True,
     verify: bool = False,
-) -> _C.TrajectoryStore:
-    """Reads a dataset into memory; one of D4RL's names is downloaded if it is not here yet.
+) -> _C.TrajectoryStore | _C.FrameStore:
+    """Reads a dataset; one of D4RL's names is downloaded if it is not here yet.
 
     Downloads lie in ``$DMAMBA_DATA``, else in ``~/.cache/dmamba/datasets``. A later load holds the
-    file's size and time of change against the record of the download.
+    file's size and time of change against the record of the download. What is read of a recorded
+    game is kept in the folder ``replays`` there, which later loads map into memory.
 
     Args:
-        path_or_name: A file, a name that :func:`locate` finds, or a name of :func:`listing`.
-        format: ``auto`` looks at the file; ``d4rl`` is D4RL's HDF5 layout.
-        progress: Whether a download shows a bar.
+        path_or_name: A file, the folder of a recorded game in the DQN-replay layout, a name that
+            :func:`locate` finds, or a name of :func:`listing`.
+        format: ``auto`` looks at it; ``d4rl`` is D4RL's HDF5 layout, ``dqn-replay`` that of games,
+            or a file that the cache was filled with, under any name.
+        buffers: Of recorded games alone, as the five that follow: the last so many shards; 0: all.
+        trajectories_per_buffer: Games a visit of a shard; 0: all of it.
+        transitions: Reading ends once so many are chosen; 0: no limit.
+        seed: Of the order in which shards are visited.
+        game: Which, where the folder holds several.
+        cache: ``disk``, or ``memory``: nothing is kept.
+        progress: Whether a download or the reading of a game shows a bar.
         verify: Hold the whole file against the SHA-256 of its download, too; one without a record,
             which was not downloaded here, is refused.
 
     Raises:
         DataError: Not found, not to be had, changed, or not usable; the message names file, field
             and numbers.
+        ConfigError: Arguments of games for a file of D4RL's layout.
 
     Example:
         >>> store = dmamba.data.load("hopper-medium-v2")
         >>> store.num_transitions, store.episode_returns.mean()
     """
     path = sources.obtain(path_or_name, progress=progress, verify=verify)
+    chosen: dict[str, Any] = {
+        "buffers": buffers,
+        "trajectories_per_buffer": trajectories_per_buffer,
+        "transitions": transitions,
+        "seed": seed,
+        "game": game,
+    }
+    if format == replays.FORMAT or (format == "auto" and replays.is_recording(path)):
+        return replays.load(path, **chosen, cache=cache, progress=progress)
+    for key, value in chosen.items():
+        if value:
+            raise _C.ConfigError(f"{path}: {key} is for recorded games (DQN-replay), not for this")
     return _C.open_dataset(str(path), format)
+
+
+def load_configured(
+    config: _C.DatasetConfig, *, progress: bool = True
+) -> _C.TrajectoryStore | _C.FrameStore:
+    """Reads the dataset of a configuration: :func:`load` with what its ``dataset`` says."""
+    return load(
+        config.path,
+        buffers=config.buffers,
+        trajectories_per_buffer=config.trajectories_per_buffer,
+        transitions=config.transitions,
+        seed=config.selection_seed,
+        game=replays.game_of(config.environment),
+        cache=config.cache,
+        progress=progress,
+    )
 
 
 def download(name: str, *, progress: bool = True) -> Path:
@@ -90,11 +138,13 @@ def download(name: str, *, progress: bool = True) -> Path:
     return found
 
 
-def environment_of(store: _C.TrajectoryStore) -> str:
+def environment_of(store: _C.TrajectoryStore | _C.FrameStore) -> str:
     """The gymnasium id of a dataset's environment: its metadata's, else the known one of its name.
 
     Empty where neither tells.
     """
+    if isinstance(store, _C.FrameStore):
+        return replays.environment_of(store)
     for key in ("environment", "env_id", "env_name"):
         if store.metadata.get(key):
             return str(store.metadata[key])
@@ -102,29 +152,37 @@ def environment_of(store: _C.TrajectoryStore) -> str:
     return "" if known is None else known.gym_id
 
 
-def info(path_or_name: str | os.PathLike[str]) -> dict[str, Any]:
+def info(path_or_name: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
     """What a dataset holds.
+
+    Args:
+        path_or_name: As for :func:`load`.
+        **options: As for :func:`load`.
 
     Returns:
         A dict with ``path``, ``environment``, ``state_dim``, ``act_dim``, ``metadata``,
         ``dropped_transitions`` (after the last episode end), the counts and the return and length
         statistics of ``TrajectoryStore.summary()``, ``constants`` (of the normalised score) and
         ``score_min``, ``score_mean``, ``score_max``, ``score_percentile_90`` (None for an unknown
-        environment).
+        environment). Of a recorded game, what :func:`dmamba.replays.describe` says.
     """
-    return describe(load(path_or_name))
+    return describe(load(path_or_name, **options))
 
 
-def describe(store: _C.TrajectoryStore, environment: str | None = None) -> dict[str, Any]:
+def describe(
+    store: _C.TrajectoryStore | _C.FrameStore, environment: str | None = None
+) -> dict[str, Any]:
     """What :func:`info` returns, of a dataset already in memory.
 
     Args:
         store: The dataset.
         environment: gymnasium id; None: what the dataset itself says.
     """
-    summary = store.summary()
     if environment is None:
         environment = environment_of(store)
+    if isinstance(store, _C.FrameStore):
+        return replays.describe(store, environment)
+    summary = store.summary()
     result = {
         "path": store.name,
         "environment": environment,
@@ -142,6 +200,8 @@ def describe(store: _C.TrajectoryStore, environment: str | None = None) -> dict[
 
 def format_info(result: dict[str, Any]) -> str:
     """The text of ``dmamba data info``."""
+    if "game" in result:
+        return replays.format_info(result)
     known = envs.find(result["environment"]) if result["environment"] else None
     lines = [
         f"{result['path']}",
@@ -179,36 +239,48 @@ def format_info(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def default_targets(store: _C.TrajectoryStore) -> list[float]:
+def default_targets(store: _C.EpisodeStore) -> list[float]:
     """The dataset's 90th percentile and maximum return, to four digits, ascending."""
     summary = store.summary()
     wanted = (summary["return_percentile_90"], summary["return_max"])
     return sorted({float(f"{value:.4g}") for value in wanted})
 
 
-def resolve(config: _C.Config, store: _C.TrajectoryStore) -> _C.Config:
+def resolve(config: _C.Config, store: _C.TrajectoryStore | _C.FrameStore) -> _C.Config:
     """A copy of a configuration in which everything that comes from the data is filled in.
 
     Fills dataset.environment, rtg_scale, max_episode_length (a known environment's time limit, else
-    the longest episode) and evaluation.targets where they are empty, makes the timestep embedding
-    cover every episode, and makes dataset.path absolute where it is a file's, so that the run
-    can be continued from another folder.
+    the longest episode; of games it stays 0, the environment's own) and evaluation.targets where
+    they are empty, makes the timestep embedding cover every episode, and makes dataset.path
+    absolute where it is a file's or a folder's, so that the run can be continued from another
+    folder.
+
+    Raises:
+        ConfigError: A value out of range, or a key that the kind of data has no use for.
     """
     resolved = config.copy()
     dataset = resolved.dataset
-    if Path(dataset.path).expanduser().is_file():
+    if Path(dataset.path).expanduser().exists():
         dataset.path = str(Path(dataset.path).expanduser().resolve())
-    longest = int(store.episode_lengths.max())
     dataset.environment = dataset.environment or environment_of(store)
+    if isinstance(store, _C.FrameStore):
+        replays.fill_in(resolved, store, default_targets(store))
+    else:
+        replays.refuse_keys(config, store.name)
+        _fill_in(resolved, store)
+    resolved.validate()
+    return resolved
+
+
+def _fill_in(config: _C.Config, store: _C.TrajectoryStore) -> None:
+    """What :func:`resolve` takes from states and actions that are vectors."""
+    dataset = config.dataset
+    longest = int(store.episode_lengths.max())
     dataset.rtg_scale = dataset.rtg_scale or rtg_scale(store)
     if not dataset.max_episode_length:
         # A better policy than the dataset's may live longer: a known time limit comes first.
         known = envs.find(dataset.environment)
         dataset.max_episode_length = longest if known is None else known.max_episode_steps
-    resolved.model.max_timestep = max(
-        resolved.model.max_timestep, longest, dataset.max_episode_length
-    )
-    if not resolved.evaluation.targets:
-        resolved.evaluation.targets = default_targets(store)
-    resolved.validate()
-    return resolved
+    config.model.max_timestep = max(config.model.max_timestep, longest, dataset.max_episode_length)
+    if not config.evaluation.targets:
+        config.evaluation.targets = default_targets(store)

@@ -130,12 +130,18 @@ def from_arrays(
     return _store(arrays, name, environment, save)
 
 
-def config_path(store: _C.TrajectoryStore) -> str:
+def config_path(store: _C.TrajectoryStore | _C.FrameStore) -> str:
     """What a run's ``dataset.path`` says of a store: its file, or for arrays name and digest.
 
-    The digest lets a resumed run notice that it is given other data.
+    The digest lets a resumed run notice that it is given other data. Of a recorded game, too: its
+    folder alone does not say what was chosen from it.
     """
     path = Path(store.name)
+    if isinstance(store, _C.FrameStore):
+        digest = hashlib.sha256()
+        for array in (store.actions, store.rewards, store.episode_ends):
+            digest.update(np.ascontiguousarray(array).data.cast("B"))
+        return f"{sources.MEMORY}{path.stem}-{digest.hexdigest()[:12]}"
     return store.name if path.is_file() else f"{sources.MEMORY}{path.stem}"
 
 

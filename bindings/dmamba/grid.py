@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dmamba import _C, data
+from dmamba import _C, data, replays
 from dmamba.training import check_environment, flatten, load_config
 
 MAX_RUNS = 10_000
@@ -123,7 +123,7 @@ def make_grid(
     _refuse_repeated("seed", seeds)
     swept = {key: values for key, values in lists.items() if len(values) > 1}
     points = []
-    stores: dict[str, _C.TrajectoryStore] = {}
+    stores: dict[tuple[Any, ...], _C.TrajectoryStore | _C.FrameStore] = {}
     environments: set[tuple[str, str, int]] = set()
     count = len(seeds)
     for values in swept.values():
@@ -184,30 +184,22 @@ def _make_point(
     keys: list[str],
     texts: list[str],
     seeds: list[int],
-    stores: dict[str, _C.TrajectoryStore],
+    stores: dict[tuple[Any, ...], _C.TrajectoryStore | _C.FrameStore],
     environments: set[tuple[str, str, int]],
 ) -> Point:
     config = load_config(base, texts)
-    path = config.dataset.path
-    if path not in stores:
-        stores[path] = data.load(path)  # downloads what the runs would
-    store = stores[path]
-    resolved = data.resolve(config, store)
-    mean, std = store.state_statistics()
-    # The sampler's own check of the context length, and of whatever else it needs.
-    _C.SegmentSampler(
-        store,
-        resolved.training.batch_size,
-        resolved.model.context_length,
-        resolved.seed,
-        resolved.model.padding == "paper",
-        resolved.dataset.rtg_scale,
-        mean.tolist(),
-        std.tolist(),
-        resolved.model.max_timestep,
+    dataset = config.dataset
+    chosen = (
+        *(dataset.path, dataset.buffers, dataset.trajectories_per_buffer, dataset.transitions),
+        *(dataset.selection_seed, replays.game_of(dataset.environment)),
     )
+    if chosen not in stores:
+        stores[chosen] = data.load_configured(dataset)  # downloads what the runs would
+    store = stores[chosen]
+    resolved = data.resolve(config, store)
+    _check_sampler(resolved, store)
     _C.resolve_device(resolved.training.device, "training.device")
-    simulated = (path, resolved.dataset.environment, resolved.dataset.max_episode_length)
+    simulated = (dataset.path, resolved.dataset.environment, resolved.dataset.max_episode_length)
     if simulated not in environments:
         check_environment(resolved, store)
         environments.add(simulated)
@@ -216,6 +208,18 @@ def _make_point(
     label = ",".join(f"{short_name(key, base)}={_text(value)}" for key, value in settings.items())
     configs = {seed: load_config(resolved, [f"seed={seed}"]) for seed in seeds}
     return Point(settings, texts, label or base.name, configs)
+
+
+def _check_sampler(config: _C.Config, store: _C.TrajectoryStore | _C.FrameStore) -> None:
+    """The sampler's own check of the context length, and of whatever else it needs."""
+    batch, context = config.training.batch_size, config.model.context_length
+    scale, last = config.dataset.rtg_scale, config.model.max_timestep
+    if isinstance(store, _C.FrameStore):
+        _C.FrameSampler(store, batch, context, config.seed, scale, last)
+        return
+    mean, std = (values.tolist() for values in store.state_statistics())
+    paper = config.model.padding == "paper"
+    _C.SegmentSampler(store, batch, context, config.seed, paper, scale, mean, std, last)
 
 
 def _text(value: Any) -> str:

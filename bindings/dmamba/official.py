@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import zipfile
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from ._C import CheckpointError
-from .nn import DMamba
+from .nn import AtariDMamba, DMamba
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_LAYERS = "transformer.h."
 
 
 class _File:
@@ -68,7 +67,7 @@ class _File:
     def sizes(self, name: str, dimensions: int) -> list[int]:
         """The sizes of a tensor of which the model's are made."""
         if name not in self.tensors:
-            self.fail(f"has no tensor '{name}'; this reads gym checkpoints of decision-mamba")
+            self.fail(f"has no tensor '{name}'; this reads checkpoints of decision-mamba")
         sizes = list(self.tensors[name].shape)
         if len(sizes) != dimensions or 0 in sizes:
             self.fail(
@@ -82,45 +81,78 @@ class _File:
             self.fail(f"tensor '{name}' is {found}, must be {sizes} to go with the other tensors")
 
 
-def _options(file: _File) -> dict[str, int | str]:
-    """The model's sizes, from tensors that fit each other.
+def _layer_options(file: _File, d_model: int, layers: str) -> dict[str, Any]:
+    """The layers' sizes, from tensors that fit each other.
 
     Each layer's largest tensor is looked at too, so that no damaged file asks for a model much
     larger than itself.
     """
-    d_model, state_dim = file.sizes("embed_state.weight", 2)
-    first = f"{_LAYERS}0.mamba."
+    first = f"{layers}0.mamba."
     d_inner, d_state = file.sizes(f"{first}A_log", 2)
     dt_rank = file.sizes(f"{first}dt_proj.weight", 2)[1]
     if d_inner % d_model != 0:
         file.fail(f"'{first}A_log' has {d_inner} channels, no multiple of d_model = {d_model}")
-    n_layer = len({name.split(".")[2] for name in file.tensors if name.startswith(_LAYERS)})
+    place = layers.count(".")
+    n_layer = len({name.split(".")[place] for name in file.tensors if name.startswith(layers)})
     for layer in range(n_layer):
-        mamba = f"{_LAYERS}{layer}.mamba."
+        mamba = f"{layers}{layer}.mamba."
         file.require(f"{mamba}in_proj.weight", [2 * d_inner, d_model])
         file.require(f"{mamba}x_proj.weight", [dt_rank + 2 * d_state, d_inner])
     return {
-        "state_dim": state_dim,
-        "act_dim": file.sizes("embed_action.weight", 2)[1],
         "d_model": d_model,
         "n_layer": n_layer,
         "d_state": d_state,
         "d_conv": file.sizes(f"{first}conv1d.weight", 3)[2],
         "dt_rank": dt_rank,
         "expand": d_inner // d_model,
-        "max_timestep": file.sizes("embed_timestep.weight", 2)[0],
-        "channel_mixing": "mlp" if f"{_LAYERS}0.mlp_channels.0.weight" in file.tensors else "none",
+        "channel_mixing": "mlp" if f"{layers}0.mlp_channels.0.weight" in file.tensors else "none",
+        "padding": "paper",
     }
 
 
-def from_official(path: str | os.PathLike[str], context_length: int = 20) -> DMamba:
-    """Loads a gym checkpoint of the author's code.
+def _gym_model(file: _File, context_length: int) -> DMamba:
+    d_model, state_dim = file.sizes("embed_state.weight", 2)
+    return DMamba(
+        state_dim,
+        file.sizes("embed_action.weight", 2)[1],
+        **_layer_options(file, d_model, "transformer.h."),
+        context_length=context_length,
+        max_timestep=file.sizes("embed_timestep.weight", 2)[0],
+    )
+
+
+def _atari_model(file: _File, context_length: int | None) -> AtariDMamba:
+    # His second norm has another name than in his gym code; an embedding in his files is not used.
+    file.tensors = {
+        name.replace(".ln2.", ".ln_2."): tensor
+        for name, tensor in file.tensors.items()
+        if name != "tok_emb.weight"
+    }
+    _, places, d_model = file.sizes("pos_emb", 3)
+    steps = (places - 1) // 3
+    if steps < 1 or places != 3 * steps + 1:
+        file.fail(f"tensor 'pos_emb' has {places} places; it must have 3 K + 1")
+    if context_length not in (None, steps):
+        file.fail(f"holds a model with places for K = {steps}, not {context_length}")
+    return AtariDMamba(
+        file.sizes("head.weight", 2)[0],
+        **_layer_options(file, d_model, "blocks."),
+        context_length=steps,
+        max_timestep=file.sizes("global_pos_emb", 3)[1],
+    )
+
+
+def from_official(
+    path: str | os.PathLike[str], context_length: int | None = None
+) -> DMamba | AtariDMamba:
+    """Loads a checkpoint of the author's code, gym's or Atari's.
 
     Sizes are read off the tensors. The model has ``padding="paper"``, as it was trained.
 
     Args:
         path: The ``.cpt`` file that his scripts save; read with ``weights_only=True``.
-        context_length: K, environment steps; his gym experiments use 20. The file doesn't tell.
+        context_length: K, environment steps. A gym file doesn't tell; None: 20, as in his
+            experiments. An Atari file does.
 
     Returns:
         The model in evaluation mode, in float32.
@@ -131,7 +163,11 @@ def from_official(path: str | os.PathLike[str], context_length: int = 20) -> DMa
         ConfigError: For a ``context_length`` below 1.
     """
     file = _File(os.fspath(path))
-    model = DMamba(**_options(file), context_length=context_length, padding="paper")  # type: ignore[arg-type]
+    model: DMamba | AtariDMamba
+    if "global_pos_emb" in file.tensors:
+        model = _atari_model(file, context_length)
+    else:
+        model = _gym_model(file, 20 if context_length is None else context_length)
     parameters = dict(model.named_parameters())
     for name, parameter in parameters.items():
         file.require(name, list(parameter.shape))

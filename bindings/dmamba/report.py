@@ -40,7 +40,7 @@ def versions() -> dict[str, str | None]:
 
 
 def summarize_run(
-    run: Run, store: _C.TrajectoryStore, times: dict[str, Any], device: str
+    run: Run, store: _C.TrajectoryStore | _C.FrameStore, times: dict[str, Any], device: str
 ) -> dict[str, Any]:
     """The content of summary.json.
 

@@ -7,8 +7,7 @@ whatever slot plays it.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -180,7 +179,7 @@ def make_jobs(targets: Sequence[float], episodes: int, seed: int) -> list[Job]:
 def play(
     policy: Policy,
     environments: Batch,
-    jobs: Sequence[Job],
+    jobs: Iterable[Job],
     on_episode: Callable[[Job, float, int], None],
     check: Callable[[], None] = lambda: None,
 ) -> None:
@@ -189,7 +188,7 @@ def play(
     Args:
         policy: Acts for all slots at once.
         environments: At most one slot per job.
-        jobs: The episodes, in the order in which they are handed out.
+        jobs: The episodes, in the order in which they are handed out; taken as slots become free.
         on_episode: Called with (job, raw return, length in steps) as episodes end.
         check: Called after every step; may raise to stop.
 
@@ -201,7 +200,7 @@ def play(
 
     slots = _Slots(environments.num_envs)
     try:
-        _play(slots, policy, environments, deque(jobs), on_episode, check)
+        _play(slots, policy, environments, iter(jobs), on_episode, check)
     except SlotError as error:
         raise _C.Error(
             f"evaluation: the environment {error.what}, at step {slots.lengths[error.slot]} of "
@@ -220,11 +219,11 @@ class _Slots:
         self.returns = np.zeros(num_envs)
         self.lengths: np.ndarray = np.zeros(num_envs, dtype=np.int64)
 
-    def take(self, queue: deque[Job], free: np.ndarray) -> np.ndarray:
+    def take(self, queue: Iterator[Job], free: np.ndarray) -> np.ndarray:
         """Gives the free slots (num_envs,) bool new jobs while there are; where it did."""
         starting = np.zeros_like(free)
-        for slot in np.flatnonzero(free)[: len(queue)]:
-            job = self.playing[slot] = queue.popleft()
+        for slot, job in zip(np.flatnonzero(free), queue, strict=False):
+            self.playing[slot] = job
             starting[slot], self.seeds[slot], self.targets[slot] = True, job.seed, job.target
         self.active = (self.active & ~free) | starting
         self.returns[starting], self.lengths[starting] = 0.0, 0
@@ -247,7 +246,7 @@ def _play(
     slots: _Slots,
     policy: Policy,
     environments: Batch,
-    queue: deque[Job],
+    queue: Iterator[Job],
     on_episode: Callable[[Job, float, int], None],
     check: Callable[[], None],
 ) -> None:

@@ -78,11 +78,12 @@ def cache_folders() -> list[Path]:
 
 
 def locate(path_or_name: str | os.PathLike[str]) -> Path:
-    """Finds the file of a dataset on this machine; downloads nothing.
+    """Finds the file or folder of a dataset on this machine; downloads nothing.
 
     Looked at, in this order: the path as it is; the package's samples (``hopper-medium``, or
     ``samples/hopper-medium.hdf5``); in ``$DMAMBA_DATA`` and then in ``~/.cache/dmamba/datasets``
-    NAME, NAME.hdf5 and D4RL's own file name (hopper_medium-v2.hdf5 for hopper-medium-v2).
+    NAME, NAME.hdf5 and D4RL's own file name (hopper_medium-v2.hdf5 for hopper-medium-v2). Files
+    come before folders, which are those of recorded games.
 
     Raises:
         DataError: None of them exists; the message lists them all.
@@ -107,8 +108,9 @@ def find(name: str) -> Path | None:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    # A folder or a device at the path itself: the reader says what is wrong with it.
-    return candidates[0] if candidates[0].exists() else None
+    if candidates[0].exists():  # a device, say: the reader says what is wrong with it
+        return candidates[0]
+    return next((candidate for candidate in candidates if candidate.is_dir()), None)
 
 
 def obtain(

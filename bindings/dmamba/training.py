@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from dmamba import _C, data, episodes, evaluation, nn, plots, report, suites
+from dmamba import _C, data, episodes, evaluation, nn, plots, replays, report, suites
 from dmamba.beside import Evaluator
 from dmamba.callbacks import Callback
 from dmamba.progress import bar
@@ -88,7 +88,7 @@ def train(
     config: str | os.PathLike[str] | _C.Config | dict[str, Any] | None,
     overrides: Iterable[str] | None = None,
     *,
-    dataset: _C.TrajectoryStore | None = None,
+    dataset: _C.TrajectoryStore | _C.FrameStore | None = None,
     output: str | os.PathLike[str] | None = None,
     resume: bool = False,
     callbacks: Sequence[Callback] = (),
@@ -131,7 +131,7 @@ def train(
     loaded, folder = _plan(config, list(overrides or ()), output, resume)
     store = dataset
     if store is None:
-        store = data.load(loaded.dataset.path, progress=progress)
+        store = data.load_configured(loaded.dataset, progress=progress)
     else:
         loaded.dataset.path = episodes.config_path(store)
     resolved = data.resolve(loaded, store)
@@ -147,11 +147,18 @@ def train(
     return writer.run
 
 
-def _make_trainer(config: _C.Config, store: _C.TrajectoryStore) -> tuple[nn.DMamba, _C.Trainer]:
+def _make_trainer(
+    config: _C.Config, store: _C.TrajectoryStore | _C.FrameStore
+) -> tuple[nn.DMamba | nn.AtariDMamba, _C.Trainer]:
     """A model as the seed makes it, and its trainer at step 0."""
+    model: nn.DMamba | nn.AtariDMamba
     with torch.random.fork_rng(devices=[]):  # the caller's generator is left as it was
         torch.manual_seed(config.seed)
-        model = nn.DMamba(store.state_dim, store.act_dim, config=config.model)
+        if isinstance(store, _C.FrameStore):
+            actions = replays.num_actions(store, config.dataset.environment)
+            model = nn.AtariDMamba(actions, config=config.model)
+        else:
+            model = nn.DMamba(store.state_dim, store.act_dim, config=config.model)
     return model, _C.Trainer(config, store, model.cpp_module)
 
 
@@ -161,7 +168,7 @@ class _Session:
     def __init__(
         self,
         config: _C.Config,
-        store: _C.TrajectoryStore,
+        store: _C.TrajectoryStore | _C.FrameStore,
         writer: RunWriter,
         callbacks: tuple[Callback, ...],
         progress: bool,
@@ -176,7 +183,7 @@ class _Session:
         self.evaluate = evaluate
         self.seconds = {"training": 0.0, "evaluation": 0.0, "waiting": 0.0}
 
-    def prepare(self, model: nn.DMamba, trainer: _C.Trainer) -> None:
+    def prepare(self, model: nn.DMamba | nn.AtariDMamba, trainer: _C.Trainer) -> None:
         """Loads the latest checkpoint if there is one, and opens the logs."""
         self.model = model
         self.trainer = trainer
@@ -460,7 +467,7 @@ def _check_unchanged(saved: _C.Config, wanted: _C.Config, folder: Path) -> None:
         )
 
 
-def check_environment(config: _C.Config, store: _C.TrajectoryStore) -> None:
+def check_environment(config: _C.Config, store: _C.TrajectoryStore | _C.FrameStore) -> None:
     """Finds out before the training, not after it, that the evaluation cannot work."""
     environment = config.dataset.environment
     if not environment:

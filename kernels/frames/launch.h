@@ -15,4 +15,10 @@ cudaError_t launch_bias_relu(const BiasReluParams& p, cudaStream_t stream);
 int64_t relu_blocks(const ReluSizes& sizes);
 cudaError_t launch_bias_relu_backward(const BiasReluGradients& p, cudaStream_t stream);
 
+cudaError_t launch_first_convolution(const FirstConvolutionParams& p, cudaStream_t stream);
+
+int64_t first_convolution_blocks(int64_t batch, int64_t steps);
+cudaError_t launch_first_convolution_backward(const FirstConvolutionGradients& p,
+                                              cudaStream_t stream);
+
 }  // namespace dmamba::kernels

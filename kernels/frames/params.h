@@ -45,4 +45,26 @@ struct BiasReluGradients {
   float* parts;      // (relu_blocks(sizes), channels): sums to be added up
 };
 
+/// The first convolution, 32 x 8 x 8 / 4 over stacks of bytes, with bias, ReLU and folding by 2,
+/// in bfloat16 with float32 sums: out[b K + t] = fold(relu(conv(stack t of strip b) + bias)).
+struct FirstConvolutionParams {
+  int64_t batch, steps;   // steps = K
+  const uint8_t* strips;  // (batch, K + 3, 84, 84)
+  /// (32, 4, 2, 2, 4, 4): channel; frame; row and column of the window's square; pixel in it.
+  const void* weight;
+  const float* bias;  // (32,)
+  void* out;          // (batch K, 10, 10, 128)
+};
+
+constexpr int64_t kFirstConvolutionBlocks = 264;  // two a multiprocessor of the largest devices
+constexpr int64_t kFirstConvolutionSums = 32 * 256 + 32;
+
+struct FirstConvolutionGradients {
+  int64_t batch, steps;
+  const uint8_t* strips;
+  const void* dout;  // as out
+  const void* out;
+  float* parts;  // (first_convolution_blocks, 8224): weight, bias; sums to be added up
+};
+
 }  // namespace dmamba::kernels

@@ -72,7 +72,7 @@ constexpr int kNormWarps = 8;
 /// Blocks of the backward kernels: from sizes alone, so that sums have one order on any device.
 constexpr int64_t norm_backward_blocks(int64_t rows) {
   const int64_t blocks = (rows + kNormWarps - 1) / kNormWarps;
-  return blocks < 264 ? blocks : 264;
+  return blocks < 528 ? blocks : 528;
 }
 
 }  // namespace dmamba::kernels

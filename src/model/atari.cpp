@@ -5,8 +5,10 @@
 
 #include "dmamba/common/error.h"
 #include "src/model/layers.h"
+#include "src/nn/game_embedding.h"
 #include "src/nn/plain_dispatch.h"
 #include "src/nn/residual_stream.h"
+#include "src/nn/step_context.h"
 
 namespace dmamba::model {
 
@@ -90,27 +92,52 @@ Tensor AtariDMambaImpl::places(const Tensor& positions, const Tensor& timesteps)
          torch::embedding(local, 3 * positions.unsqueeze(2) + kind);
 }
 
-/// (batch, 3 K, d_model).
-Tensor AtariDMambaImpl::embed(const AtariWindow& window) {
+bool AtariDMambaImpl::has_fused_embedding(const AtariWindow& window) const {
+  return device().is_cuda() && ops::built_with_cuda() && !counts_timesteps() &&
+         head_->weight.scalar_type() == torch::kFloat &&
+         ops::cuda_only::game_sizes_fit(config_.d_model, num_actions_) &&
+         !(at::GradMode::is_enabled() && window.returns_to_go.requires_grad());
+}
+
+AtariDMambaImpl::Tokens AtariDMambaImpl::embed(const AtariWindow& window) {
   const int64_t batch = window.states.size(0), K = window.states.size(1);
+  const bool masked = window.mask.defined() && config_.padding == "masked";
+  if (has_fused_embedding(window)) {
+    const auto& layer = ret_emb_->at<torch::nn::LinearImpl>(0);
+    ops::cuda_only::GameInputs in;
+    in.returns_to_go = window.returns_to_go;
+    in.states = window.states;
+    in.actions = window.actions;
+    in.timesteps = window.timesteps;
+    in.mask = window.mask;
+    in.return_weight = layer.weight;
+    in.return_bias = layer.bias;
+    in.action_table = action_embeddings_->at<torch::nn::EmbeddingImpl>(0).weight;
+    in.local = pos_emb_.squeeze(0);
+    in.global = global_pos_emb_.squeeze(0);
+    if (drop_->active()) in.dropout = {drop_->p(), nn::next_dropout_key(device())};
+    const auto out = nn::embed_game(in);
+    return {out.out, masked ? out.token_mask : Tensor()};
+  }
   const Tensor positions =
       window.mask.defined()
           ? (window.mask.cumsum(1) - 1).clamp_min(0)
           : torch::arange(K, window.timesteps.options()).unsqueeze(0).expand({batch, K});
   const Tensor tokens = kinds(window.states, window.actions, window.returns_to_go) +
                         places(positions, window.timesteps);
-  return drop_(tokens.view({batch, 3 * K, config_.d_model}));
+  return {
+      drop_(tokens.view({batch, 3 * K, config_.d_model})),
+      masked ? window.mask.unsqueeze(2).expand({batch, K, 3}).reshape({batch, 3 * K}) : Tensor()};
 }
 
 /// The logits (batch, K, num_actions), in float32 whatever the layers' arithmetic.
 Tensor AtariDMambaImpl::run(const AtariWindow& window) {
   check_inputs(window);
   const int64_t batch = window.states.size(0), K = window.states.size(1);
-  nn::ResidualStream x(embed(window));
+  const Tokens embedded = embed(window);
+  nn::ResidualStream x(embedded.tokens);
   ops::TokenFlags flags;
-  if (window.mask.defined() && config_.padding == "masked") {
-    flags.mask = window.mask.unsqueeze(2).expand({batch, K, 3}).reshape({batch, 3 * K});
-  }
+  if (embedded.mask.defined()) flags.mask = embedded.mask;
   for (auto& block : blocks_) block->forward(x, flags);
   const Tensor y = x.norm(*ln_f_).view({batch, K, 3, config_.d_model}).select(2, 1);
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
@@ -149,8 +176,9 @@ Tensor AtariDMambaImpl::loss(const Tensor& strips, const Tensor& actions,
   // By comparison, not by index: the gradient of an index adds with atomics.
   const Tensor chosen =
       actions.unsqueeze(2) == torch::arange(num_actions_, actions.options()).view({1, 1, -1});
-  const Tensor weight = mask.to(logits.scalar_type());
   const Tensor likelihood = (torch::log_softmax(logits, 2) * chosen).sum(2);
+  if (!mask.defined()) return -likelihood.mean().to(torch::kFloat);
+  const Tensor weight = mask.to(logits.scalar_type());
   return (-(likelihood * weight).sum() / weight.sum()).to(torch::kFloat);
 }
 
@@ -186,7 +214,7 @@ void AtariDMambaImpl::begin_with(const AtariWindow& window, const Tensor& which,
   torch::NoGradGuard no_grad;
   check_inputs(window);
   // The last action is the next step's to take in.
-  nn::ResidualStream x(embed(window).slice(1, 0, 3 * window.states.size(1) - 1));
+  nn::ResidualStream x(embed(window).tokens.slice(1, 0, 3 * window.states.size(1) - 1));
   RecurrentState fresh = initial_state(window.states.size(0));
   for (size_t i = 0; i < blocks_.size(); ++i) {
     blocks_[i]->step(x, {}, *fresh[i]);

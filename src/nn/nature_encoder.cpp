@@ -7,7 +7,8 @@
 // 255, which bfloat16 holds exactly; the 1 / 255 is part of the first weight.
 //
 // Forward and backward are one function: bias, ReLU and folding are one launch a layer, and what
-// the backward pass keeps are the folded activations.
+// the backward pass keeps are the folded activations. In bfloat16 the first layer, whose folded
+// input would be the largest tensor of all, is a kernel that reads the bytes (kernels/frames).
 #include "src/nn/nature_encoder.h"
 
 #include <torch/csrc/autograd/custom_function.h>
@@ -17,7 +18,6 @@
 
 #include "dmamba/ops/ops.h"
 #include "src/nn/plain_dispatch.h"
-#include "src/nn/step_context.h"
 #include "src/ops/convolution.h"
 #include "src/ops/cuda_only.h"
 
@@ -69,6 +69,25 @@ Tensor prepared(const Tensor& weight, const Layer& layer, at::ScalarType type) {
       .to(type, /*non_blocking=*/false, /*copy=*/false, at::MemoryFormat::ChannelsLast);
 }
 
+/// In bfloat16 the first layer is a kernel of our own, which reads bytes and leaves activations.
+bool has_own_kernel(size_t layer, at::ScalarType type) {
+  return kLayers[layer].pixels && type == at::kBFloat16;
+}
+
+/// (out, in, 8, 8) -> (out, in, 2, 2, 4, 4), over 255: as that kernel takes it.
+Tensor first_weight(const Tensor& weight) {
+  return (weight.view({32, 4, 2, 4, 2, 4}).permute({0, 1, 2, 4, 3, 5}) /
+          static_cast<double>(kPixelScale))
+      .to(at::kBFloat16, /*non_blocking=*/false, /*copy=*/false, at::MemoryFormat::Contiguous);
+}
+
+Tensor first_weight_gradient(const Tensor& folded, const Tensor& weight) {
+  return folded.view({32, 4, 2, 2, 4, 4})
+      .permute({0, 1, 2, 4, 3, 5})
+      .reshape(weight.sizes())
+      .div(static_cast<double>(kPixelScale));
+}
+
 struct Nature : torch::autograd::Function<Nature> {
   static Tensor forward(AutogradContext* context, const Tensor& strips, const Tensor& weight1,
                         const Tensor& bias1, const Tensor& weight2, const Tensor& bias2,
@@ -76,23 +95,28 @@ struct Nature : torch::autograd::Function<Nature> {
                         const Tensor& bias4, at::ScalarType type) {
     const PlainDispatch guard;
     const std::array<Tensor, 3> weights{weight1, weight2, weight3}, biases{bias1, bias2, bias3};
-    std::array<Tensor, 3> inputs, kernels;
-    inputs[0] = cuda_only::fold_frames(strips, type);
-    Tensor last;
+    std::array<Tensor, 4> inputs;  // of the layers; the last is what they leave
+    std::array<Tensor, 3> kernels;
     for (size_t i = 0; i < 3; ++i) {
-      kernels[i] = prepared(weights[i], kLayers[i], type);
-      const Tensor raw = ops::convolve(inputs[i], kernels[i]);
       const int64_t fold = i < 2 ? kLayers[i + 1].fold : 1;
-      Tensor& out = i < 2 ? inputs[i + 1] : last;
-      out = cuda_only::bias_relu_fold(raw, biases[i], fold);
+      if (has_own_kernel(i, type)) {
+        inputs[i] = strips;
+        inputs[i + 1] = cuda_only::first_convolution(strips, first_weight(weights[i]), biases[i]);
+        kernels[i] = weights[i];
+        continue;
+      }
+      if (i == 0) inputs[i] = cuda_only::fold_frames(strips, type);
+      kernels[i] = prepared(weights[i], kLayers[i], type);
+      inputs[i + 1] =
+          cuda_only::bias_relu_fold(ops::convolve(inputs[i], kernels[i]), biases[i], fold);
     }
+    const Tensor& last = inputs[3];
     const int64_t channels = last.size(1), pixels = last.size(2) * last.size(3);
     const Tensor features = last.permute({0, 2, 3, 1}).reshape({last.size(0), -1});
     const Tensor product = reorder(weight4, channels, pixels).to(type);
     const Tensor y = at::tanh(at::addmm(bias4.to(type), features, product.t()).to(at::kFloat));
     context->save_for_backward({inputs[0], inputs[1], inputs[2], last, kernels[0], kernels[1],
                                 kernels[2], product, y, weight1, weight2, weight3});
-    context->saved_data["side"] = side_stream_handle();
     return y;
   }
 
@@ -103,25 +127,31 @@ struct Nature : torch::autograd::Function<Nature> {
     const Tensor &last = saved[3], &product = saved[7], &y = saved[8];
     const auto type = product.scalar_type();
     const int64_t channels = last.size(1), pixels = last.size(2) * last.size(3);
-    const Tensor dz = at::tanh_backward(gradients[0].to(at::kFloat), y);
-    const Tensor db4 = dz.sum(0), dout = dz.to(type);
+    const Tensor dz = at::tanh_backward(gradients[0].to(at::kFloat), y), dout = dz.to(type);
     const Tensor features = last.permute({0, 2, 3, 1}).reshape({last.size(0), -1});
     variable_list out(10);
     out[7] = reorder(weight_gradient(dout, features).to(at::kFloat), pixels, channels);
-    out[8] = db4;
+    out[8] = dz.sum(0);
     Tensor dlast = at::mm(dout, product)
                        .view({last.size(0), last.size(2), last.size(3), channels})
                        .permute({0, 3, 1, 2});
-    for (int i = 2; i >= 0; --i) {
-      const Tensor &input = saved[i], &activation = i < 2 ? saved[i + 1] : last;
-      const Tensor &kernel = saved[4 + i], &weight = saved[9 + i];
+    for (size_t i = 3; i-- > 0;) {
+      const Tensor &input = saved[i], &activation = saved[i + 1], &weight = saved[9 + i];
+      Tensor &dweight = out[1 + 2 * i], &dbias = out[2 + 2 * i];
+      if (has_own_kernel(i, type)) {
+        const Tensor sums =
+            cuda_only::sum_parts(cuda_only::first_convolution_backward(dlast, activation, input));
+        dweight = first_weight_gradient(sums.narrow(0, 0, weight.numel()), weight);
+        dbias = sums.narrow(0, weight.numel(), weight.size(0));
+        continue;
+      }
       const int64_t fold = i < 2 ? kLayers[i + 1].fold : 1;
-      const auto [draw, parts] = cuda_only::bias_relu_unfold(dlast, activation, fold);
-      out[2 + 2 * i] = cuda_only::sum_parts(parts);
-      auto [dinput, dkernel] = ops::convolve_backward(draw, input, kernel, i > 0);
-      Tensor dweight = unfold_weight(dkernel.to(at::kFloat), weight, kLayers[i]);
+      const auto relu = cuda_only::bias_relu_unfold(dlast, activation, fold);
+      dbias = cuda_only::sum_parts(relu.parts);
+      const auto [dinput, dkernel] =
+          ops::convolve_backward(relu.draw, input, saved[4 + i], /*wants_dx=*/i > 0);
+      dweight = unfold_weight(dkernel.to(at::kFloat), weight, kLayers[i]);
       if (kLayers[i].pixels) dweight.div_(static_cast<double>(kPixelScale));
-      out[1 + 2 * i] = dweight;
       dlast = dinput;
     }
     return out;

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "dmamba/common/learning_rate.h"
+#include "kernels/game_embedding/params.h"
 #include "kernels/normalization/params.h"
 
 namespace dmamba::ops::cuda_only {
@@ -106,6 +107,38 @@ ActionHead action_head(const Tensor& y, const Tensor& weight, const Tensor& bias
 std::array<Tensor, 2> action_head_backward(const Tensor& dloss, const Tensor& y,
                                            const Tensor& weight, const Tensor& slopes);
 
+// ---- The token embedding of games: kernels/game_embedding/params.h ----
+
+using kernels::game_sizes_fit;
+
+struct GameInputs {
+  Tensor returns_to_go;               // (batch, K, 1) float32
+  Tensor states;                      // (batch, K, width) float32
+  Tensor actions;                     // (batch, K) int64
+  Tensor timesteps;                   // (batch,) int64
+  Tensor mask;                        // (batch, K) bool, or undefined
+  Tensor return_weight, return_bias;  // (width, 1), (width,)
+  Tensor action_table;                // (num_actions, width)
+  Tensor local, global;               // (places, width), (max_timestep, width)
+  Dropout dropout;
+};
+
+struct GameEmbedding {
+  Tensor out;         // (batch, 3 K, width) float32
+  Tensor token_mask;  // (batch, 3 K) bool where there is a mask
+};
+
+/// Everything contiguous.
+GameEmbedding game_embed(const GameInputs& in);
+
+struct GameEmbeddingGradients {
+  Tensor dstates;
+  Tensor parts;  // (blocks, num_actions + 2, width): the table, return_weight, return_bias
+  Tensor dlocal, dglobal;
+};
+
+GameEmbeddingGradients game_embed_backward(const Tensor& dout, const GameInputs& in);
+
 // ---- Between an image encoder's convolutions: kernels/frames/params.h ----
 
 /// strips (batch, K + 3, 84, 84) uint8 contiguous -> (batch K, 64, 21, 21) of `type`, channels
@@ -123,6 +156,13 @@ struct BiasReluGradients {
 
 /// dout and out as bias_relu_fold returned out.
 BiasReluGradients bias_relu_unfold(const Tensor& dout, const Tensor& out, int64_t fold);
+
+/// The first convolution with bias, ReLU and folding by 2: strips as fold_frames takes them, weight
+/// (32, 4, 2, 2, 4, 4) bfloat16 contiguous -> (batch K, 128, 10, 10) bfloat16, channels innermost.
+Tensor first_convolution(const Tensor& strips, const Tensor& weight, const Tensor& bias);
+
+/// Sums to be added up, (blocks, 32 256 + 32): of the weight as above, and of the bias.
+Tensor first_convolution_backward(const Tensor& dout, const Tensor& out, const Tensor& strips);
 
 // ---- The step's beginning and end: kernels/sampling, kernels/optimizer ----
 

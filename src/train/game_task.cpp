@@ -33,6 +33,14 @@ int64_t resident_bytes(const data::FrameStore& store) {
   return store.num_transitions() * (data::kFrameBytes + 8) + 8 * store.num_episodes();
 }
 
+int64_t shortest_episode(const data::FrameStore& store) {
+  int64_t shortest = store.num_transitions();
+  for (int64_t i = 0; i < store.num_episodes(); ++i) {
+    shortest = std::min(shortest, store.episode(i).length);
+  }
+  return shortest;
+}
+
 /// A tensor over memory of the store's.
 template <class T>
 Tensor view(std::span<const T> values, at::IntArrayRef sizes) {
@@ -78,6 +86,7 @@ class GameTask final : public Task {
       : model_(std::move(model)),
         seed_(config.seed),
         sampler_(store, sampler_options(config)),
+        has_padding_(shortest_episode(*store) < config.model.context_length),
         resident_(keep_on_device(config.training, store->name(), resident_bytes(*store), device)),
         batch_(parts_of(sampler_.options()), device, !resident_) {
     if (resident_) recording_ = on_device(*store, config.dataset.rtg_scale, device);
@@ -121,7 +130,7 @@ class GameTask final : public Task {
 
   Tensor loss() override {
     const auto& t = batch_.tensors();
-    return model_->loss(t[0], t[1], t[2], t[3], t[4]);
+    return model_->loss(t[0], t[1], t[2], t[3], has_padding_ ? t[4] : Tensor());
   }
 
   bool resident() const override { return resident_; }
@@ -130,6 +139,7 @@ class GameTask final : public Task {
   model::AtariDMamba model_;
   uint64_t seed_;
   data::FrameSampler sampler_;
+  bool has_padding_;  // whether a segment can be shorter than K: without, no flag is looked at
   bool resident_;
   StagedBatch batch_;
   cuda_only::GameTensors recording_;

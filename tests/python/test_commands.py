@@ -32,6 +32,28 @@ def test_data_info(dataset, capsys):
     assert str(dataset) in out and "hopper-medium.hdf5" in out and out.count("D4RL score") == 2
 
 
+def test_data_info_of_a_game(capsys):
+    assert main(["data", "info", "samples/Breakout", "--game", "breakout"]) == 0
+    out = capsys.readouterr().out
+    assert "Breakout" in out and "games          16" in out and "clipped return" in out
+
+
+def test_data_list_says_how_games_are_had(capsys):
+    assert main(["data", "list"]) == 0
+    assert "gs://atari-replay-datasets/dqn/Breakout/1/replay_logs" in capsys.readouterr().out
+
+
+def test_data_record(elsewhere, capsys):
+    words = ["--random", "--environment", "Hopper-v4", "--episodes", "3", "--seed", "2"]
+    assert main(["data", "record", *words, "--output", "new/random.hdf5"]) == 0
+    out = capsys.readouterr().out
+    assert "new/random.hdf5" in out and "D4RL score" in out and "policy: random" in out
+    assert dmamba.data.load("new/random.hdf5").num_episodes == 3
+    words = ["--random", "--environment", "Breakout", "--episodes", "1", "--output", "new"]
+    assert main(["data", "record", *words]) == 0
+    assert "clipped return" in capsys.readouterr().out
+
+
 def test_train_then_evaluate(recipe, elsewhere, capsys):
     assert main(["train", recipe, "--output", "out", "evaluation.episodes=2", "seed=5"]) == 0
     out = capsys.readouterr().out
@@ -91,6 +113,15 @@ def test_the_ways_to_resume(recipe, words):
         (["evaluate", "nowhere"], "nowhere: no such folder"),
         (["data", "info", "nowhere.hdf5"], "dataset 'nowhere.hdf5' not found"),
         (["data", "info"], "data info: no dataset given"),
+        (
+            ["data", "record", "--output", "x", "--episodes", "1"],
+            "give one RUN, or none and --rand",
+        ),
+        (["data", "record", "run", "--episodes", "1"], "data record: no --output given"),
+        (["data", "record", "run", "--random", "--output", "x"], "got run"),
+        (["data", "record", "nowhere", "--output", "x", "--episodes", "1"], "no such folder"),
+        (["data", "info", "x", "--num-envs", "3"], "data info takes no --num-envs; data record"),
+        (["data", "list", "--random"], "data list takes no --random"),
         (["data", "list", "x"], "data list takes no names, got x"),
         (["data", "download", "x"], "no dataset named 'x' can be downloaded"),
         (["fly"], "no command 'fly'"),

@@ -48,6 +48,36 @@ def test_outputs_and_gradients(golden, capability):
         assert relative_error(parameter.grad, expected) <= 1e-4, name
 
 
+def test_the_atari_model(capability):
+    golden = np.load(FOLDER / "official_atari_golden.npz")
+    model = dmamba.from_official(FOLDER / "official_atari.cpt")
+    config = model.config
+    assert (model.num_actions, config.d_model, config.n_layer) == (4, 32, 2)
+    assert (config.context_length, config.max_timestep, config.padding) == (6, 501, "paper")
+    frames = torch.from_numpy(golden["in/states_u8"]).view(2, 6, 4, 84, 84)
+    actions = torch.from_numpy(golden["in/actions"]).squeeze(2)
+    timesteps = torch.from_numpy(golden["in/timesteps"]).view(2)
+    logits = model(frames, actions, torch.from_numpy(golden["in/rtg"]), timesteps)
+    assert (logits - torch.from_numpy(golden["out/logits"])).abs().max() <= 1e-5
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), actions.flatten())
+    assert loss.item() == pytest.approx(float(golden["out/loss"]), rel=1e-5)
+    loss.backward()
+    gradients = {name.replace(".ln_2.", ".ln2."): p.grad for name, p in model.named_parameters()}
+    assert sorted(f"grad/{name}" for name in gradients) == sorted(
+        key for key in golden.files if key.startswith("grad/")
+    )
+    for name, gradient in gradients.items():
+        expected = torch.from_numpy(golden[f"grad/{name}"])
+        assert relative_error(gradient, expected) <= 1e-4, name
+
+
+def test_an_atari_file_says_its_context_length():
+    path = FOLDER / "official_atari.cpt"
+    assert dmamba.from_official(path, context_length=6).config.context_length == 6
+    with pytest.raises(dmamba.CheckpointError, match="places for K = 6, not 30"):
+        dmamba.from_official(path, context_length=30)
+
+
 def test_sizes_come_from_the_file():
     model = dmamba.from_official(FOLDER / "official_gym.cpt")
     config = model.config

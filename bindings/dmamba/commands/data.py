@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from dmamba import _C, data, download
+from dmamba import _C, data, download, replays
+from dmamba.commands import record
 
-HELP = "Show or download datasets: dmamba data info PATH, data list, data download NAME."
+HELP = "Show, download or record datasets: dmamba data info PATH, data list, download, record."
 ACTIONS = {
     "info": "sizes, lengths, returns, scores",
     "list": "names that can be downloaded, and which are here",
     "download": "D4RL's files, whole and checked; one that is here is checked again",
+    "record": "whole episodes of a policy's play",
 }
 
 
@@ -18,11 +20,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     text = "; ".join(f"{name}: {what}" for name, what in ACTIONS.items())
     parser.add_argument("action", choices=tuple(ACTIONS), help=text)
-    parser.add_argument("paths", nargs="*", metavar="PATH", help="a file, or a dataset's name")
+    what = "a file, a game's folder, a dataset's name; for record a run's folder"
+    parser.add_argument("paths", nargs="*", metavar="PATH", help=what)
+    group = parser.add_argument_group("info", "of a recorded game, of which all is read otherwise")
+    group.add_argument("--buffers", type=int, metavar="N", help="the last so many shards")
+    group.add_argument("--game", metavar="NAME", help="of a folder that holds several")
+    record.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Does what the action says, for each dataset."""
+    if arguments.action == "record":
+        return record.run(arguments)
+    record.refuse(arguments)
     if arguments.action == "list":
         if arguments.paths:
             raise _C.ConfigError(f"data list takes no names, got {' '.join(arguments.paths)}")
@@ -34,7 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.action == "download":
             print(_download(path), flush=True)
         else:
-            text = data.format_info(data.info(path))
+            chosen = {"buffers": arguments.buffers or 0, "game": arguments.game or ""}
+            text = data.format_info(data.info(path, **chosen))
             print(text if number == 0 else f"\n{text}", flush=True)
     return 0
 
@@ -53,7 +64,8 @@ def format_list() -> str:
     lines = [
         f"{name.ljust(widths[0])}  {size.rjust(widths[1])}  {path}" for name, size, path in rows
     ]
-    return "\n".join([*lines, "", f"downloads go to {data.cache_folders()[0]}"])
+    places = f"downloads go to {data.cache_folders()[0]}"
+    return "\n".join([*lines, "", replays.RECIPE, "", places])
 
 
 def _download(name: str) -> str:

@@ -43,12 +43,14 @@ def row_type(observations: gymnasium.spaces.Box, actions: gymnasium.spaces.Box) 
     """The type of a slot's row: an order to the slot, and what came of it.
 
     ``order`` is REST, STEP or RESET, with ``seed`` for RESET and ``action`` (act_dim,) for STEP;
-    ``state`` (state_dim,), ``reward`` and ``ended`` are the environment's answer.
+    ``state`` (state_dim,), ``reward``, ``ended`` and ``terminated`` (it was the environment that
+    ended the episode, no time limit) are the environment's answer.
     """
     return np.dtype(
         [
             ("order", np.uint8),
             ("ended", np.bool_),
+            ("terminated", np.bool_),
             ("seed", np.int64),
             ("reward", np.float64),
             ("action", actions.dtype, actions.shape),
@@ -117,7 +119,7 @@ class Slots:
                 # A copy: the row is written again, and an environment may keep its action.
                 state, reward, terminated, truncated, _ = env.step(rows["action"][slot].copy())
                 states[slot], rewards[slot] = state, reward
-                ended[slot] = terminated or truncated
+                ended[slot], rows["terminated"][slot] = terminated or truncated, terminated
             except Exception as error:
                 raise SlotError(slot, _describe(error)) from error
 

@@ -64,6 +64,11 @@ class Environments:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    @property
+    def terminated(self) -> np.ndarray:
+        """(num_envs,) bool: where the last step ended the episode, and no time limit did."""
+        return self._rows["terminated"]
+
     def reset(self, mask: np.ndarray, seeds: np.ndarray) -> np.ndarray:
         """Starts episodes.
 

@@ -56,7 +56,8 @@ class AtariDMambaImpl : public torch::nn::Module {
   torch::Tensor forward_encoded(const AtariWindow& window);
 
   /// The training loss, a float32 scalar: the mean cross-entropy over real steps. strips (batch, 3
-  /// + K, 84, 84) uint8, see nn::FrameEncoder::forward_strips; mask (batch, K) bool.
+  /// + K, 84, 84) uint8, see nn::FrameEncoder::forward_strips; mask (batch, K) bool, or
+  /// undefined: all steps are real.
   torch::Tensor loss(const torch::Tensor& strips, const torch::Tensor& actions,
                      const torch::Tensor& returns_to_go, const torch::Tensor& timesteps,
                      const torch::Tensor& mask);
@@ -82,7 +83,12 @@ class AtariDMambaImpl : public torch::nn::Module {
   torch::Tensor kinds(const torch::Tensor& states, const torch::Tensor& actions,
                       const torch::Tensor& returns_to_go);
   torch::Tensor places(const torch::Tensor& positions, const torch::Tensor& timesteps) const;
-  torch::Tensor embed(const AtariWindow& window);
+  bool has_fused_embedding(const AtariWindow& window) const;
+  /// Tokens (batch, 3 K, d_model) and, where padding is masked, their mask (batch, 3 K).
+  struct Tokens {
+    torch::Tensor tokens, mask;
+  };
+  Tokens embed(const AtariWindow& window);
   torch::Tensor run(const AtariWindow& window);
 
   int64_t num_actions_;

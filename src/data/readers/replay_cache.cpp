@@ -10,13 +10,16 @@
 #include <cctype>
 #include <cerrno>
 #include <filesystem>
+#include <fstream>
 #include <limits>
 #include <map>
+#include <string_view>
 #include <system_error>
 #include <utility>
 #include <vector>
 
 #include "data/readers/hdf5_file.h"
+#include "data/readers/readers.h"
 #include "data/readers/replay_cache_format.h"
 #include "dmamba/common/error.h"
 
@@ -38,6 +41,27 @@ std::string hash(const std::string& text) {
     digits += "0123456789abcdef"[static_cast<unsigned>(state >> shift) & 15u];
   }
   return digits;
+}
+
+// Throws where the file is shorter than its superblock (version 2 or 3) says. HDF5 would notice
+// too, but its diagnosis opens what is left, and a file cut off in its headers it cannot close
+// again.
+void require_whole(const std::string& path) {
+  constexpr std::string_view kSignature = "\x89HDF\r\n\x1a\n";
+  constexpr std::size_t kEndOfFile = 28;  // where the address stands, little-endian
+  const std::uint64_t size = require_readable_file(path);
+  std::array<char, kEndOfFile + 8> block{};
+  std::ifstream(path, std::ios::binary).read(block.data(), block.size());
+  const bool known = std::string_view(block.data(), kSignature.size()) == kSignature &&
+                     (block[8] == 2 || block[8] == 3) && block[9] == 8;
+  std::uint64_t end = 0;
+  for (std::size_t i = 8; i-- > 0;) {
+    end = end << 8 | static_cast<unsigned char>(block[kEndOfFile + i]);
+  }
+  if (known && size < end) {
+    throw DataError(path + ": the file is truncated: it has " + std::to_string(size) + " of " +
+                    std::to_string(end) + " bytes; copy it or convert the recording again");
+  }
 }
 
 void require_datasets(const Hdf5File& file) {
@@ -148,6 +172,7 @@ std::string converted_path(const std::string& folder, const Recording& recording
 
 std::shared_ptr<FrameStore> open_converted(const std::string& path, const std::string& name,
                                            const std::string& fingerprint) {
+  require_whole(path);
   const Hdf5File file(path);
   require_datasets(file);
   const auto conversion = file.read_scalars(kConversion);

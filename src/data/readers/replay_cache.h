@@ -47,7 +47,7 @@ class ConvertedFile final : public FrameStorage {
 
  private:
   explicit ConvertedFile(std::string path) : path_(std::move(path)) {}
-  void reserve(std::int64_t bytes);
+  void reserve(std::int64_t offset, std::int64_t bytes);
 
   std::string path_;
   std::string temporary_;

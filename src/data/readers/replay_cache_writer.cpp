@@ -23,7 +23,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::int64_t kSinkRows = 128;  // 0.9 MB
+constexpr std::int64_t kSinkRows = 128;               // 0.9 MB
+constexpr std::int64_t kColumnBytes = 4 + 4 + 8 + 1;  // of a row, where each is an episode
+constexpr std::int64_t kMetadataBytes = 1 << 16;
 
 [[noreturn]] void fail(const std::string& path, const std::string& reason) {
   throw DataError(path + ": the converted recording cannot be written: " + reason +
@@ -33,9 +35,13 @@ constexpr std::int64_t kSinkRows = 128;  // 0.9 MB
 // Writes the datasets of a new file. Needs a live session.
 class Maker {
  public:
-  Maker(const std::string& target, const std::string& temporary)
-      : target_(target),
-        file_(H5Fcreate(temporary.c_str(), H5F_ACC_EXCL, H5P_DEFAULT, H5P_DEFAULT), H5Fclose) {
+  Maker(const std::string& target, const std::string& temporary) : target_(target) {
+    const Hdf5Handle access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose);
+    // Since 1.8 the format has checksums over all but the data: HDF5 then notices damage rather
+    // than stumble over it.
+    H5Pset_libver_bounds(access.id(), H5F_LIBVER_V18, H5F_LIBVER_LATEST);
+    file_ =
+        Hdf5Handle(H5Fcreate(temporary.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access.id()), H5Fclose);
     require(file_.valid());
   }
 
@@ -95,16 +101,22 @@ class Maker {
   Hdf5Handle file_;
 };
 
-// Beside the target, so that a rename suffices. Taken by no other process: each has its number, and
-// the file is made only where there is none (machines that share a folder may share numbers).
-std::string temporary_beside(const std::string& path) {
+// Makes an empty file beside the target, so that a rename suffices, and opens it for writing. Taken
+// by no other process: it is made only where there is none.
+int make_temporary(const std::string& path, std::string* temporary) {
   static std::atomic<std::uint64_t> counter{0};
   const fs::path folder = fs::path(path).parent_path();
   for (;;) {
-    const fs::path file = folder / (".dmamba-" + std::to_string(::getpid()) + "-" +
-                                    std::to_string(counter.fetch_add(1)) + ".h5.tmp");
-    std::error_code error;
-    if (!fs::exists(fs::symlink_status(file, error))) return file.string();
+    *temporary = (folder / (".dmamba-" + std::to_string(::getpid()) + "-" +
+                            std::to_string(counter.fetch_add(1)) + ".h5.tmp"))
+                     .string();
+    const int fd = ::open(temporary->c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (fd >= 0) return fd;
+    const int code = errno;
+    if (code != EEXIST && code != EINTR) {
+      temporary->clear();
+      fail(path, std::generic_category().message(code));
+    }
   }
 }
 
@@ -149,11 +161,13 @@ ConvertedFile::ConvertedFile(std::string path, const FrameStore::Columns& column
   std::error_code error;
   fs::create_directories(fs::path(path_).parent_path(), error);
   if (error) fail(path_, "its folder cannot be made: " + error.message());
-  const std::string temporary = temporary_beside(path_);
+  fd_ = make_temporary(path_, &temporary_);
+  const auto rows = static_cast<std::int64_t>(columns.rewards.size());
+  // First all that the file will take: HDF5 cannot close a file for which there is no room.
+  reserve(0, rows * (kFrameBytes + kColumnBytes) + kMetadataBytes);
   {
     const Hdf5Session session;
-    Maker maker(path_, temporary);
-    temporary_ = temporary;
+    Maker maker(path_, temporary_);
     maker.array("actions", H5T_STD_I32LE, H5T_NATIVE_INT32, columns.actions.size(),
                 columns.actions.data());
     maker.array("rewards", H5T_IEEE_F32LE, H5T_NATIVE_FLOAT, columns.rewards.size(),
@@ -166,23 +180,21 @@ ConvertedFile::ConvertedFile(std::string path, const FrameStore::Columns& column
     maker.strings(kConversion, {{"version", kConversionVersion},
                                 {"dropped", std::to_string(columns.dropped)},
                                 {"fingerprint", fingerprint}});
-    offset_ = maker.frames(static_cast<std::int64_t>(columns.rewards.size()));
+    offset_ = maker.frames(rows);
     maker.flush();
   }
-  reserve(static_cast<std::int64_t>(columns.rewards.size()) * kFrameBytes);
+  reserve(offset_, rows * kFrameBytes);
 }
 
 // Takes the room on the disk now: a full one is told before minutes of inflating.
-void ConvertedFile::reserve(std::int64_t bytes) {
-  fd_ = ::open(temporary_.c_str(), O_WRONLY | O_CLOEXEC);
-  if (fd_ < 0) fail(path_, std::generic_category().message(errno));
+void ConvertedFile::reserve(std::int64_t offset, std::int64_t bytes) {
   int code = 0;
   do {
-    code = ::fallocate(fd_, 0, offset_, bytes) == 0 ? 0 : errno;
+    code = ::fallocate(fd_, 0, offset, bytes) == 0 ? 0 : errno;
   } while (code == EINTR);
   if (code == ENOSPC || code == EFBIG || code == EDQUOT) {
     fail(path_, std::generic_category().message(code) + " (" + std::to_string(bytes) +
-                    " bytes of frames)");
+                    " bytes are needed)");
   }
   // Other codes: a file system that cannot reserve. Then writing tells.
 }

@@ -5,6 +5,7 @@
 #include "kernels/elementwise/launch.h"
 #include "kernels/embedding/launch.h"
 #include "kernels/normalization/launch.h"
+#include "src/ops/cuda/dropout_mask.h"
 #include "src/ops/cuda/tensors.h"
 #include "src/ops/cuda_only.h"
 
@@ -12,12 +13,7 @@ namespace dmamba::ops::cuda_only {
 namespace {
 
 using cuda::Call;
-
-kernels::DropoutMask mask_of(const Dropout& dropout) {
-  if (!dropout.key.defined() || dropout.p == 0.0) return {nullptr, 0, 1.0F};
-  return {dropout.key.const_data_ptr<int64_t>(), kernels::dropout_threshold(dropout.p),
-          static_cast<float>(1.0 / (1.0 - dropout.p))};
-}
+using cuda::mask_of;
 
 const float* floats(const Tensor& t) { return t.defined() ? t.const_data_ptr<float>() : nullptr; }
 

@@ -48,8 +48,18 @@ void begin_step(const BeginStep&, const StepState&, const TrajectoryTensors*, co
 void draw_strips(uint64_t, int64_t, const StepState&, const GameTensors&, const StripTensors&) {
   refuse("draw_strips");
 }
+GameEmbedding game_embed(const GameInputs&) { refuse("game_embed"); }
+GameEmbeddingGradients game_embed_backward(const Tensor&, const GameInputs&) {
+  refuse("game_embed_backward");
+}
 Tensor fold_frames(const Tensor&, at::ScalarType) { refuse("fold_frames"); }
 Tensor bias_relu_fold(const Tensor&, const Tensor&, int64_t) { refuse("bias_relu_fold"); }
+Tensor first_convolution(const Tensor&, const Tensor&, const Tensor&) {
+  refuse("first_convolution");
+}
+Tensor first_convolution_backward(const Tensor&, const Tensor&, const Tensor&) {
+  refuse("first_convolution_backward");
+}
 BiasReluGradients bias_relu_unfold(const Tensor&, const Tensor&, int64_t) {
   refuse("bias_relu_unfold");
 }

@@ -1,13 +1,15 @@
 """What the CUDA tests share: why they may be skipped, inputs, poison, the comparison."""
 
-import gzip
-import io
+import sys
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from dmamba import _build_info, ops
+
+sys.path.append(str(Path(__file__).parents[1]))
+from replay_games import write_recording  # noqa: E402, F401  (the helpers of the other tests)
 
 if _build_info.cuda_reason:
     _missing = f"dmamba has no CUDA ops: {_build_info.cuda_reason}"
@@ -135,27 +137,3 @@ def last_state_shape(op, tensors):
     if op is ops.selective_scan:
         return batch, d_inner, tensors["A"].shape[1]
     return batch, d_inner, tensors["weight"].shape[1] - 1
-
-
-def write_games(folder, lengths=(40, 9, 60), num_actions=4, seed=0):
-    """A recording of random games in DQN-replay's layout; its folder."""
-    generator = np.random.default_rng(seed)
-    columns = {"observation": [], "action": [], "reward": [], "terminal": []}
-    for length in lengths:
-        padding = [np.zeros((3, 84, 84), np.uint8), np.zeros(3, np.int32), np.zeros(3, np.float32)]
-        frames = generator.integers(0, 256, (length, 84, 84), dtype=np.uint8)
-        actions = generator.integers(0, num_actions, length, dtype=np.int32)
-        actions[0] = num_actions - 1
-        rewards = generator.integers(-1, 2, length).astype(np.float32)
-        ends = np.zeros(length + 3, np.uint8)
-        ends[-1] = 1
-        for name, before, values in zip(columns, padding, (frames, actions, rewards), strict=False):
-            columns[name] += [before, values]
-        columns["terminal"].append(ends)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, parts in columns.items():
-        buffer = io.BytesIO()
-        np.save(buffer, np.concatenate(parts))
-        path = folder / f"$store$_{name}_ckpt.0.gz"
-        path.write_bytes(gzip.compress(buffer.getvalue(), 1, mtime=0))
-    return folder

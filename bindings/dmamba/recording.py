@@ -1,0 +1,402 @@
+"""Recording datasets: a policy plays, and every step is written down.
+
+What an evaluation plays is played here, too (``rollout.play``), through environments that note each
+step. MuJoCo episodes become a file of D4RL's layout, games of the Arcade Learning Environment a
+folder of the DQN-replay layout. Everything is written at the end, under a temporary name first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dmamba import _C, evaluation, hdf5, replays, rollout, suites
+from dmamba.envs import games
+from dmamba.progress import bar
+from dmamba.replay_files import Game, write_shards
+from dmamba.run import Run, write_json
+
+NUM_ENVS = 16  # environments at a time
+
+
+class Episode:
+    """One episode of vectors as it is being recorded.
+
+    Attributes:
+        observations, actions, rewards: By step, float32; an observation is what was seen before
+            the action.
+        terminated: Whether the environment ended it (False: the time limit did).
+    """
+
+    def __init__(self) -> None:
+        self.observations: list[np.ndarray] = []
+        self.actions: list[np.ndarray] = []
+        self.rewards: list[float] = []
+        self.terminated = False
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+    def add(self, observation: np.ndarray, action: np.ndarray, reward: float) -> None:
+        """Appends a step; the arrays are copied."""
+        self.observations.append(observation.astype(np.float32))
+        self.actions.append(action.astype(np.float32))
+        self.rewards.append(float(reward))
+
+    def close(self, terminated: bool) -> None:
+        """Ends the episode."""
+        self.terminated = terminated
+
+
+class _Noted:
+    """Environments that note what is played in them.
+
+    Args:
+        environments: What is played in.
+
+    Attributes:
+        num_envs: Slots.
+        finished: Whole episodes in the order of their ends, those of one step by slot.
+    """
+
+    def __init__(self, environments: Any) -> None:
+        self.num_envs: int = environments.num_envs
+        self.finished: deque[Any] = deque()
+        self._environments = environments
+        self._open: list[Any] = [None] * self.num_envs
+        self._states = np.empty(0)
+
+    def reset(self, mask: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+        states: np.ndarray = self._environments.reset(mask, seeds)
+        for slot in np.flatnonzero(mask):
+            self._open[slot] = self.new()
+        self._states = states.copy()
+        return states
+
+    def step(
+        self, actions: np.ndarray, active: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        states, rewards, ended = self._environments.step(actions, active)
+        for slot in np.flatnonzero(active).tolist():
+            self.note(self._open[slot], self._states[slot], actions[slot], rewards[slot])
+            if ended[slot]:
+                self.close(self._open[slot], slot)
+                self.finished.append(self._open[slot])
+        self._states = states.copy()
+        return states, rewards, ended
+
+    def new(self) -> Any:
+        """An empty episode."""
+        raise NotImplementedError
+
+    def note(self, episode: Any, state: np.ndarray, action: Any, reward: float) -> None:
+        """Adds a step."""
+        raise NotImplementedError
+
+    def close(self, episode: Any, slot: int) -> None:
+        """Ends the episode that a slot has played."""
+        raise NotImplementedError
+
+
+class _NotedVectors(_Noted):
+    def new(self) -> Episode:
+        return Episode()
+
+    def note(self, episode: Episode, state: np.ndarray, action: Any, reward: float) -> None:
+        episode.add(state, np.clip(action, self._environments.low, self._environments.high), reward)
+
+    def close(self, episode: Episode, slot: int) -> None:
+        episode.close(bool(self._environments.terminated[slot]))
+
+
+class _NotedGames(_Noted):
+    def new(self) -> Game:
+        return Game()
+
+    def note(self, episode: Game, state: np.ndarray, action: Any, reward: float) -> None:
+        episode.add(state[-1], action, reward)  # the newest of the stack
+
+    def close(self, episode: Game, slot: int) -> None:
+        episode.close()
+
+
+class _Enough(Exception):  # noqa: N818  # no error
+    """As much has been played as was asked for."""
+
+
+class _Kept:
+    """Episodes in the order of their numbers, however they end.
+
+    With a number of transitions, episodes 0 to n are kept, n being the first with which there are
+    so many: which ones, does not depend on how many are played at a time, and long ones count.
+    """
+
+    def __init__(self, episodes: int | None, transitions: int | None, shown: Any) -> None:
+        self._wanted, self._by_transitions = episodes or transitions or 0, episodes is None
+        self._shown = shown
+        self._waiting: dict[int, Any] = {}
+        self.episodes: list[Any] = []
+        self._count = 0
+
+    def add(self, number: int, episode: Any) -> None:
+        self._waiting[number] = episode
+        while self._count < self._wanted and len(self.episodes) in self._waiting:
+            kept = self._waiting.pop(len(self.episodes))
+            self.episodes.append(kept)
+            more = len(kept) if self._by_transitions else 1
+            self._shown.update(min(more, self._wanted - self._count))
+            self._count += more
+
+    def check(self) -> None:
+        if self._count >= self._wanted:
+            raise _Enough
+
+
+class RandomPolicy:
+    """Draws actions uniformly; an episode's follow from its seed, whatever slot plays it.
+
+    Args:
+        num_envs: Slots.
+        draw: Draws one action.
+    """
+
+    def __init__(self, num_envs: int, draw: Callable[[np.random.Generator], Any]) -> None:
+        self._draw = draw
+        self._random = [np.random.default_rng(0)] * num_envs
+
+    def reset(self, mask: np.ndarray, targets: np.ndarray, seeds: np.ndarray) -> None:
+        """Begins episodes where ``mask`` is True; targets are nothing to it."""
+        for slot in np.flatnonzero(mask):
+            self._random[slot] = np.random.default_rng([int(seeds[slot]), 1])
+
+    def act(self, states: np.ndarray) -> np.ndarray:
+        """An action for each slot."""
+        return np.stack([self._draw(random) for random in self._random])
+
+    def observe(self, rewards: np.ndarray) -> None:
+        """Nor are rewards."""
+
+
+def record(
+    policy: Run | str | os.PathLike[str] | None,
+    output: str | os.PathLike[str],
+    *,
+    episodes: int | None = None,
+    transitions: int | None = None,
+    environment: str | None = None,
+    target: float | None = None,
+    kind: str | None = None,
+    temperature: float | None = None,
+    seed: int = 0,
+    num_envs: int | None = None,
+    workers: int | None = None,
+    device: str | None = None,
+    progress: bool = True,
+) -> Path:
+    """Plays whole episodes and writes them down as a dataset.
+
+    Args:
+        policy: A run, its folder, or a checkpoint's folder; None: random actions.
+        output: A file to be made, of D4RL's layout; for a game the folder in which the folder of
+            the game is to be made.
+        episodes: How many to play, or
+        transitions: at least how many, in whole episodes.
+        environment: gymnasium id; None: the run's own. Random actions need it.
+        target: Raw return to ask for; None: the run's first.
+        kind: ``windowed`` or ``recurrent``; None: the run's own.
+        temperature: Of the softmax that a game's actions are drawn from; None: the run's own.
+        seed: Of the environments and of random actions. The same seed gives the same episodes.
+        num_envs: Environments at a time; None: 16.
+        workers: Processes that step them; None: by the cores.
+        device: ``cpu``, ``cuda``, ``auto``, as for :func:`dmamba.evaluate`.
+        progress: Whether to show a bar.
+
+    Returns:
+        The file; or the game's folder, in which ``rollout.json`` has the raw returns: those of the
+        layout are sums of clipped rewards.
+
+    Raises:
+        ConfigError: Arguments that cannot be used, an environment that cannot be made.
+        CheckpointError: There is no usable checkpoint.
+        DataError: The environment's sizes are not the model's, or the output exists.
+        OSError: The output cannot be written.
+
+    Example:
+        >>> path = dmamba.data.record("runs/hopper-sample-seed0", "mine.hdf5", episodes=100)
+        >>> dmamba.train("hopper-sample", overrides=[f"dataset.path={path}"])
+    """
+    _check_amount(episodes, transitions, seed)
+    if policy is None:
+        player = _random_player(environment, target=target, kind=kind, temperature=temperature)
+    else:
+        path = policy.folder if isinstance(policy, Run) else Path(policy)
+        player = _model_player(path, environment, target, kind, temperature, device)
+    game = replays.game_of(player.environment)
+    place = Path(output) / game if game else Path(output)
+    if place.exists():
+        raise _C.DataError(f"{place} exists; remove it, or choose another output")
+    from dmamba.envs.processes import usable_cores  # gymnasium is needed from here on only
+
+    slots = min(num_envs or NUM_ENVS, episodes or transitions or 1)
+    with (
+        player.environments(slots, min(workers or usable_cores(), slots)) as environments,
+        bar(
+            episodes or transitions or 0,
+            f"recording {player.environment}",
+            "transition" if episodes is None else "episode",
+            enabled=progress,
+        ) as shown,
+    ):
+        noted = _NotedGames(environments) if game else _NotedVectors(environments)
+        kept = _Kept(episodes, transitions, shown)
+        _play(player.policy(environments), noted, _jobs(episodes, player.target, seed), kept)
+    facts = {"environment": player.environment, **player.facts, "seed": str(seed)}
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if game:
+        _write_games(place, kept.episodes, game, facts)
+    else:
+        _write_episodes(place, kept.episodes, facts)
+    return place
+
+
+def _check_amount(episodes: int | None, transitions: int | None, seed: int) -> None:
+    if (episodes is None) == (transitions is None):
+        raise _C.ConfigError("say how much to record: either episodes or transitions")
+    for name, value in (("episodes", episodes), ("transitions", transitions)):
+        if value is not None and value < 1:
+            raise _C.ConfigError(f"{name} must be at least 1, got {value}")
+    if seed < 0:
+        raise _C.ConfigError(f"seed must not be negative, got {seed}")
+
+
+def _play(policy: rollout.Policy, noted: _Noted, jobs: Iterator[rollout.Job], kept: _Kept) -> None:
+    def on_episode(job: rollout.Job, total: float, length: int) -> None:
+        kept.add(job.episode, noted.finished.popleft())
+
+    with contextlib.suppress(_Enough):
+        rollout.play(policy, noted, jobs, on_episode, kept.check)
+
+
+def _jobs(episodes: int | None, target: float, seed: int) -> Iterator[rollout.Job]:
+    for number in itertools.count() if episodes is None else range(episodes):
+        yield rollout.Job(0, target, number, rollout.episode_seed(seed, number))
+
+
+@dataclass(frozen=True)
+class _Player:
+    """Who plays, and where: what :func:`record` is asked for, resolved.
+
+    Attributes:
+        environment: gymnasium id.
+        target: Raw return to ask for; 0 for random actions.
+        facts: What the dataset will say of its origin.
+        environments: Makes so many environments with so many workers.
+        policy: Makes what acts in them.
+    """
+
+    environment: str
+    target: float
+    facts: dict[str, str]
+    environments: Callable[[int, int], Any]
+    policy: Callable[[Any], rollout.Policy]
+
+
+def _model_player(
+    path: Path,
+    environment: str | None,
+    target: float | None,
+    kind: str | None,
+    temperature: float | None,
+    device: str | None,
+) -> _Player:
+    model, info, config = evaluation.load_model(path, device)
+    own, settings = config.dataset.environment, config.evaluation
+    if not (environment or own):
+        raise _C.ConfigError(f"{path}: the run names no environment; give one")
+    if target is None and not settings.targets:
+        raise _C.ConfigError(f"{path}: the run has no target returns; give one")
+    wanted = float(settings.targets[0] if target is None else target)
+    choices = suites.Choices(
+        policy=kind or settings.policy,
+        temperature=settings.temperature if temperature is None else temperature,
+        rtg_rewards=settings.rtg_rewards,
+        sticky_actions=settings.sticky_actions,
+        max_episode_length=config.dataset.max_episode_length if environment in (None, own) else 0,
+    )
+    suite = suites.choose(model, info, environment or own, choices)
+    facts = {
+        "policy": str(path),
+        "checkpoint_step": str(info["step"]),
+        "policy_kind": choices.policy,
+        "target": f"{wanted:g}",
+        **{name: str(value) for name, value in suite.describe().items()},
+    }
+    return _Player(
+        suite.environment,
+        wanted,
+        facts,
+        suite.environments,
+        lambda environments: suite.policy(environments.num_envs),
+    )
+
+
+def _random_player(environment: str | None, **not_for_it: Any) -> _Player:
+    if not environment:
+        raise _C.ConfigError("random actions need an environment: give its gymnasium id")
+    for name, value in not_for_it.items():
+        if value is not None:
+            raise _C.ConfigError(f"random actions have no {name}")
+    game = games.find(environment)
+    if game is not None:
+        environment, make = game.gym_id, suites.import_atari().Environments
+
+        def policy(environments: Any) -> RandomPolicy:
+            count = environments.num_actions
+            return RandomPolicy(environments.num_envs, lambda random: random.integers(count))
+    else:
+        make = suites.import_vector().Environments
+
+        def policy(environments: Any) -> RandomPolicy:
+            low, high = environments.low, environments.high
+            return RandomPolicy(environments.num_envs, lambda random: random.uniform(low, high))
+
+    return _Player(
+        environment,
+        0.0,
+        {"policy": "random"},
+        lambda slots, workers: make(environment, slots, 0, workers),
+        policy,
+    )
+
+
+def _write_episodes(path: Path, episodes: list[Episode], facts: dict[str, str]) -> None:
+    last = [np.arange(len(episode)) == len(episode) - 1 for episode in episodes]
+    ended = [episode.terminated for episode in episodes]
+    arrays = {
+        "observations": np.concatenate([episode.observations for episode in episodes]),
+        "actions": np.concatenate([episode.actions for episode in episodes]),
+        "rewards": np.concatenate([episode.rewards for episode in episodes]).astype(np.float32),
+    }
+    for name, wanted in (("terminals", True), ("timeouts", False)):
+        marks = [mark & (end == wanted) for mark, end in zip(last, ended, strict=True)]
+        arrays[name] = np.concatenate(marks).astype(np.uint8)
+    hdf5.write(path, arrays, facts)
+
+
+def _write_games(place: Path, played: list[Game], game: str, facts: dict[str, str]) -> None:
+    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    try:
+        shards = write_shards(temporary / "1", played)
+        write_json(temporary / "rollout.json", [{"game": game, **row, **facts} for row in shards])
+        os.rename(temporary, place)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
