@@ -3,23 +3,23 @@
 //
 // Work: 13.1 MFLOP a stack on the tensor cores, 25.6 KB written; both take about the same time, so
 // neither conversion nor reading may cost much. A block walks along a strip with the last four
-// frames in shared memory: a frame is converted once for the four stacks it is part of. Five warps
-// share the 25 tiles of 16 pixels evenly; a warp holds all weights in 128 registers, so that shared
-// memory delivers the pixels alone: a load of 16 x 16 of them feeds four products. A warp's columns
-// are permuted so that a lane ends with eight neighbouring channels.
+// frames in shared memory: a frame is converted once for the four stacks it is part of. Four warps,
+// one a scheduler (five would share the 25 tiles of 16 pixels evenly, and leave one scheduler twice
+// the work), hold all weights in 128 registers each, so that shared memory delivers the pixels
+// alone: a load of 16 x 16 of them feeds four products. A warp's columns are permuted so that a lane
+// ends with eight neighbouring channels.
 #include "kernels/frames/first_convolution.cuh"
 
 namespace dmamba::kernels {
 namespace {
 
-constexpr int kWarps = 5, kThreads = kWarps * 32;
+constexpr int kWarps = 4, kThreads = kWarps * 32;
 constexpr int kColumnTiles = kOutChannels / 8;
 
 /// The channel of column n of column tile j.
 __device__ int channel_of(int j, int n) { return n / 2 * 8 + j * 2 + n % 2; }
 
-// Two blocks a multiprocessor; launch bounds would count a block as six warps, and spill.
-__global__ void __maxnreg__(200)
+__global__ void __launch_bounds__(kThreads, 2)
     first_convolution_kernel(const __grid_constant__ FirstConvolutionParams p, int64_t chunks) {
   extern __shared__ __align__(16) unsigned char memory[];
   FrameRing& ring = *reinterpret_cast<FrameRing*>(memory);

@@ -98,6 +98,12 @@ def test_the_gradients_are_those_of_float64(encoder, position, monkeypatch):
 def test_the_encoder_in_bfloat16_is_near(count, K):
     torch.manual_seed(0)
     reference = dmamba.nn.AtariDMamba(4, d_model=64, n_layer=1, context_length=20).double()
+    with torch.no_grad():  # a rounded activation must not be on the other side of a ReLU
+        for name, parameter in reference.named_parameters():
+            if name in [f"state_encoder.{i}.bias" for i in (0, 2, 4)]:
+                parameter.fill_(1.0)
+            elif name in [f"state_encoder.{i}.weight" for i in (0, 2, 4)]:
+                parameter.mul_(0.2)
     model = copy.deepcopy(reference).float().cuda()
     strips = torch.randint(0, 256, (count, K + 3, 84, 84), dtype=torch.uint8)
     stacks = strips.unfold(1, 4, 1).permute(0, 1, 4, 2, 3).flatten(0, 1)
@@ -112,9 +118,8 @@ def test_the_encoder_in_bfloat16_is_near(count, K):
     parameters = dict(model.named_parameters())
     for name, p in reference.named_parameters():
         if name.startswith("state_encoder"):
-            # In norm: a rounded activation near zero may be on the other side of a ReLU.
             error = (parameters[name].grad.cpu().double() - p.grad).norm() / p.grad.norm()
-            assert error <= 3e-2, f"{name}: {error:.2e}"
+            assert error <= 2e-2, f"{name}: {error:.2e}"
 
 
 @pytest.mark.parametrize("K", [1, 7, 12, 40])
