@@ -20,7 +20,7 @@ from dmamba.run import Run, locate_checkpoint
 
 
 def evaluate_model(
-    model: nn.DMamba,
+    model: nn.DMamba | nn.AtariDMamba,
     info: dict[str, Any],
     *,
     environment: str,
@@ -196,7 +196,7 @@ def evaluate(
 
 def load_model(
     path: Path, device: str | None = None
-) -> tuple[nn.DMamba, dict[str, Any], _C.Config]:
+) -> tuple[nn.DMamba | nn.AtariDMamba, dict[str, Any], _C.Config]:
     """The model of a run's latest checkpoint or of one checkpoint, on the device where it acts.
 
     Args:

@@ -88,7 +88,7 @@ class FramePolicy:
     """The policy of a model for games, with arrays in place of tensors.
 
     Args:
-        model: A ``dmamba.nn.AtariDMamba``; its training mode stays what it is.
+        model: The model; its training mode stays what it is.
         kind: ``windowed`` or ``recurrent``.
         num_envs: Slots.
         info: ``rtg_scale``, as ``dmamba.nn.load`` gives.
@@ -102,7 +102,7 @@ class FramePolicy:
 
     def __init__(
         self,
-        model: Any,
+        model: nn.AtariDMamba,
         kind: str,
         num_envs: int,
         info: dict[str, Any],

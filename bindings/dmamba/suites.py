@@ -111,7 +111,7 @@ class GameSuite:
     num_envs = {"cpu": 32, "cuda": 128}
 
     def __init__(
-        self, model: Any, info: dict[str, Any], environment: str, choices: Choices
+        self, model: nn.AtariDMamba, info: dict[str, Any], environment: str, choices: Choices
     ) -> None:
         if choices.weights != "fp32":
             raise _C.ConfigError(
@@ -182,7 +182,10 @@ class GameSuite:
 
 
 def choose(
-    model: Any, info: dict[str, Any], environment: str, choices: Choices
+    model: nn.DMamba | nn.AtariDMamba,
+    info: dict[str, Any],
+    environment: str,
+    choices: Choices,
 ) -> VectorSuite | GameSuite:
     """The suite of a model's kind, in which it can play the environment."""
     if not environment:
@@ -190,8 +193,9 @@ def choose(
             "the run names no environment; train with dataset.environment=ID, for example "
             "dataset.environment=Hopper-v4 or ALE/Breakout-v5"
         )
-    suite = GameSuite if hasattr(model, "num_actions") else VectorSuite
-    return suite(model, info, environment, choices)
+    if isinstance(model, nn.AtariDMamba):
+        return GameSuite(model, info, environment, choices)
+    return VectorSuite(model, info, environment, choices)
 
 
 def check_store(environment: str, store: Any, max_episode_length: int) -> None:

@@ -213,9 +213,8 @@ def _write_mp4(path: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]
         writer.append_data(picture.repeat(factor, axis=0).repeat(factor, axis=1))
 
     # Blocks of two pixels are what yuv420 needs; imageio's sixteen would stretch the picture.
-    with imageio.v2.get_writer(
-        path, format="FFMPEG", mode="I", fps=fps, macro_block_size=2
-    ) as writer:
+    opened = imageio.v2.get_writer(path, format="FFMPEG", mode="I", fps=fps, macro_block_size=2)
+    with contextlib.closing(opened) as writer:  # as a context it stays open after an exception
         yield add
 
 

@@ -158,7 +158,7 @@ class Environments:
         Raises:
             SlotError: An action that the game does not have.
         """
-        actions = np.where(active, actions, _IDLE)
+        actions = np.where(active, actions, _IDLE).astype(np.int64)
         # ALE would wait for ever for a thread that met such an action.
         for slot in np.flatnonzero((actions < 0) | (actions >= self.num_actions)):
             raise SlotError(
