@@ -1,9 +1,13 @@
 // yaml-cpp -> Document. The only file that includes yaml-cpp.
 #include "config/document.h"
 
+#include <yaml-cpp/eventhandler.h>
 #include <yaml-cpp/yaml.h>
 
 #include <algorithm>
+#include <map>
+#include <optional>
+#include <sstream>
 #include <utility>
 
 #include "dmamba/common/error.h"
@@ -11,50 +15,124 @@
 namespace dmamba::config {
 namespace {
 
-constexpr int kMaxDepth = 16;
+constexpr std::size_t kMaxDepth = 16;
 constexpr int kMaxNodes = 20000;
 
-class Converter {
+/// Builds a document from the parser's events. yaml-cpp's own builder has no bounds, and its parser
+/// goes on for ever over some texts, such as a list that is never closed.
+class Builder final : public YAML::EventHandler {
  public:
-  explicit Converter(const Source& source) : source_(source) {}
+  explicit Builder(const Source& source) : source_(source) {}
 
-  Document convert(const YAML::Node& node, int depth) {
-    Document document;
-    document.line = node.Mark().line + 1;
-    // Both bounds also end aliases that contain themselves or multiply.
-    if (depth > kMaxDepth || ++nodes_ > kMaxNodes) {
-      fail(document.line, "nested too deep or too large for a configuration");
-    }
-    const std::string& tag = node.Tag();
-    if (!tag.empty() && tag != "?" && tag != "!") {
-      fail(document.line, "tag '" + tag + "' is not supported; leave it out");
-    }
-    if (node.IsScalar()) {
-      document.kind = Document::Kind::kScalar;
-      document.text = node.Scalar();
-      document.quoted = tag == "!";
-    } else if (node.IsSequence()) {
-      document.kind = Document::Kind::kList;
-      for (const auto& item : node) document.items.push_back(convert(item, depth + 1));
-    } else if (node.IsMap()) {
-      document.kind = Document::Kind::kMap;
-      for (const auto& pair : node) {
-        const Document key = convert(pair.first, depth + 1);
-        if (key.kind != Document::Kind::kScalar) {
-          fail(key.line, "a key must be a word, got " + describe(key));
-        }
-        document.entries.push_back({key.text, key.line, convert(pair.second, depth + 1)});
-      }
-    }
-    return document;
+  /// The documents that were seen.
+  std::vector<Document>& documents() { return documents_; }
+
+  void OnDocumentStart(const YAML::Mark&) override { finished_.clear(); }
+  void OnDocumentEnd() override {
+    if (!rooted_) documents_.emplace_back();
+    rooted_ = false;
   }
 
+  void OnNull(const YAML::Mark& mark, YAML::anchor_t anchor) override {
+    add(make(Document::Kind::kNull, mark), anchor);
+  }
+  void OnScalar(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
+                const std::string& value) override {
+    Document document = make(Document::Kind::kScalar, mark, tag);
+    document.text = value;
+    document.quoted = tag == "!";
+    add(std::move(document), anchor);
+  }
+  void OnAlias(const YAML::Mark& mark, YAML::anchor_t anchor) override {
+    const auto found = finished_.find(anchor);
+    if (found == finished_.end()) fail(line_of(mark), "an alias stands inside what it names");
+    count(found->second, line_of(mark));
+    add(found->second, YAML::NullAnchor);
+  }
+  void OnSequenceStart(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
+                       YAML::EmitterStyle::value) override {
+    open(make(Document::Kind::kList, mark, tag), anchor);
+  }
+  void OnMapStart(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
+                  YAML::EmitterStyle::value) override {
+    open(make(Document::Kind::kMap, mark, tag), anchor);
+  }
+  void OnSequenceEnd() override { close(); }
+  void OnMapEnd() override { close(); }
+
  private:
+  /// A list or map that is not at its end; a map may have a key that waits for its value.
+  struct Open {
+    Document document;
+    YAML::anchor_t anchor;
+    std::optional<Document> key;
+  };
+
+  static int line_of(const YAML::Mark& mark) { return mark.line + 1; }
+
   [[noreturn]] void fail(int line, const std::string& what) const {
     throw ConfigError(source_.at(line) + what);
   }
 
+  void count_one(int line) {
+    if (open_.size() > kMaxDepth || ++nodes_ > kMaxNodes) {
+      fail(line, "nested too deep or too large for a configuration");
+    }
+  }
+
+  void count(const Document& document, int line) {
+    count_one(line);
+    for (const Document& item : document.items) count(item, line);
+    for (const auto& entry : document.entries) count(entry.value, line);
+  }
+
+  Document make(Document::Kind kind, const YAML::Mark& mark, const std::string& tag = "") {
+    Document document;
+    document.kind = kind;
+    document.line = line_of(mark);
+    count_one(document.line);
+    if (!tag.empty() && tag != "?" && tag != "!") {
+      fail(document.line, "tag '" + tag + "' is not supported; leave it out");
+    }
+    return document;
+  }
+
+  void open(Document document, YAML::anchor_t anchor) {
+    open_.push_back({std::move(document), anchor, std::nullopt});
+  }
+
+  void close() {
+    Open done = std::move(open_.back());
+    open_.pop_back();
+    add(std::move(done.document), done.anchor);
+  }
+
+  void add(Document document, YAML::anchor_t anchor) {
+    if (anchor != YAML::NullAnchor) finished_[anchor] = document;
+    if (open_.empty()) {
+      documents_.push_back(std::move(document));
+      rooted_ = true;
+      return;
+    }
+    Open& parent = open_.back();
+    if (parent.document.kind == Document::Kind::kList) {
+      parent.document.items.push_back(std::move(document));
+    } else if (!parent.key) {
+      if (document.kind != Document::Kind::kScalar) {
+        fail(document.line, "a key must be a word, got " + describe(document));
+      }
+      parent.key = std::move(document);
+    } else {
+      parent.document.entries.push_back({parent.key->text, parent.key->line, std::move(document)});
+      parent.key.reset();
+    }
+  }
+
   const Source& source_;
+  std::vector<Document> documents_;
+  std::vector<Open> open_;
+  std::map<YAML::anchor_t, Document> finished_;
+  bool rooted_ = false;
   int nodes_ = 0;
 };
 
@@ -122,15 +200,19 @@ std::string describe(const Document& document) {
 
 Document parse_document(std::string_view text, const Source& source) {
   check_characters(text, source);
-  std::vector<YAML::Node> documents;
+  Builder builder(source);
   try {
-    documents = YAML::LoadAll(std::string(text));
+    std::istringstream stream{std::string(text)};
+    YAML::Parser parser(stream);
+    while (parser.HandleNextDocument(builder)) {
+    }
+    std::vector<Document>& documents = builder.documents();
     if (documents.empty()) return {};
     if (documents.size() > 1) {
       throw ConfigError(source.at(0) + "holds " + std::to_string(documents.size()) +
                         " YAML documents, expected one; remove the lines '---'");
     }
-    return Converter(source).convert(documents.front(), 0);
+    return std::move(documents.front());
   } catch (const YAML::Exception& error) {
     const int line = error.mark.is_null() ? 0 : error.mark.line + 1;
     throw ConfigError(source.at(line) + "not valid YAML: " + error.msg);
