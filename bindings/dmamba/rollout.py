@@ -109,7 +109,7 @@ class FramePolicy:
         temperature: float = 1.0,
         rtg_rewards: str = "raw",
     ) -> None:
-        self._policy = _C.AtariPolicy(  # type: ignore[attr-defined]
+        self._policy = _C.AtariPolicy(
             model.cpp_module, kind, num_envs, info["rtg_scale"], temperature
         )
         self._clips = rtg_rewards == "clipped"
