@@ -14,6 +14,7 @@ void bind_atari(py::module_& m) {
            py::arg("returns_to_go"), py::arg("timesteps"), py::arg("mask") = py::none(),
            ReleaseGil())
       .def("encode", &AtariDMambaImpl::encode, py::arg("stacks"), ReleaseGil())
+      .def("encode_strips", &AtariDMambaImpl::encode_strips, py::arg("strips"), ReleaseGil())
       .def("loss", &AtariDMambaImpl::loss, py::arg("strips"), py::arg("actions"),
            py::arg("returns_to_go"), py::arg("timesteps"), py::arg("mask"), ReleaseGil())
       .def_property_readonly("num_actions", &AtariDMambaImpl::num_actions)

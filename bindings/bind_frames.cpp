@@ -120,8 +120,8 @@ void bind_frames(py::module_& m) {
             return data::FrameSampler(std::move(store),
                                       {batch_size, context_length, seed, rtg_scale, max_timestep});
           }),
-          py::arg("store"), py::arg("batch_size"), py::arg("context_length"), py::arg("seed") = 0,
-          py::arg("rtg_scale") = 1.0, py::arg("max_timestep") = 10000)
+          py::arg("store").none(false), py::arg("batch_size"), py::arg("context_length"),
+          py::arg("seed") = 0, py::arg("rtg_scale") = 1.0, py::arg("max_timestep") = 10000)
       .def("sample", &sample_batch, py::arg("step"),
            "The batch of a step: strips (batch, 3 + K, 84, 84) uint8, actions (batch, K) int64, "
            "returns_to_go (batch, K, 1), timesteps (batch,) int64, mask (batch, K) bool.")

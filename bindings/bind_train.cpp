@@ -34,13 +34,13 @@ void bind_train(py::module_& m) {
              return std::make_unique<train::Trainer>(config, std::move(store),
                                                      model::DMamba(std::move(model)));
            }),
-           py::arg("config"), py::arg("store"), py::arg("model"))
+           py::arg("config"), py::arg("store").none(false), py::arg("model").none(false))
       .def(py::init([](const config::Config& config, std::shared_ptr<data::FrameStore> store,
                        std::shared_ptr<model::AtariDMambaImpl> model) {
              return std::make_unique<train::Trainer>(config, std::move(store),
                                                      model::AtariDMamba(std::move(model)));
            }),
-           py::arg("config"), py::arg("store"), py::arg("model"))
+           py::arg("config"), py::arg("store").none(false), py::arg("model").none(false))
       .def("run", &run_burst, py::arg("seconds") = 0.2, py::arg("max_steps") = -1,
            "Trains for about `seconds` or max_steps; returns the rows of metrics that fell due.")
       .def_property_readonly("step", &train::Trainer::step, "Optimizer steps done.")

@@ -6,6 +6,7 @@
 // in an order that the sizes alone decide.
 #include "kernels/common/storage.cuh"
 #include "kernels/frames/launch.h"
+#include "kernels/frames/relu.cuh"
 
 namespace dmamba::kernels {
 namespace {
@@ -38,7 +39,7 @@ __global__ void __launch_bounds__(kThreads)
   float values[kPack<T>];
   load_pack<T, kPack<T>>(static_cast<const T*>(p.raw) + int64_t{i} * kPack<T>, values);
 #pragma unroll
-  for (int e = 0; e < kPack<T>; ++e) values[e] = fmaxf(values[e] + p.bias[channel + e], 0.0F);
+  for (int e = 0; e < kPack<T>; ++e) values[e] = relu(values[e] + p.bias[channel + e]);
   store_pack<T, kPack<T>>(static_cast<T*>(p.out) + folded_offset<kFold>(p.sizes, pixel) + channel,
                           values);
 }
@@ -58,7 +59,7 @@ __global__ void __launch_bounds__(kThreads)
       load_pack<T, kPack<T>>(static_cast<const T*>(p.dout) + folded, slope);
 #pragma unroll
       for (int e = 0; e < kPack<T>; ++e) {
-        slope[e] = out[e] > 0.0F ? slope[e] : 0.0F;
+        slope[e] = relu_gradient(out[e], slope[e]);
         sums[e] += slope[e];
       }
       store_pack<T, kPack<T>>(static_cast<T*>(p.draw) + int64_t{pixel} * p.sizes.channels + channel,

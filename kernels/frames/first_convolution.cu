@@ -77,8 +77,8 @@ __global__ void __launch_bounds__(kThreads, 2)
           float values[8];
 #pragma unroll
           for (int j = 0; j < kColumnTiles; ++j) {
-            values[2 * j] = fmaxf(sums[j][2 * row], 0.0F);
-            values[2 * j + 1] = fmaxf(sums[j][2 * row + 1], 0.0F);
+            values[2 * j] = relu(sums[j][2 * row]);
+            values[2 * j + 1] = relu(sums[j][2 * row + 1]);
           }
           const int pixel = tile * kTileRows + lane / 4 + 8 * row;
           store_pack<bfloat16, 8>(out + folded_pixel(pixel) + first_channel, values);

@@ -9,6 +9,7 @@
 #include "kernels/common/mma.cuh"
 #include "kernels/common/storage.cuh"
 #include "kernels/frames/launch.h"
+#include "kernels/frames/relu.cuh"
 
 namespace dmamba::kernels {
 

@@ -47,7 +47,7 @@ class SlopesInFlight {
       values_[n].get(value);
 #pragma unroll
       for (int e = 0; e < 8; ++e) {
-        slope[e] = value[e] > 0.0F ? slope[e] : 0.0F;
+        slope[e] = relu_gradient(value[e], slope[e]);
         bias_sums[e] += slope[e];
       }
       const int folded = i / kPacks, square = folded / 4, y = square / (kOutSide / 2);

@@ -33,6 +33,11 @@ __device__ int64_t time_of(const GameTokens& p, int64_t segment) {
   return t < 0 ? 0 : t < last ? t : last;
 }
 
+__device__ int64_t action_of(const GameTokens& p, int64_t step) {
+  const int64_t action = p.actions[step], last = p.num_actions - 1;
+  return action < 0 ? 0 : action < last ? action : last;
+}
+
 template <int kTurns, class F>
 __device__ __forceinline__ void each(Row<kTurns>& row, F&& f) {
 #pragma unroll
@@ -54,7 +59,7 @@ __device__ Row<kTurns> return_value(const GameTokens& p, int64_t step, const Lan
 
 template <int kTurns>
 __device__ Row<kTurns> action_value(const GameTokens& p, int64_t step, const Lane& lane) {
-  Row<kTurns> row = load_row<kTurns>(p.action_table + p.actions[step] * p.width, lane);
+  Row<kTurns> row = load_row<kTurns>(p.action_table + action_of(p, step) * p.width, lane);
   each(row, [](float& x, int, int) { x = tanhf(x); });
   return row;
 }
@@ -122,7 +127,7 @@ __global__ void __launch_bounds__(kTableWarps * 32)
       each(slope, [&](float& x, int i, int e) { x *= 1.0F - value.v[i][e] * value.v[i][e]; });
     };
     through_tanh(slopes[2], action_value<kTurns>(p, step, lane));
-    add_to(table + p.actions[step] * p.width, slopes[2], lane);
+    add_to(table + action_of(p, step) * p.width, slopes[2], lane);
     through_tanh(slopes[0], return_value<kTurns>(p, step, lane));
     add_to(table + (p.num_actions + 1) * p.width, slopes[0], lane);
     const float value = p.returns_to_go[step];
@@ -170,7 +175,7 @@ __global__ void __launch_bounds__(kThreads)
       // Padding counts as position 0, as in the forward pass.
       const int64_t padding = padding_of(p, segment, lane.lane);
       const int64_t from = position == 0 ? 0 : padding + position;
-      const int64_t to = position == 0 ? padding + 1 : min(from + 1, p.steps);
+      const int64_t to = min(position == 0 ? padding + 1 : from + 1, p.steps);
       for (int64_t k = from; k < to; ++k) {
         const int64_t token = (segment * p.steps + k) * kKinds + kind;
         add_row(sum, params.dtokens + token * p.width, lane);

@@ -15,7 +15,7 @@ struct GameTokens {
   int64_t batch, steps, width;  // steps = K
   const float* returns_to_go;   // (batch, K)
   const float* states;          // (batch, K, width)
-  const int64_t* actions;       // (batch, K), in [0, num_actions)
+  const int64_t* actions;       // (batch, K); outside [0, num_actions) the nearest inside
   const int64_t* timesteps;     // (batch,); outside [0, max_timestep) the nearest inside
   const bool* mask;             // (batch, K) or null
   const float* return_weight;   // (width,)

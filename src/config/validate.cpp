@@ -173,6 +173,18 @@ void validate(const Config& config) {
   validate_model(config.model);
   validate_training(config.training);
   validate_evaluation(config.evaluation);
+  const TrainingConfig& training = config.training;
+  if (training.cosine_tokens > 0) {
+    const double a_step =
+        static_cast<double>(training.batch_size) * static_cast<double>(config.model.context_length);
+    const double warmup = training.warmup_tokens > 0
+                              ? static_cast<double>(training.warmup_tokens)
+                              : a_step * static_cast<double>(training.warmup_steps);
+    check("training.cosine_tokens", static_cast<double>(training.cosine_tokens),
+          static_cast<double>(training.cosine_tokens) > warmup,
+          "more than the warm-up's " + format_number(warmup) +
+              " tokens (training.warmup_tokens, or warmup_steps batches of batch_size * K)");
+  }
   if (config.dataset.max_episode_length > config.model.max_timestep) {
     reject(
         "model.max_timestep", format_number(config.model.max_timestep),

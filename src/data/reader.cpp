@@ -93,12 +93,15 @@ std::string file_beginning(const std::string& path) {
   std::array<char, 24> bytes{};
   std::ifstream file(path, std::ios::binary);
   file.read(bytes.data(), bytes.size());
-  std::string text = "\"";
-  for (std::streamsize i = 0; i < file.gcount(); ++i) {
-    const bool printable = bytes[i] >= ' ' && bytes[i] <= '~';
-    text += printable ? bytes[i] : '.';
+  return '"' + printable({bytes.data(), static_cast<std::size_t>(file.gcount())}) + '"';
+}
+
+std::string printable(std::string_view bytes) {
+  std::string text(bytes);
+  for (char& c : text) {
+    if (c < ' ' || c > '~') c = '.';
   }
-  return text + "\"";
+  return text;
 }
 
 }  // namespace dmamba::data

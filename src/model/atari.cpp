@@ -130,7 +130,12 @@ AtariDMambaImpl::Tokens AtariDMambaImpl::embed(const AtariWindow& window) {
       masked ? window.mask.unsqueeze(2).expand({batch, K, 3}).reshape({batch, 3 * K}) : Tensor()};
 }
 
-/// The logits (batch, K, num_actions), in float32 whatever the layers' arithmetic.
+/// In float32 whatever the layers' arithmetic.
+Tensor AtariDMambaImpl::logits(const Tensor& y) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  return head_->forward(y.to(head_->weight.scalar_type()));
+}
+
 Tensor AtariDMambaImpl::run(const AtariWindow& window) {
   check_inputs(window);
   const int64_t batch = window.states.size(0), K = window.states.size(1);
@@ -139,9 +144,7 @@ Tensor AtariDMambaImpl::run(const AtariWindow& window) {
   ops::TokenFlags flags;
   if (embedded.mask.defined()) flags.mask = embedded.mask;
   for (auto& block : blocks_) block->forward(x, flags);
-  const Tensor y = x.norm(*ln_f_).view({batch, K, 3, config_.d_model}).select(2, 1);
-  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-  return head_->forward(y.to(head_->weight.scalar_type()));
+  return logits(x.norm(*ln_f_).view({batch, K, 3, config_.d_model}).select(2, 1));
 }
 
 Tensor AtariDMambaImpl::encode(const Tensor& stacks) {
@@ -153,6 +156,18 @@ Tensor AtariDMambaImpl::encode(const Tensor& stacks) {
   TORCH_CHECK(stacks.device() == device(), "AtariDMamba: frames must be on ", device(),
               ", where the model's parameters are, got a tensor on ", stacks.device());
   return state_encoder_->forward(stacks).to(head_->weight.scalar_type());
+}
+
+Tensor AtariDMambaImpl::encode_strips(const Tensor& strips) {
+  const int64_t before = nn::kFrameStack - 1;
+  TORCH_CHECK(strips.dim() == 4 && strips.size(1) > before && strips.size(2) == nn::kFrameSide &&
+                  strips.size(3) == nn::kFrameSide && strips.scalar_type() == torch::kByte,
+              "AtariDMamba: strips must be (batch, 3 + K, 84, 84) uint8, got ", strips.sizes(), " ",
+              strips.scalar_type());
+  TORCH_CHECK(strips.device() == device(), "AtariDMamba: strips must be on ", device(),
+              ", where the model's parameters are, got a tensor on ", strips.device());
+  return state_encoder_->forward_strips(strips).view(
+      {strips.size(0), strips.size(1) - before, config_.d_model});
 }
 
 Tensor AtariDMambaImpl::forward_encoded(const AtariWindow& window) { return run(window); }
@@ -170,9 +185,7 @@ Tensor AtariDMambaImpl::forward(const Tensor& frames, const Tensor& actions,
 Tensor AtariDMambaImpl::loss(const Tensor& strips, const Tensor& actions,
                              const Tensor& returns_to_go, const Tensor& timesteps,
                              const Tensor& mask) {
-  const int64_t batch = actions.size(0), K = actions.size(1);
-  const Tensor states = state_encoder_->forward_strips(strips).view({batch, K, config_.d_model});
-  const Tensor logits = run({states, actions, returns_to_go, timesteps, mask});
+  const Tensor logits = run({encode_strips(strips), actions, returns_to_go, timesteps, mask});
   // By comparison, not by index: the gradient of an index adds with atomics.
   const Tensor chosen =
       actions.unsqueeze(2) == torch::arange(num_actions_, actions.options()).view({1, 1, -1});
@@ -206,7 +219,7 @@ Tensor AtariDMambaImpl::step(const AtariInput& input, RecurrentState& state) {
   flags.mask = torch::stack({~input.starts, ~later, ~later}, 1);
   flags.segment_starts = torch::stack({input.starts, later, later}, 1);
   for (size_t i = 0; i < blocks_.size(); ++i) blocks_[i]->step(x, flags, *state[i]);
-  return head_->forward(x.norm(*ln_f_).select(1, 2).to(head_->weight.scalar_type()));
+  return logits(x.norm(*ln_f_).select(1, 2));
 }
 
 void AtariDMambaImpl::begin_with(const AtariWindow& window, const Tensor& which,

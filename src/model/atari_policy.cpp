@@ -60,6 +60,9 @@ AtariPolicy::AtariPolicy(AtariDMamba model, AtariPolicyOptions options)
     throw ConfigError("AtariPolicy: rtg_scale must be greater than 0, got " +
                       std::to_string(options_.rtg_scale));
   }
+  if (model_->parameters().front().scalar_type() != torch::kFloat) {
+    throw ConfigError("AtariPolicy: the model's parameters must be float32; call model.float()");
+  }
   const int64_t n = options_.num_envs, K = model_->config().context_length,
                 d = model_->config().d_model;
   rtg_ = torch::zeros({n}, torch::kDouble);
@@ -206,8 +209,14 @@ Tensor AtariPolicy::draw() const {
             static_cast<uint64_t>(timestep_.const_data_ptr<int64_t>()[i]), 0,
             common::PhiloxPurpose::kAction);
     const double uniform = static_cast<double>(bits.bits64(0) >> 11) * 0x1p-53;
-    actions.mutable_data_ptr<int64_t>()[i] =
-        choose(logits_.const_data_ptr<float>() + i * count, count, options_.temperature, uniform);
+    const float* logits = logits_.const_data_ptr<float>() + i * count;
+    if (!std::all_of(logits, logits + count, [](float x) { return std::isfinite(x); })) {
+      throw Error("AtariPolicy.act: a logit of game " + std::to_string(i) +
+                  " is not finite at step " +
+                  std::to_string(timestep_.const_data_ptr<int64_t>()[i]) +
+                  "; the model's parameters are damaged, or its training diverged");
+    }
+    actions.mutable_data_ptr<int64_t>()[i] = choose(logits, count, options_.temperature, uniform);
   }
   return actions;
 }

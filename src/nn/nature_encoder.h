@@ -15,7 +15,6 @@ class NatureEncoder final : public FrameEncoder {
 
  private:
   bool folds(const torch::Tensor& frames) const;
-  torch::Tensor finish(const torch::Tensor& features);
 
   torch::nn::Conv2d conv1_{nullptr}, conv2_{nullptr}, conv3_{nullptr};
   torch::nn::Linear linear_{nullptr};

@@ -14,7 +14,8 @@ constexpr auto kOp = at::Float32Op::CONV;
 
 at::Context& context() { return at::globalContext(); }
 
-/// The settings are the process's: the first scope changes them, the last one restores them.
+/// The settings are the process's: the first scope changes them, the last one restores them. Scopes
+/// of different precision must not overlap, as trainers of different precision must not.
 struct Shared {
   std::mutex mutex;
   int scopes = 0;
@@ -23,7 +24,10 @@ struct Shared {
 
   void enter() {
     const std::lock_guard<std::mutex> lock(mutex);
-    if (scopes++ > 0) return;
+    if (scopes > 0) {
+      ++scopes;
+      return;
+    }
     deterministic = context().deterministicCuDNN();
     benchmark = context().benchmarkCuDNN();
     precision = context().float32Precision(kBackend, kOp);
@@ -33,6 +37,7 @@ struct Shared {
     context().setDeterministicCuDNN(true);
     context().setBenchmarkCuDNN(false);
     if (wanted != precision) context().setFloat32Precision(kBackend, kOp, wanted);
+    scopes = 1;
   }
 
   void leave() {

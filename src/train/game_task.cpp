@@ -155,11 +155,10 @@ std::unique_ptr<Task> make_task(const config::Config& config,
                       std::to_string(store->num_actions() - 1) + ", but the model was made for " +
                       std::to_string(model->num_actions()) + " actions");
   }
-  if (config.model.position == "segment" &&
-      config.model.context_length > model->config().context_length) {
-    throw ConfigError("model.context_length is " + std::to_string(config.model.context_length) +
-                      ", but the model was made for " +
-                      std::to_string(model->config().context_length));
+  if (!(config.model == model->config())) {
+    throw ConfigError(
+        "the model was made with other settings than the configuration's section "
+        "model; make it with AtariDMamba(num_actions, config.model)");
   }
   return std::make_unique<GameTask>(config, std::move(store), std::move(model), device);
 }

@@ -283,3 +283,46 @@ def test_more_steps_than_places_is_an_error():
 def test_unknown_choices(options, message):
     with pytest.raises(dmamba.ConfigError, match=message):
         dmamba.nn.AtariDMamba(4, **options)
+
+
+def test_strips_are_checked():
+    strips, actions, rtg, timesteps = inputs()
+    loss = small().cpp_module.loss
+    mask = torch.ones(2, 6, dtype=torch.bool)
+    with pytest.raises(RuntimeError, match=r"strips must be \(batch, 3 \+ K, 84, 84\) uint8"):
+        loss(strips.float(), actions, rtg, timesteps, mask)
+    with pytest.raises(RuntimeError, match="actions must be"):
+        loss(strips.view(1, 18, 84, 84), actions, rtg, timesteps, mask)
+
+
+def test_autocast_leaves_the_recurrent_logits_in_float32():
+    game = Game()
+    logits = []
+    for kind in ("windowed", "recurrent"):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            policy = _C.AtariPolicy(small().cpp_module, kind, 3)
+            logits.append(game.play(policy, 4, {0: [True] * 3})[0])
+    assert (logits[1] != logits[1].bfloat16().float()).any()
+    torch.testing.assert_close(logits[0], logits[1], rtol=0.05, atol=0.05)
+
+
+def test_damaged_parameters_do_not_play():
+    model = small()
+    with torch.no_grad():
+        model.get_parameter("head.weight")[1] = float("nan")
+    with pytest.raises(dmamba.Error, match="a logit of game 0 is not finite at step 0"):
+        Game().play(_C.AtariPolicy(model.cpp_module, "windowed", 3), 1, {0: [True] * 3})
+
+
+def test_a_model_of_other_settings_is_refused(store):
+    config = _C.Config()
+    config.dataset.rtg_scale, config.training.device = 1.0, "cpu"
+    with pytest.raises(dmamba.ConfigError, match="other settings than the configuration's section"):
+        _C.Trainer(config, store, dmamba.nn.AtariDMamba(4, encoder="impala").cpp_module)
+    with pytest.raises(TypeError):
+        _C.Trainer(config, None, dmamba.nn.AtariDMamba(4).cpp_module)
+
+
+def test_a_cosine_must_end_behind_the_warm_up():
+    with pytest.raises(dmamba.ConfigError, match="cosine_tokens.*more than the warm-up's 2000"):
+        _C.Config.parse("training: {cosine_tokens: 2000, warmup_steps: 4, batch_size: 25}", "x")

@@ -52,11 +52,15 @@ class AtariDMambaImpl : public torch::nn::Module {
   /// stacks (n, 4, 84, 84) uint8 -> (n, d_model), before the embeddings of place.
   torch::Tensor encode(const torch::Tensor& stacks);
 
+  /// The same of strips (batch, 3 + K, 84, 84) uint8, see nn::FrameEncoder::forward_strips ->
+  /// (batch, K, d_model).
+  torch::Tensor encode_strips(const torch::Tensor& strips);
+
   /// The logits (batch, K, num_actions) of states that are encoded already.
   torch::Tensor forward_encoded(const AtariWindow& window);
 
-  /// The training loss, a float32 scalar: the mean cross-entropy over real steps. strips (batch, 3
-  /// + K, 84, 84) uint8, see nn::FrameEncoder::forward_strips; mask (batch, K) bool, or
+  /// The training loss, a float32 scalar: the mean cross-entropy over real steps. strips as
+  /// encode_strips() takes them; mask (batch, K) bool, or
   /// undefined: all steps are real.
   torch::Tensor loss(const torch::Tensor& strips, const torch::Tensor& actions,
                      const torch::Tensor& returns_to_go, const torch::Tensor& timesteps,
@@ -90,6 +94,7 @@ class AtariDMambaImpl : public torch::nn::Module {
   };
   Tokens embed(const AtariWindow& window);
   torch::Tensor run(const AtariWindow& window);
+  torch::Tensor logits(const torch::Tensor& y);
 
   int64_t num_actions_;
   config::ModelConfig config_;

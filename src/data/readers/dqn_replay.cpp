@@ -68,6 +68,9 @@ std::shared_ptr<FrameStore> open_given_file(const std::string& path,
                     ": from a converted file nothing can be selected; leave buffers, "
                     "trajectories_per_buffer and transitions at 0, or give the recording's folder");
   }
+  if (std::filesystem::path(path).filename().string().starts_with("$store$_")) {
+    throw DataError(path + ": is one file of a recording; give the folder in which it lies");
+  }
   auto store = open_converted(path, path);
   const auto game = store->metadata().find("game");
   if (!selection.game.empty() && game != store->metadata().end() &&

@@ -64,6 +64,12 @@ struct GzipStream::State {
 
   // At a member's beginning, with input at hand.
   void begin_member() {
+    // Programs that copy whole blocks leave zeros behind the end; gzip skips them, too.
+    while (any_member && zlib.avail_in > 0 && *zlib.next_in == 0) {
+      ++zlib.next_in;
+      --zlib.avail_in;
+    }
+    if (zlib.avail_in == 0) return;
     // Only what follows the first member can be garbage; the first was checked at opening.
     if (any_member && *zlib.next_in != 0x1f) {
       end("something that is not gzip follows the end of the gzip stream");

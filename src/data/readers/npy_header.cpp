@@ -4,6 +4,8 @@
 #include <charconv>
 #include <utility>
 
+#include "data/readers/readers.h"
+
 namespace dmamba::data {
 namespace {
 
@@ -95,7 +97,7 @@ class Parser {
     if (key == "shape" && !shape_) {
       return tuple(&shape_.emplace());
     }
-    return fail("key '" + key + "' is unknown or repeated");
+    return fail("key '" + printable(key) + "' is unknown or repeated");
   }
 
   std::string_view rest_;

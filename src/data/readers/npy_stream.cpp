@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "data/readers/npy_header.h"
+#include "data/readers/readers.h"
 #include "dmamba/common/error.h"
 
 namespace dmamba::data {
@@ -83,7 +84,8 @@ void NpyStream::check_claim(const std::vector<std::string>& dtypes,
                             const std::vector<std::int64_t>& row_shape) {
   const std::string& path = stream_.path();
   if (std::find(dtypes.begin(), dtypes.end(), header_.dtype) == dtypes.end()) {
-    throw DataError(path + ": dtype '" + header_.dtype + "', but must be " + join(dtypes));
+    throw DataError(path + ": dtype '" + printable(header_.dtype) + "', but must be " +
+                    join(dtypes));
   }
   if (header_.shape.empty() || !std::equal(header_.shape.begin() + 1, header_.shape.end(),
                                            row_shape.begin(), row_shape.end())) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include "dmamba/data/trajectory_store.h"
 
@@ -22,5 +23,8 @@ std::uint64_t require_readable_file(const std::string& path);
 
 /// The printable beginning of a file, in quotes, for messages about unexpected content.
 std::string file_beginning(const std::string& path);
+
+/// Bytes of a file as a message can hold them: what is not printable ASCII becomes a dot.
+std::string printable(std::string_view bytes);
 
 }  // namespace dmamba::data

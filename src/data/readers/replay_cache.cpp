@@ -199,8 +199,12 @@ std::shared_ptr<FrameStore> open_converted(const std::string& path, const std::s
   const std::uint64_t bytes = columns.rewards.size() * static_cast<std::uint64_t>(kFrameBytes);
   FrameStore::Frames frames;
   if (bytes > 0) frames = map_frames(path, file.contiguous_offset("frames"), bytes);
-  return FrameStore::create(std::move(frames), std::move(columns), name,
-                            file.read_scalars(kMetadata));
+  try {
+    return FrameStore::create(std::move(frames), std::move(columns), name,
+                              file.read_scalars(kMetadata));
+  } catch (const DataError& error) {
+    throw DataError(path + ": the converted recording is damaged: " + error.what());
+  }
 }
 
 }  // namespace dmamba::data

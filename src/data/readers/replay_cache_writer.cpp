@@ -7,7 +7,11 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <charconv>
+#include <csignal>
 #include <filesystem>
+#include <optional>
+#include <string_view>
 #include <system_error>
 #include <utility>
 #include <vector>
@@ -101,15 +105,45 @@ class Maker {
   Hdf5Handle file_;
 };
 
+constexpr std::string_view kTemporaryStart = ".dmamba-", kTemporaryEnd = ".h5.tmp";
+
+std::string host_name() {
+  char name[256] = {};
+  return ::gethostname(name, sizeof(name) - 1) == 0 ? name : "unknown";
+}
+
+// The process of this machine that a temporary file belongs to.
+std::optional<pid_t> owner_of(std::string_view name) {
+  const std::string start = std::string(kTemporaryStart) + host_name() + "-";
+  if (!name.starts_with(start) || !name.ends_with(kTemporaryEnd)) return std::nullopt;
+  name.remove_prefix(start.size());
+  pid_t pid = 0;
+  const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), pid);
+  return error == std::errc() && pid > 0 ? std::optional(pid) : std::nullopt;
+}
+
+// Removes what killed processes left: a conversion takes gigabytes.
+void remove_abandoned(const fs::path& folder) {
+  std::error_code error;
+  for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
+    const auto owner = owner_of(it->path().filename().string());
+    if (!owner || ::kill(*owner, 0) == 0 || errno != ESRCH) continue;
+    std::error_code ignored;
+    fs::remove(it->path(), ignored);
+  }
+}
+
 // Makes an empty file beside the target, so that a rename suffices, and opens it for writing. Taken
 // by no other process: it is made only where there is none.
 int make_temporary(const std::string& path, std::string* temporary) {
   static std::atomic<std::uint64_t> counter{0};
   const fs::path folder = fs::path(path).parent_path();
+  remove_abandoned(folder);
   for (;;) {
-    *temporary = (folder / (".dmamba-" + std::to_string(::getpid()) + "-" +
-                            std::to_string(counter.fetch_add(1)) + ".h5.tmp"))
-                     .string();
+    const std::string name = std::string(kTemporaryStart) + host_name() + "-" +
+                             std::to_string(::getpid()) + "-" +
+                             std::to_string(counter.fetch_add(1)) + std::string(kTemporaryEnd);
+    *temporary = (folder / name).string();
     const int fd = ::open(temporary->c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (fd >= 0) return fd;
     const int code = errno;

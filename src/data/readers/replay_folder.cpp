@@ -38,7 +38,9 @@ std::optional<FileName> parse_name(std::string_view name) {
     const std::string_view digits = name.substr(start.size());
     std::int64_t number = 0;
     const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), number);
-    if (error != std::errc() || end != digits.data() + digits.size() || number < 0) break;
+    const bool whole = error == std::errc() && end == digits.data() + digits.size();
+    // As shard_file() writes it: two names of one shard could not both be read.
+    if (!whole || std::to_string(number) != digits || number < 0) break;
     return FileName{number, field};
   }
   return std::nullopt;
@@ -127,9 +129,14 @@ Place choose_game(const fs::path& path, const std::vector<std::string>& games,
 
 Place find_place(const fs::path& path, const std::string& wanted) {
   for (const fs::path& folder : {path, path / kLogs}) {
-    if (holds_shards(folder)) {
-      return {folder, wanted.empty() ? game_above(folder) : wanted};
+    if (!holds_shards(folder)) continue;
+    // Only `<Game>/<run>/replay_logs` says which game it is.
+    const std::string game = game_above(folder);
+    if (!wanted.empty() && folder.filename() == kLogs && !same_game(game, wanted)) {
+      throw DataError(path.string() + ": holds no game '" + wanted + "': its folders call it '" +
+                      game + "'");
     }
+    return {folder, wanted.empty() ? game : wanted};
   }
   const std::vector<std::string> names = names_in(path);
   if (const auto runs = runs_in(path); !runs.empty()) {

@@ -1,6 +1,8 @@
 // Frames on CUDA: drawing batches of them, and what stands between an encoder's convolutions.
 #include <ATen/ATen.h>
 
+#include "dmamba/data/frame_store.h"
+#include "dmamba/nn/frame_encoder.h"
 #include "kernels/frames/launch.h"
 #include "kernels/game_embedding/launch.h"
 #include "kernels/sampling/launch.h"
@@ -12,6 +14,9 @@ namespace dmamba::ops::cuda_only {
 namespace {
 
 using cuda::Call;
+
+static_assert(kernels::kFrameSide == data::kFrameSide && kernels::kFrameStack == data::kFrameStack);
+static_assert(kernels::kFrameSide == nn::kFrameSide && kernels::kFrameStack == nn::kFrameStack);
 
 Tensor innermost_channels(const Tensor& t) { return t.contiguous(at::MemoryFormat::ChannelsLast); }
 

@@ -94,7 +94,7 @@ def test_the_gradients_are_those_of_float64(encoder, position, monkeypatch):
         assert error <= 2e-5, f"{name}: {error:.2e}"
 
 
-@pytest.mark.parametrize(("count", "K"), [(1, 1), (3, 8), (2, 19), (300, 2)])
+@pytest.mark.parametrize(("count", "K"), [(1, 1), (3, 8), (2, 9), (2, 19), (1, 30), (300, 2)])
 def test_the_encoder_in_bfloat16_is_near(count, K):
     torch.manual_seed(0)
     reference = dmamba.nn.AtariDMamba(4, d_model=64, n_layer=1, context_length=20).double()
@@ -112,7 +112,7 @@ def test_the_encoder_in_bfloat16_is_near(count, K):
     (expected * weights).sum().backward()
     poison()
     with torch.autocast("cuda", dtype=torch.bfloat16):
-        got = model.encode(stacks.cuda())
+        got = model.cpp_module.encode_strips(strips.cuda()).flatten(0, 1)
     (got * weights.float().cuda()).sum().backward()
     assert (got.cpu().double() - expected).abs().max() <= 1e-2 * expected.abs().max()
     parameters = dict(model.named_parameters())
@@ -120,6 +120,34 @@ def test_the_encoder_in_bfloat16_is_near(count, K):
         if name.startswith("state_encoder"):
             error = (parameters[name].grad.cpu().double() - p.grad).norm() / p.grad.norm()
             assert error <= 2e-2, f"{name}: {error:.2e}"
+
+
+def test_a_segment_of_padding_alone_and_unknown_actions_stay_in_bounds():
+    torch.manual_seed(0)
+    model = dmamba.nn.AtariDMamba(4, d_model=64, n_layer=1, context_length=12, max_timestep=50)
+    strips, actions, rtg, timesteps, mask = batch()
+    mask[-1] = False
+    expected = model.cpp_module.loss(strips, actions, rtg.float(), timesteps, mask)
+    expected.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    model.cuda()
+    actions[-1] = 17  # a segment of padding alone
+    model.cpp_module.loss(*on_gpu([strips, actions, rtg, timesteps, mask])).backward()
+    torch.cuda.synchronize()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad.cpu(), gradients[name], rtol=1e-3, atol=1e-5)
+
+
+def test_not_a_number_goes_through_the_encoder():
+    for precision in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        model = dmamba.nn.AtariDMamba(4, d_model=64, n_layer=1, context_length=12).cuda()
+        with torch.no_grad():
+            model.get_parameter("state_encoder.0.bias")[0] = float("nan")
+        with torch.autocast("cuda", dtype=precision, enabled=precision == torch.bfloat16):
+            states = model.encode(torch.zeros(2, 4, 84, 84, dtype=torch.uint8, device="cuda"))
+        assert states.isnan().all()
 
 
 @pytest.mark.parametrize("K", [1, 7, 12, 40])
