@@ -292,7 +292,7 @@ def test_strips_are_checked():
     with pytest.raises(RuntimeError, match=r"strips must be \(batch, 3 \+ K, 84, 84\) uint8"):
         loss(strips.float(), actions, rtg, timesteps, mask)
     with pytest.raises(RuntimeError, match="actions must be"):
-        loss(strips.view(1, 18, 84, 84), actions, rtg, timesteps, mask)
+        loss(strips[:1], actions, rtg, timesteps, mask)
 
 
 def test_autocast_leaves_the_recurrent_logits_in_float32():
