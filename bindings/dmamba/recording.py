@@ -227,7 +227,7 @@ def record(
     Raises:
         ConfigError: Arguments that cannot be used, an environment that cannot be made.
         CheckpointError: There is no usable checkpoint.
-        DataError: The environment's sizes are not the model's, or the output exists.
+        DataError: The environment's sizes are not the model's; the output exists or cannot be made.
         OSError: The output cannot be written.
 
     Example:
@@ -235,6 +235,9 @@ def record(
         >>> dmamba.train("hopper-sample", overrides=[f"dataset.path={path}"])
     """
     _check_amount(episodes, transitions, seed)
+    for name, value in (("num_envs", num_envs), ("workers", workers)):
+        if value is not None and value < 1:
+            raise _C.ConfigError(f"{name} must be at least 1, got {value}")
     if policy is None:
         player = _random_player(environment, target=target, kind=kind, temperature=temperature)
     else:
@@ -244,6 +247,7 @@ def record(
     place = Path(output) / game if game else Path(output)
     if place.exists():
         raise _C.DataError(f"{place} exists; remove it, or choose another output")
+    _make_folder(place.parent)  # before anything is played
     from dmamba.envs.processes import usable_cores  # gymnasium is needed from here on only
 
     slots = min(num_envs or NUM_ENVS, episodes or transitions or 1)
@@ -260,12 +264,22 @@ def record(
         kept = _Kept(episodes, transitions, shown)
         _play(player.policy(environments), noted, _jobs(episodes, player.target, seed), kept)
     facts = {"environment": player.environment, **player.facts, "seed": str(seed)}
-    place.parent.mkdir(parents=True, exist_ok=True)
     if game:
         _write_games(place, kept.episodes, game, facts)
     else:
         _write_episodes(place, kept.episodes, facts)
     return place
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _C.DataError(
+            f"{folder}: cannot be made ({error.strerror}); choose another output"
+        ) from None
+    if not os.access(folder, os.W_OK):
+        raise _C.DataError(f"{folder}: cannot be written to; choose another output")
 
 
 def _check_amount(episodes: int | None, transitions: int | None, seed: int) -> None:

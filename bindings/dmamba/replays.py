@@ -72,7 +72,13 @@ def load(
     folder = ""
     if cache == "disk" and path.is_dir():
         place = sources.cache_folders()[0] / "replays"
-        place.mkdir(parents=True, exist_ok=True)
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _C.DataError(
+                f"{place}: cannot be made, to keep the converted recording in ({error.strerror}); "
+                "let DMAMBA_DATA name a folder that can, or use cache=memory (dataset.cache=memory)"
+            ) from None
         folder = str(place)
     with _ReadingBar(f"reading {path.name}", progress) as shown:
         return _C.open_replay(
@@ -142,21 +148,34 @@ def num_actions(store: _C.FrameStore, environment: str) -> int:
 def fill_in(config: _C.Config, store: _C.FrameStore, targets: list[float]) -> None:
     """Fills in what ``dmamba.data.resolve`` takes from a recording; the environment is known.
 
-    Returns-to-go are fed as they are, as in the author's code. An episode may be as long as the
-    environment allows; later timesteps than the embedding has share its last row.
+    Returns-to-go are fed as they are, as in the author's code. Targets that are taken from the
+    recording are sums of clipped rewards, and go down by those (evaluation.rtg_rewards). An
+    episode may be as long as the environment allows; later timesteps than the embedding has share
+    its last row.
 
     Args:
         config: Changed in place.
         store: The recording.
         targets: Of a game that the papers have no target for.
+
+    Raises:
+        DataError: The recording's folders name another game than the configuration.
     """
     dataset = config.dataset
+    recorded = games.find(store.metadata.get("game", ""))
+    if recorded and game_of(dataset.environment) not in ("", recorded.name):
+        raise _C.DataError(
+            f"{store.name}: is a recording of {recorded.name}, but dataset.environment is "
+            f"{dataset.environment}; one of the two must be the other's"
+        )
     dataset.rtg_scale = dataset.rtg_scale or 1.0
     longest = int(store.episode_lengths.max())
     config.model.max_timestep = max(config.model.max_timestep, longest + 1)
     if not config.evaluation.targets:
         known = TARGETS.get(game_of(dataset.environment))
         config.evaluation.targets = targets if known is None else [known]
+        if known is None:  # the recording's returns are clipped, so they have to be used up so
+            config.evaluation.rtg_rewards = "clipped"
 
 
 def refuse_keys(config: _C.Config, name: str) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dmamba import _C, download
+from dmamba.envs import games
 
 PACKAGE_FOLDER = Path(__file__).parent
 D4RL_URL = "http://rail.eecs.berkeley.edu/datasets/offline_rl"
@@ -95,6 +96,8 @@ def locate(path_or_name: str | os.PathLike[str]) -> Path:
         return found
     looked = "\n  ".join(str(candidate) for candidate in candidates)
     hint = ""
+    if games.find(name):
+        hint = "\n`dmamba data list` says how recordings of games are obtained"
     if name in SOURCES:
         hint = f"\n`dmamba data download {name}` downloads it"
     elif name.startswith(TASKS) and os.sep not in name and not name.endswith(".hdf5"):

@@ -117,9 +117,9 @@ class GameSuite:
             raise _C.ConfigError(
                 f"weights {choices.weights} are not for models of Atari games, only fp32"
             )
-        if not choices.temperature >= 0.0:
+        if not 0.0 <= choices.temperature < float("inf"):
             raise _C.ConfigError(
-                f"evaluation.temperature must be at least 0, got {choices.temperature}"
+                f"evaluation.temperature must be finite and at least 0, got {choices.temperature}"
             )
         if choices.rtg_rewards not in RTG_REWARDS:
             raise _C.ConfigError(

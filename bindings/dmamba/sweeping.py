@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dmamba import _C, sweep_report
+from dmamba.envs import is_game
 from dmamba.grid import Grid, Point, make_grid
 from dmamba.progress import bar
 from dmamba.run import Run, write_text
@@ -176,7 +177,8 @@ def _print_result(
     failed = sweep_report.failure_lines(points)
     lines = ["", format_table(sweep_report.table_cells(points)), "", sweep_report.NOTE]
     if grid.dataset_mean is not None:
-        lines.append(f"dataset mean return  {grid.dataset_mean:.1f}")
+        clipped = ", of clipped rewards" if is_game(grid.base.dataset.environment) else ""
+        lines.append(f"dataset mean return  {grid.dataset_mean:.1f}{clipped}")
     lines += [*failed, f"tables  {folder / 'sweep.md'}, .csv, .json"]
     if plot is not None:
         lines.append(f"plot    {plot}")

@@ -165,7 +165,11 @@ def test_the_seed_matters_to_games_and_draws(monkeypatch):
         ({"environment": "ALE/Brekout-v5"}, dmamba.ConfigError, "ALE/Breakout-v5"),
         ({"environment": "Hopper-v4"}, dmamba.ConfigError, "no Atari game 'Hopper-v4'"),
         ({"weights": "bf16"}, dmamba.ConfigError, "weights bf16 are not for models of Atari"),
-        ({"temperature": -1.0}, dmamba.ConfigError, "temperature must be at least 0, got -1"),
+        (
+            {"temperature": -1.0},
+            dmamba.ConfigError,
+            "temperature must be finite and at least 0, got -1",
+        ),
         ({"temperature": float("nan")}, dmamba.ConfigError, "temperature must be .* got nan"),
         ({"rtg_rewards": "none"}, dmamba.ConfigError, "one of raw, clipped, got 'none'"),
         ({"sticky_actions": 1.0}, dmamba.ConfigError, "at least 0 and below 1, got 1.0"),

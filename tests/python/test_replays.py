@@ -223,3 +223,15 @@ def test_a_grid_checks_every_point(recording):
     assert grid.dataset_mean is None, "of different selections"
     with pytest.raises(dmamba.DataError, match="=90: .*exceeds the longest episode, 14"):
         make_grid(config, ["K=2,90"])
+
+
+def test_a_recording_of_another_game_is_refused(recording):
+    with pytest.raises(dmamba.DataError, match="recording of Breakout, but dataset.environment is"):
+        resolve(load(recording), "dataset.environment=ALE/Pong-v5")
+
+
+def test_a_cache_that_cannot_be_made(recording, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DMAMBA_DATA", str(tmp_path / "file"))
+    with pytest.raises(dmamba.DataError, match="cannot be made.*or use cache=memory"):
+        data.load(recording, progress=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from dmamba._C import Error
 from dmamba.evaluation import evaluate, format_result
 from dmamba.run import Run, locate_checkpoint, write_json
 from dmamba.suites import RTG_REWARDS
@@ -68,6 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Evaluates and prints the table."""
     if arguments.video:
         check_path(Path(arguments.video))
+    if arguments.output and not Path(arguments.output).absolute().parent.is_dir():
+        raise Error(f"{arguments.output}: its folder does not exist; make it first")
     choices = {
         "policy": arguments.policy,
         "seed": arguments.seed,

@@ -87,14 +87,23 @@ std::vector<std::string> runs_in(const fs::path& folder) {
 }
 
 // The game by the names of the folders above the files: <Game>/<run>/replay_logs.
+bool is_number(const std::string& name) {
+  return !name.empty() && std::all_of(name.begin(), name.end(),
+                                      [](unsigned char c) { return std::isdigit(c) != 0; });
+}
+
+// Whether the folder is `<Game>/<run>/replay_logs`: other ones don't tell their game.
+bool lies_in_a_run(const fs::path& folder) {
+  std::error_code error;
+  const fs::path place = fs::weakly_canonical(folder, error);
+  return place.filename() == kLogs && is_number(place.parent_path().filename().string());
+}
+
 std::string game_above(const fs::path& folder) {
   std::error_code error;
   fs::path place = fs::weakly_canonical(folder, error);
   if (place.filename() == kLogs) place = place.parent_path();
-  const std::string run = place.filename().string();
-  if (std::all_of(run.begin(), run.end(), [](unsigned char c) { return std::isdigit(c) != 0; })) {
-    place = place.parent_path();
-  }
+  if (is_number(place.filename().string())) place = place.parent_path();
   return place.filename().string();
 }
 
@@ -117,22 +126,24 @@ Place choose_game(const fs::path& path, const std::vector<std::string>& games,
                   const std::string& wanted) {
   if (wanted.empty() && games.size() > 1) {
     throw DataError(path.string() + ": holds " + std::to_string(games.size()) + " games (" +
-                    list(games) + "); choose one of them by `game`");
+                    list(games) + "); choose one of them: dataset.environment=ALE/" +
+                    games.front() + "-v5 in a configuration, game=\"" + games.front() +
+                    "\" (--game) elsewhere");
   }
   for (const std::string& game : games) {
     if (wanted.empty() || same_game(game, wanted)) {
       return only_run(path / game, game, runs_in(path / game));
     }
   }
-  throw DataError(path.string() + ": holds no game '" + wanted + "'; there are " + list(games));
+  throw DataError(path.string() + ": holds no game '" + wanted + "'; there are " + list(games) +
+                  " (dataset.environment=ALE/" + games.front() + "-v5 chooses that one)");
 }
 
 Place find_place(const fs::path& path, const std::string& wanted) {
   for (const fs::path& folder : {path, path / kLogs}) {
     if (!holds_shards(folder)) continue;
-    // Only `<Game>/<run>/replay_logs` says which game it is.
     const std::string game = game_above(folder);
-    if (!wanted.empty() && folder.filename() == kLogs && !same_game(game, wanted)) {
+    if (!wanted.empty() && lies_in_a_run(folder) && !same_game(game, wanted)) {
       throw DataError(path.string() + ": holds no game '" + wanted + "': its folders call it '" +
                       game + "'");
     }
@@ -207,9 +218,17 @@ Recording find_recording(const std::string& path, const ReplaySelection& selecti
 }
 
 bool same_game(const std::string& a, const std::string& b) {
-  return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](unsigned char x, unsigned char y) {
-    return std::tolower(x) == std::tolower(y);
-  });
+  // As dmamba.envs.games.plain: ms_pacman and ALE/MsPacman-v5 are one game.
+  const auto plain = [](std::string_view name) {
+    if (name.starts_with("ALE/")) name.remove_prefix(4);
+    if (name.ends_with("-v5")) name.remove_suffix(3);
+    std::string text;
+    for (const char c : name) {
+      if (c != '_') text += static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+    }
+    return text;
+  };
+  return plain(a) == plain(b);
 }
 
 std::string shard_list(const std::vector<ReplayShard>& shards) {

@@ -70,6 +70,25 @@ TEST_F(DqnReplayErrors, SeveralGamesOrRuns) {
                   {"Breakout: holds 2 runs (1, 2)"});
   expect_contains(error_of(folder_.file("all/Pong"), {.game = "Breakout"}),
                   {"holds no game 'Breakout'", "folder of 'Pong'"});
+  for (const char* place : {"all/Pong/1", "all/Pong/1/replay_logs"}) {
+    expect_contains(error_of(folder_.file(place), {.game = "Breakout"}),
+                    {"holds no game 'Breakout'", "call it 'Pong'"});
+  }
+}
+
+TEST_F(DqnReplayErrors, AFolderThatNamesNoGameIsWhatItIsSaidToBe) {
+  write_shard(folder_.file("mine/replay_logs"), 0, two_episodes());
+  for (const char* place : {"mine", "mine/replay_logs"}) {
+    EXPECT_EQ(open_replay(folder_.file(place), {.game = "Breakout"})->metadata().at("game"),
+              "Breakout");
+  }
+}
+
+TEST_F(DqnReplayErrors, AGameMayBeSpeltInSeveralWays) {
+  write_shard(folder_.file("ms_pacman/1/replay_logs"), 0, two_episodes());
+  for (const char* game : {"MsPacman", "ms_pacman", "ALE/MsPacman-v5"}) {
+    EXPECT_EQ(open_replay(folder_.file("ms_pacman"), {.game = game})->num_episodes(), 2);
+  }
 }
 
 TEST_F(DqnReplayErrors, MissingCompanions) {

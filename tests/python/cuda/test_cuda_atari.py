@@ -124,7 +124,9 @@ def test_the_encoder_in_bfloat16_is_near(count, K):
 
 def test_a_segment_of_padding_alone_and_unknown_actions_stay_in_bounds():
     torch.manual_seed(0)
-    model = dmamba.nn.AtariDMamba(4, d_model=64, n_layer=1, context_length=12, max_timestep=50)
+    model = dmamba.nn.AtariDMamba(
+        4, d_model=64, n_layer=1, context_length=12, max_timestep=50
+    ).eval()
     strips, actions, rtg, timesteps, mask = batch()
     mask[-1] = False
     expected = model.cpp_module.loss(strips, actions, rtg.float(), timesteps, mask)
