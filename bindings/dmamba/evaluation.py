@@ -297,6 +297,11 @@ def check_request(
         raise _C.ConfigError(f"evaluation.episodes must be at least 1, got {episodes}")
     if seed < 0:
         raise _C.ConfigError(f"evaluation.seed must not be negative, got {seed}")
+    check_parallelism(num_envs, workers)
+
+
+def check_parallelism(num_envs: int | None, workers: int | None) -> None:
+    """Raises ConfigError for impossible numbers of environments and of what steps them."""
     for name, value in (("num_envs", num_envs), ("workers", workers)):
         if value is not None and value < 1:
             raise _C.ConfigError(f"{name} must be at least 1, got {value}")

@@ -235,9 +235,7 @@ def record(
         >>> dmamba.train("hopper-sample", overrides=[f"dataset.path={path}"])
     """
     _check_amount(episodes, transitions, seed)
-    for name, value in (("num_envs", num_envs), ("workers", workers)):
-        if value is not None and value < 1:
-            raise _C.ConfigError(f"{name} must be at least 1, got {value}")
+    evaluation.check_parallelism(num_envs, workers)
     if policy is None:
         player = _random_player(environment, target=target, kind=kind, temperature=temperature)
     else:

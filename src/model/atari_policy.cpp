@@ -10,6 +10,7 @@
 #include "dmamba/common/philox.h"
 #include "src/model/device_step.h"
 #include "src/model/evaluation_mode.h"
+#include "src/model/window.h"
 #include "src/ops/convolution.h"
 
 namespace dmamba::model {
@@ -138,7 +139,7 @@ Tensor AtariPolicy::act(const Tensor& frames) {
   begin_long_segments_anew();
   fill(on_device_ ? pinned_ : inputs_, frames);
   const auto work = [this] {
-    push(model_->encode(inputs_.frames));
+    take_in(model_->encode(inputs_.frames));
     answer_.copy_(answer());
   };
   if (on_device_) {
@@ -177,17 +178,13 @@ void AtariPolicy::fill(const Inputs& inputs, const Tensor& frames) const {
   inputs.numbers.copy_(torch::stack({timestep_ - first, first}, 1));
 }
 
-/// Moves the windows one step on, where they lie.
-void AtariPolicy::push(const Tensor& states) {
+void AtariPolicy::take_in(const Tensor& states) {
   newest_ = states;
   if (!keeps_windows()) return;
-  const auto shift = [](Tensor& window, const Tensor& newest) {
-    window.copy_(torch::cat({window.slice(1, 1), newest.unsqueeze(1)}, 1));
-  };
-  shift(states_, states);
-  shift(rtgs_, inputs_.rtg);
-  shift(mask_, torch::ones_like(mask_.select(1, 0)));
-  shift(actions_, torch::zeros_like(last_action_));  // known after the answer
+  push(states_, states);
+  push(rtgs_, inputs_.rtg);
+  push(mask_, torch::ones_like(mask_.select(1, 0)));
+  push(actions_, torch::zeros_like(last_action_));  // known after the answer
 }
 
 Tensor AtariPolicy::answer() {

@@ -8,6 +8,7 @@
 #include "src/model/evaluation_mode.h"
 #include "src/model/policy_on_device.h"
 #include "src/model/recurrent_cpu.h"
+#include "src/model/window.h"
 
 namespace dmamba::model {
 namespace {
@@ -44,12 +45,6 @@ std::unique_ptr<RecurrentCpu> make_engine(const DMamba& model, const PolicyOptio
         "layers on the CPU; choose fp32");
   }
   return nullptr;
-}
-
-/// Moves a window one step on, where it lies: the oldest entry leaves, `newest` (num_envs, ...)
-/// joins at the end.
-void push(Tensor& window, const Tensor& newest) {
-  window.copy_(torch::cat({window.slice(1, 1), newest.unsqueeze(1)}, 1));
 }
 
 }  // namespace

@@ -63,7 +63,7 @@ class AtariPolicy {
   bool keeps_windows() const;
   void begin_long_segments_anew();
   void fill(const Inputs& inputs, const torch::Tensor& frames) const;
-  void push(const torch::Tensor& states);
+  void take_in(const torch::Tensor& states);
   torch::Tensor answer();
   torch::Tensor draw() const;
 
