@@ -4,6 +4,7 @@
 #include "bindings/bind.h"
 #include "dmamba/data/reader.h"
 #include "dmamba/data/segment_sampler.h"
+#include "dmamba/data/selection.h"
 #include "dmamba/data/statistics.h"
 
 namespace dmamba::bindings {
@@ -117,6 +118,21 @@ void bind_data(py::module_& m) {
       },
       py::arg("path"), py::arg("format") = "auto", ReleaseGil(),
       "Reads a dataset file. Raises DataError naming file, field and what to do.");
+
+  m.def(
+      "select_episodes",
+      [](const TrajectoryStore& store, const std::vector<int64_t>& episodes) {
+        return std::shared_ptr<TrajectoryStore>(data::select_episodes(store, episodes));
+      },
+      py::arg("store"), py::arg("episodes"), ReleaseGil(),
+      "A store of these episodes of another, in the order given.");
+  m.def(
+      "delay_rewards",
+      [](const TrajectoryStore& store) {
+        return std::shared_ptr<TrajectoryStore>(data::delay_rewards(store));
+      },
+      py::arg("store"), ReleaseGil(),
+      "The same episodes, all of whose rewards come with the last step.");
 
   py::class_<data::SegmentSampler>(m, "SegmentSampler",
                                    "Draws training segments as the paper does; the same for the "

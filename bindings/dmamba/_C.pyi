@@ -29,6 +29,8 @@ class DatasetConfig:
     transitions: int
     selection_seed: int
     cache: str
+    top_fraction: float
+    rewards: str
     def to_dict(self) -> dict[str, Any]: ...
     def copy(self) -> DatasetConfig: ...
 
@@ -47,6 +49,11 @@ class ModelConfig:
     expand: int
     dt_rank: int
     max_timestep: int
+    n_head: int
+    conv_window: int
+    channel_group: int
+    rtg: str
+    past_actions: str
     def to_dict(self) -> dict[str, Any]: ...
     def copy(self) -> ModelConfig: ...
 
@@ -79,10 +86,10 @@ class EvaluationConfig:
     episodes: int
     every: int
     policy: str
+    rtg_rewards: str
     confidence: float
     seed: int
     temperature: float
-    rtg_rewards: str
     sticky_actions: float
     def to_dict(self) -> dict[str, Any]: ...
     def copy(self) -> EvaluationConfig: ...
@@ -131,6 +138,8 @@ class TrajectoryStore(EpisodeStore):
     def state_statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
 
 def open_dataset(path: str, format: str = "auto") -> TrajectoryStore: ...
+def select_episodes(store: TrajectoryStore, episodes: Sequence[int]) -> TrajectoryStore: ...
+def delay_rewards(store: TrajectoryStore) -> TrajectoryStore: ...
 
 class SegmentSampler:
     def __init__(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from dmamba import _C, envs, replays, scores, sources
 from dmamba.download import check
@@ -32,6 +35,7 @@ __all__ = [
     "load",
     "locate",
     "record",
+    "reshape",
     "resolve",
     "rtg_scale",
 ]
@@ -99,8 +103,11 @@ def load(
 def load_configured(
     config: _C.DatasetConfig, *, progress: bool = True
 ) -> _C.TrajectoryStore | _C.FrameStore:
-    """Reads the dataset of a configuration: :func:`load` with what its ``dataset`` says."""
-    return load(
+    """Reads the dataset of a configuration: :func:`load` with what its ``dataset`` says.
+
+    Of ``top_fraction`` and ``rewards``, :func:`reshape` says what they do.
+    """
+    store = load(
         config.path,
         buffers=config.buffers,
         trajectories_per_buffer=config.trajectories_per_buffer,
@@ -110,6 +117,38 @@ def load_configured(
         cache=config.cache,
         progress=progress,
     )
+    return reshape(store, config)
+
+
+def reshape(
+    store: _C.TrajectoryStore | _C.FrameStore, config: _C.DatasetConfig
+) -> _C.TrajectoryStore | _C.FrameStore:
+    """What a configuration trains on: the best of a store's episodes, or rewards that come late.
+
+    ``top_fraction`` keeps that share of the episodes, at least one, those with the highest returns,
+    in their order; of equal returns the earlier. ``rewards: delayed`` then gives each episode's
+    whole return with its last step.
+
+    Args:
+        store: As recorded; it stays as it is.
+        config: The settings.
+
+    Raises:
+        ConfigError: A recorded game, whose frames are not copied.
+    """
+    if config.top_fraction == 1.0 and config.rewards == "dense":
+        return store
+    if isinstance(store, _C.FrameStore):
+        key = "top_fraction" if config.top_fraction != 1.0 else "rewards"
+        raise _C.ConfigError(
+            f"{store.name}: dataset.{key} is for states and actions that are vectors, not for "
+            "recorded games; leave it out"
+        )
+    if config.top_fraction < 1.0:
+        kept = math.ceil(config.top_fraction * store.num_episodes)
+        best = np.argsort(-store.episode_returns, kind="stable")[:kept]
+        store = _C.select_episodes(store, sorted(best.tolist()))
+    return _C.delay_rewards(store) if config.rewards == "delayed" else store
 
 
 def download(name: str, *, progress: bool = True) -> Path:
@@ -255,6 +294,10 @@ def resolve(config: _C.Config, store: _C.TrajectoryStore | _C.FrameStore) -> _C.
     absolute where it is a file's or a folder's, so that the run can be continued from another
     folder.
 
+    With ``model.rtg: none`` one target is enough, for nothing depends on it; with
+    ``dataset.rewards: delayed`` returns-to-go stay as they are during an episode
+    (``evaluation.rtg_rewards: none``).
+
     Raises:
         ConfigError: A value out of range, or a key that the kind of data has no use for.
     """
@@ -283,4 +326,7 @@ def _fill_in(config: _C.Config, store: _C.TrajectoryStore) -> None:
         dataset.max_episode_length = longest if known is None else known.max_episode_steps
     config.model.max_timestep = max(config.model.max_timestep, longest, dataset.max_episode_length)
     if not config.evaluation.targets:
-        config.evaluation.targets = default_targets(store)
+        targets = default_targets(store)
+        config.evaluation.targets = targets[-1:] if config.model.rtg == "none" else targets
+    if dataset.rewards == "delayed":
+        config.evaluation.rtg_rewards = "none"

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dmamba import _C, data, replays
-from dmamba.training import check_environment, flatten, load_config
+from dmamba.training import check_environment, flatten, load_config, make_model
 
 MAX_RUNS = 10_000
 SHORT_NAMES = {"K": "model.context_length"}  # beside the last parts of dotted keys
@@ -192,12 +192,14 @@ def _make_point(
     chosen = (
         *(dataset.path, dataset.buffers, dataset.trajectories_per_buffer, dataset.transitions),
         *(dataset.selection_seed, replays.game_of(dataset.environment)),
+        *(dataset.top_fraction, dataset.rewards),
     )
     if chosen not in stores:
         stores[chosen] = data.load_configured(dataset)  # downloads what the runs would
     store = stores[chosen]
     resolved = data.resolve(config, store)
     _check_sampler(resolved, store)
+    make_model(resolved, store)  # unknown mixers, sizes that do not fit
     _C.resolve_device(resolved.training.device, "training.device")
     simulated = (dataset.path, resolved.dataset.environment, resolved.dataset.max_episode_length)
     if simulated not in environments:

@@ -187,7 +187,8 @@ class DMamba(_CppModule, _C.DMamba):  # type: ignore[misc]
         state_dim: Components of a state.
         act_dim: Components of an action.
         **options: Any field of :class:`dmamba._C.ModelConfig`: d_model, n_layer, context_length,
-            token_mixer (one word, or one per layer), channel_mixing ("mlp" or "none"), padding
+            token_mixer ("mamba", "attention", "convolution", "s4d"; one word, or one per layer),
+            channel_mixing ("mlp", "ssm" or "none"), rtg and past_actions ("token" or "none"), padding
             ("masked" or "paper"), initialization ("mamba" or "paper"), dropout, ... A ready
             ``config=ModelConfig`` is taken instead.
 

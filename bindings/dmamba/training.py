@@ -134,6 +134,7 @@ def train(
         store = data.load_configured(loaded.dataset, progress=progress)
     else:
         loaded.dataset.path = episodes.config_path(store)
+        store = data.reshape(store, loaded.dataset)
     resolved = data.resolve(loaded, store)
     if evaluate:
         check_environment(resolved, store)
@@ -151,15 +152,24 @@ def _make_trainer(
     config: _C.Config, store: _C.TrajectoryStore | _C.FrameStore
 ) -> tuple[nn.DMamba | nn.AtariDMamba, _C.Trainer]:
     """A model as the seed makes it, and its trainer at step 0."""
-    model: nn.DMamba | nn.AtariDMamba
+    model = make_model(config, store)
+    return model, _C.Trainer(config, store, model.cpp_module)
+
+
+def make_model(
+    config: _C.Config, store: _C.TrajectoryStore | _C.FrameStore
+) -> nn.DMamba | nn.AtariDMamba:
+    """A model of a dataset's sizes, on the CPU, with the parameters that ``config.seed`` draws.
+
+    Raises:
+        ConfigError: An unknown mixer, or sizes that do not fit each other.
+    """
     with torch.random.fork_rng(devices=[]):  # the caller's generator is left as it was
         torch.manual_seed(config.seed)
         if isinstance(store, _C.FrameStore):
             actions = replays.num_actions(store, config.dataset.environment)
-            model = nn.AtariDMamba(actions, config=config.model)
-        else:
-            model = nn.DMamba(store.state_dim, store.act_dim, config=config.model)
-    return model, _C.Trainer(config, store, model.cpp_module)
+            return nn.AtariDMamba(actions, config=config.model)
+        return nn.DMamba(store.state_dim, store.act_dim, config=config.model)
 
 
 class _Session:

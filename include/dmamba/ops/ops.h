@@ -23,6 +23,8 @@ using OptionalTensor = std::optional<at::Tensor>;
 struct TokenFlags {
   OptionalTensor mask;  ///< false: padding. dt = 0 in the scan, input 0 in the convolution.
   OptionalTensor segment_starts;  ///< true: state and convolution window restart before this token.
+  /// Which of a step's kinds of token the first one is; they follow each other in turn.
+  int64_t first_kind = 0;
 };
 
 /// Selective scan (Gu and Dao, arXiv 2312.00752, section 3.2; equations in

@@ -1,0 +1,60 @@
+// Copies of stores, with fewer episodes or other rewards.
+#include "dmamba/data/selection.h"
+
+#include <algorithm>
+
+#include "dmamba/common/error.h"
+
+namespace dmamba::data {
+namespace {
+
+/// Arrays with room for `rows` transitions.
+TransitionArrays make_arrays(const TrajectoryStore& store, std::int64_t rows) {
+  TransitionArrays arrays;
+  arrays.state_dim = store.state_dim();
+  arrays.act_dim = store.act_dim();
+  arrays.observations.resize(rows * arrays.state_dim);
+  arrays.actions.resize(rows * arrays.act_dim);
+  arrays.rewards.resize(rows);
+  arrays.terminals.resize(rows);
+  arrays.timeouts.resize(rows);
+  return arrays;
+}
+
+/// Copies an episode to the rows from `row` on.
+void copy_episode(const TrajectoryStore& store, const Episode& episode, std::int64_t row,
+                  TransitionArrays& to) {
+  store.read(episode.start, episode.length, to.observations.data() + row * to.state_dim,
+             to.actions.data() + row * to.act_dim, to.rewards.data() + row, nullptr);
+  (episode.terminated ? to.terminals : to.timeouts)[row + episode.length - 1] = 1;
+}
+
+}  // namespace
+
+std::shared_ptr<MemoryStore> select_episodes(const TrajectoryStore& store,
+                                             const std::vector<std::int64_t>& episodes) {
+  if (episodes.empty()) throw DataError(store.name() + ": no episode is chosen");
+  std::int64_t rows = 0;
+  for (const std::int64_t i : episodes) rows += store.episode(i).length;
+  TransitionArrays arrays = make_arrays(store, rows);
+  std::int64_t row = 0;
+  for (const std::int64_t i : episodes) {
+    const Episode episode = store.episode(i);
+    copy_episode(store, episode, row, arrays);
+    row += episode.length;
+  }
+  return MemoryStore::create(std::move(arrays), store.name(), store.metadata());
+}
+
+std::shared_ptr<MemoryStore> delay_rewards(const TrajectoryStore& store) {
+  TransitionArrays arrays = make_arrays(store, store.num_transitions());
+  for (std::int64_t i = 0; i < store.num_episodes(); ++i) {
+    const Episode episode = store.episode(i);
+    copy_episode(store, episode, episode.start, arrays);
+    std::fill_n(arrays.rewards.begin() + episode.start, episode.length, 0.0F);
+    arrays.rewards[episode.start + episode.length - 1] = static_cast<float>(episode.ret);
+  }
+  return MemoryStore::create(std::move(arrays), store.name(), store.metadata());
+}
+
+}  // namespace dmamba::data
