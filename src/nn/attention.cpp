@@ -1,6 +1,9 @@
 // Attention over a whole sequence, and over the kept keys and values.
 #include "src/nn/attention.h"
 
+#include <cmath>
+#include <limits>
+
 #include "dmamba/common/error.h"
 #include "dmamba/nn/token_kinds.h"
 #include "src/nn/linear.h"
@@ -71,17 +74,21 @@ Tensor AttentionImpl::heads(const Tensor& x) const {
   return x.unflatten(2, {n_head_, d_model_ / n_head_}).transpose(1, 2);
 }
 
-/// visible: (batch, queries, keys) bool; undefined: all keys up to the query. On CUDA by torch's
-/// plain kernels: the fused ones take no such mask, or add with atomics in their backward pass.
+/// visible: (batch, queries, keys) bool. On CUDA by single operators: the fused ones take no such
+/// mask, or add with atomics in their backward pass.
 Tensor AttentionImpl::attend(const Tensor& q, const Tensor& k, const Tensor& v,
                              const Tensor& visible) {
-  const bool causal = !visible.defined();
-  std::optional<Tensor> mask;
-  if (!causal) mask = visible.unsqueeze(1);
-  const Tensor y = q.is_cuda() ? std::get<0>(at::_scaled_dot_product_attention_math(
-                                     heads(q), heads(k), heads(v), mask, 0.0, causal))
-                               : at::scaled_dot_product_attention(heads(q), heads(k), heads(v),
-                                                                  mask, 0.0, causal);
+  const Tensor mask = visible.unsqueeze(1);
+  Tensor y;
+  if (q.is_cuda()) {
+    const double scale = 1.0 / std::sqrt(static_cast<double>(d_model_ / n_head_));
+    const Tensor scores = at::matmul(heads(q) * scale, heads(k).transpose(2, 3));
+    const Tensor weights =
+        at::softmax(scores.masked_fill(~mask, -std::numeric_limits<double>::infinity()), 3);
+    y = at::matmul(weights, heads(v));
+  } else {
+    y = at::scaled_dot_product_attention(heads(q), heads(k), heads(v), mask);
+  }
   return resid_dropout_(linear(*c_proj_, y.transpose(1, 2).flatten(2)));
 }
 
@@ -90,16 +97,13 @@ Tensor AttentionImpl::forward(const Tensor& x, const ops::TokenFlags& flags) {
               "attention: x must be (batch, L, d_model = ", d_model_, "), got ", x.sizes());
   const int64_t batch = x.size(0), L = x.size(1);
   const auto parts = linear(*c_attn_, x).chunk(3, 2);
-  Tensor visible;
-  if (flags.mask.has_value() || flags.segment_starts.has_value()) {
-    const auto index = x.options().dtype(torch::kLong);
-    const Tensor token = torch::arange(L, index);
-    const Tensor mine = segments_of(torch::zeros({batch}, index), flags, L);
-    const Tensor others = seen_segments(mine, flags);
-    const Tensor before = token.unsqueeze(1) >= token;
-    // Itself always: a softmax over nothing would not be a number.
-    visible = ((mine.unsqueeze(2) == others.unsqueeze(1)) & before) | (token.unsqueeze(1) == token);
-  }
+  const auto index = x.options().dtype(torch::kLong);
+  const Tensor token = torch::arange(L, index), query = token.unsqueeze(1);
+  const Tensor mine = segments_of(torch::zeros({batch}, index), flags, L);
+  const Tensor others = seen_segments(mine, flags);
+  // Itself always: a softmax over nothing would not be a number.
+  const Tensor visible =
+      ((mine.unsqueeze(2) == others.unsqueeze(1)) & (token <= query)) | (token == query);
   return attend(parts[0], parts[1], parts[2], visible);
 }
 
