@@ -35,7 +35,8 @@ def test_the_gradients_are_those_of_float64(options):
     on_gpu = [x.float().cuda() if x.is_floating_point() else x.cuda() for x in inputs]
     (fused(*on_gpu, mask.cuda()) * weights.float().cuda()).sum().backward()
     for (name, expected), got in zip(reference.named_parameters(), fused.parameters(), strict=True):
-        scale = expected.grad.abs().max()
+        # Zero where the last layer's tokens of this kind lead to no action.
+        scale = expected.grad.abs().max().clamp_min(1e-12)
         error = (got.grad.cpu().double() - expected.grad).abs().max() / scale
         assert error <= 5e-5, f"{name}: {error:.2e}"
 
