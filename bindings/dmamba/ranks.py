@@ -200,8 +200,9 @@ class Ranks(Team):
         # Time cuts a burst on one rank alone, and in steps: all have to do the same.
         wanted = min(2 * self._steps, int(self._pace * BURST_SECONDS))
         self._steps = max(1, min(wanted, most))
-        _, signals.received = self._agree(self._steps, signals.received)
-        signals.check()
+        # A signal that comes from now on is for the next burst: the others begin with this one.
+        _, signum = self._agree(self._steps, signals.received)
+        signals.stop_at(signum)
         started = time.perf_counter()
         rows = trainer.run(seconds=float("inf"), max_steps=self._steps)
         self._pace = self._steps / (time.perf_counter() - started)
@@ -209,12 +210,12 @@ class Ranks(Team):
 
     def follow(self, trainer: _C.Trainer, signals: StopSignals) -> None:
         while True:
-            steps, signals.received = self._agree(0, signals.received)
-            if steps == 0 or signals.received:
+            steps, signum = self._agree(0, signals.received)
+            if steps == 0 or signum:
                 break
             trainer.run(seconds=float("inf"), max_steps=steps)
-        self._gather(None)
-        signals.check()
+        self._gather(None)  # until rank 0 has saved
+        signals.stop_at(signum)
 
     def end(self, signum: int = 0) -> None:
         if not self._told:

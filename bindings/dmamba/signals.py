@@ -72,5 +72,9 @@ class StopSignals(NotedSignals):
 
     def check(self) -> None:
         """Raises Interrupted if a signal has come."""
-        if self.received:
-            raise Interrupted(self.received, self.folder)
+        self.stop_at(self.received)
+
+    def stop_at(self, signum: int) -> None:
+        """Raises Interrupted if there is such a signal."""
+        if signum:
+            raise Interrupted(signum, self.folder)
