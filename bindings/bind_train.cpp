@@ -79,7 +79,9 @@ void bind_train(py::module_& m) {
           "load", [](train::Trainer& t, const std::string& folder) { t.load(folder); },
           py::arg("folder"), ReleaseGil(), "Continues from a checkpoint folder.")
       .def("synchronize", &train::Trainer::synchronize, ReleaseGil(),
-           "With ranks: takes parameters, moments and step from rank 0.");
+           "With ranks: takes parameters, moments and step from rank 0.")
+      .def("release", &train::Trainer::release, ReleaseGil(),
+           "Forgets the captured graph, without which NCCL cannot close.");
 
   m.def(
       "resolve_device",

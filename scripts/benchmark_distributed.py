@@ -129,6 +129,8 @@ def measure(
         del trainer, model, core  # a captured graph must go before the communicator
         if world > 1:
             times["sum"] = time_sum(elements, group, control, options)
+        for used in (group, control):
+            dist.destroy_process_group(used)
     dist.barrier()
     return times
 
@@ -143,9 +145,9 @@ def print_head(options: argparse.Namespace) -> None:
         f"{options.precision}, buckets of {options.bucket_mib:g} MiB, "
         f"{options.rounds} rounds of {options.steps} steps\n"
     )
-    print("| recipe | d_model | scaling | ranks | batch, all | gradients, MiB | ms a step (quartiles) "
-          "| speed-up | sum alone, ms |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|---|", flush=True)
+    columns = ["recipe", "d_model", "scaling", "ranks", "batch, all", "gradients, MiB"]
+    columns += ["ms a step (quartiles)", "speed-up", "sum alone, ms"]
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
 
 
 def print_row(

@@ -96,6 +96,9 @@ class Team:
             ConfigError: They do not; on every rank.
         """
 
+    def connect(self, trainer: _C.Trainer) -> None:
+        """Gives every rank rank 0's parameters, moments and step."""
+
     def burst(
         self, trainer: _C.Trainer, most: int, signals: StopSignals
     ) -> list[dict[str, Any]]:
@@ -145,6 +148,7 @@ class Ranks(Team):
         self.local_rank = int(os.environ["LOCAL_RANK"])
         self.rank, self.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self._groups: list[Any] = []
+        self._trainer: _C.Trainer | None = None
         self._told = False  # whether the others know that it is over
         self._steps, self._pace = 1, 0.0  # of the last burst: steps, steps a second
         self._join()
@@ -157,15 +161,18 @@ class Ranks(Team):
     ) -> None:
         if isinstance(error, Exception) and not isinstance(error, _C.LostRankError):
             self._watch.leave_word(f"{type(error).__name__}: {error}")
-        self._watch.stop()
         self.core = None
+        if self._trainer is not None:
+            self._trainer.release()
         if self._owns_default:
             dist.destroy_process_group()
-            return
-        for group in self._groups:
-            dist.destroy_process_group(group)
+        else:
+            for group in self._groups:
+                dist.destroy_process_group(group)
+        self._watch.stop()  # last: where NCCL cannot close, it ends the process
 
     def together(self, work: Callable[[], T]) -> T:
+        """Gathers what failed where."""
         failure: Exception | None = None
         result: Any = None
         try:
@@ -181,12 +188,14 @@ class Ranks(Team):
         return result
 
     def in_turn(self, work: Callable[[], T]) -> T:
+        """The ranks whose number on their machine is 0, then the others."""
         first = self.local_rank == 0
         early = self.together(lambda: work() if first else None)
         late = self.together(lambda: None if first else work())
         return early if first else late  # type: ignore[return-value]
 
     def begin(self, config: _C.Config, store: _C.TrajectoryStore | _C.FrameStore) -> None:
+        """Compares, chooses the GPU, opens NCCL or gloo."""
         device = self.together(lambda: _device(config.training.device, self.local_rank))
         self._compare(facts_of(config, store, device))
         backend = "nccl" if device == "cuda" else "gloo"
@@ -194,9 +203,15 @@ class Ranks(Team):
         self._groups.append(data)
         self.core = _C.Ranks(data)
 
+    def connect(self, trainer: _C.Trainer) -> None:
+        """Sends them, and keeps the trainer: its graph has to go before the connection."""
+        self._trainer = trainer
+        trainer.synchronize()
+
     def burst(
         self, trainer: _C.Trainer, most: int, signals: StopSignals
     ) -> list[dict[str, Any]]:
+        """Rank 0 cuts by time, and tells the others how many steps that is."""
         # Time cuts a burst on one rank alone, and in steps: all have to do the same.
         wanted = min(2 * self._steps, int(self._pace * BURST_SECONDS))
         self._steps = max(1, min(wanted, most))
@@ -209,6 +224,7 @@ class Ranks(Team):
         return rows
 
     def follow(self, trainer: _C.Trainer, signals: StopSignals) -> None:
+        """Bursts until rank 0 says that there are none, or a signal has come."""
         while True:
             steps, signum = self._agree(0, signals.received)
             if steps == 0 or signum:
@@ -218,11 +234,13 @@ class Ranks(Team):
         signals.stop_at(signum)
 
     def end(self, signum: int = 0) -> None:
+        """Says so, unless a signal has, and waits until all have heard."""
         if not self._told:
             self._agree(0, signum)
         self._gather(None)
 
     def explain(self, error: _C.LostRankError) -> str:
+        """From signs of life and last words."""
         return self._watch.explain() or str(error)
 
     def _agree(self, steps: int, signum: int) -> tuple[int, int]:

@@ -169,7 +169,7 @@ def _follow(trainer: _C.Trainer, folder: Path, team: Team) -> Run:
     """What a rank does that does not lead."""
     with StopSignals(folder) as signals:
         try:
-            trainer.synchronize()
+            team.connect(trainer)
             team.follow(trainer, signals)
         except _C.LostRankError as lost:
             raise _C.LostRankError(team.explain(lost)) from lost
@@ -206,7 +206,7 @@ class _Session:
         latest = self.run.latest_checkpoint()
         if latest is not None:
             self.trainer.load(str(latest[1]))
-        self.trainer.synchronize()
+        self.team.connect(self.trainer)
         self.first_step = self.trainer.step
         self.saved_step = self.first_step
         self.evaluated = {r["checkpoint_step"] for r in self.run.evaluations()}

@@ -1,4 +1,4 @@
-"""Signs of life of processes that work together: who notices that one of them is gone, and says so."""
+"""Signs of life of processes that work together: that one of them is gone is noticed, and said."""
 
 from __future__ import annotations
 

@@ -8,10 +8,10 @@
 namespace dmamba::nn {
 namespace {
 
+using ops::cuda_only::Dropout;
 using torch::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-using ops::cuda_only::Dropout;
 
 struct KeyedDropout : torch::autograd::Function<KeyedDropout> {
   static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& key,

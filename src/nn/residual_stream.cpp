@@ -54,10 +54,10 @@ struct AddNorm : torch::autograd::Function<AddNorm> {
     if (!dnormed.defined()) dnormed = at::zeros_like(sum);
     if (dsum.defined()) dsum = dsum.contiguous();
     // Without dropout, in one type, the branch's gradient is the residual's.
-    const bool same = has_branch && dropout.p == 0.0 && dnormed.scalar_type() == at::kFloat && !has_bias;
-    const auto out =
-        cuda_only::add_norm_backward(dnormed.contiguous(), dsum, sum, statistics, weight, dropout,
-                                     has_bias, has_branch && !same);
+    const bool same =
+        has_branch && dropout.p == 0.0 && dnormed.scalar_type() == at::kFloat && !has_bias;
+    const auto out = cuda_only::add_norm_backward(dnormed.contiguous(), dsum, sum, statistics,
+                                                  weight, dropout, has_bias, has_branch && !same);
     Tensor sums;
     run_beside(context->saved_data["side"].toInt(), [&] { sums = cuda_only::sum_parts(out.parts); },
                {out.parts});
@@ -120,8 +120,8 @@ Tensor ResidualStream::norm(torch::nn::LayerNormImpl& layer) {
     normed = out[1];
   } else {
     const PlainDispatch guard;
-    const auto out = cuda_only::add_norm(x_, branch_, bias_, dropout_, layer.weight, layer.bias,
-                                         epsilon, type);
+    const auto out =
+        cuda_only::add_norm(x_, branch_, bias_, dropout_, layer.weight, layer.bias, epsilon, type);
     x_ = out.sum;
     normed = out.normed;
   }

@@ -35,7 +35,7 @@ class ResidualStream {
 
   bool fused_;
   torch::Tensor x_;
-  torch::Tensor branch_, bias_;       // held back; undefined: nothing
+  torch::Tensor branch_, bias_;      // held back; undefined: nothing
   ops::cuda_only::Dropout dropout_;  // of them
 };
 

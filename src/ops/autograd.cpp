@@ -126,10 +126,10 @@ struct Dropout : torch::autograd::Function<Dropout> {
     return calls::dropout(x, p, key, first);
   }
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    return {calls::dropout(gradients[0], context->saved_data["p"].toDouble(),
-                           context->saved_data["key"].toInt(),
-                           context->saved_data["first"].toInt()),
-            Tensor(), Tensor(), Tensor()};
+    return {
+        calls::dropout(gradients[0], context->saved_data["p"].toDouble(),
+                       context->saved_data["key"].toInt(), context->saved_data["first"].toInt()),
+        Tensor(), Tensor(), Tensor()};
   }
 };
 

@@ -29,8 +29,8 @@ ops::cuda_only::StepState make_state(int64_t dropouts, torch::Device device) {
 DeviceRun::DeviceRun(const config::Config& config, Task& task, AdamW& optimizer,
                      torch::Device device, Share share, const std::shared_ptr<Ranks>& ranks)
     : training_(config.training),
-      begin_{config.seed, learning_rate(config), config.training.beta1, config.training.beta2,
-             config.model.max_timestep, share.first},
+      begin_{config.seed,           learning_rate(config),     config.training.beta1,
+             config.training.beta2, config.model.max_timestep, share.first},
       device_(device),
       task_(task),
       optimizer_(optimizer),

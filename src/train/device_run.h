@@ -46,6 +46,9 @@ class DeviceRun {
   /// Makes `step` the next one.
   void set_step(int64_t step);
 
+  /// Forgets the captured graph.
+  void release() { work_.expect({}); }
+
   const ops::cuda_only::StepState& state() const { return state_; }
   bool uses_graph() const { return work_.captured(); }
 

@@ -266,6 +266,10 @@ void Trainer::synchronize() {
   set_step(counts[0].item<int64_t>());
 }
 
+void Trainer::release() {
+  if (on_device_) on_device_->release();
+}
+
 void Trainer::set_step(int64_t step) {
   state_.step = step;
   optimizer_.set_steps(step);

@@ -85,6 +85,7 @@ def parameters_after(steps, core, config, store, freeze=False):
             parameter.requires_grad_(True)
         rows += trainer.run(1e9, steps)
     digest = np.concatenate([p.detach().numpy().ravel() for p in model.parameters()])
+    trainer.release()
     return [digest.tobytes().hex(), [row["training/loss"] for row in rows]]
 
 

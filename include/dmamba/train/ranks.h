@@ -2,7 +2,6 @@
 #pragma once
 
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
-
 #include <vector>
 
 #include "dmamba/common/error.h"

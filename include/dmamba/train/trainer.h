@@ -78,6 +78,10 @@ class Trainer {
   /// load(), which rank 0 alone has to call.
   void synchronize();
 
+  /// Gives back what holds on to the ranks' connection, a captured graph: without it NCCL cannot
+  /// close. run() makes another.
+  void release();
+
   const TrainingState& state() const { return state_; }
 
   /// Where the model is and the steps are computed.
