@@ -2,6 +2,7 @@
 #include "bindings/bind.h"
 #include "dmamba/train/checkpoint.h"
 #include "dmamba/train/device.h"
+#include "dmamba/train/ranks.h"
 #include "dmamba/train/trainer.h"
 
 namespace dmamba::bindings {
@@ -28,19 +29,34 @@ py::list run_burst(train::Trainer& trainer, double seconds, int64_t max_steps) {
 }  // namespace
 
 void bind_train(py::module_& m) {
+  py::register_exception<train::LostRankError>(m, "LostRankError", m.attr("Error").ptr());
+
+  py::class_<train::Ranks, std::shared_ptr<train::Ranks>>(
+      m, "Ranks", "The processes that train one model together, over a torch ProcessGroup.")
+      .def(py::init<c10::intrusive_ptr<c10d::ProcessGroup>, int64_t>(), py::arg("group"),
+           py::arg("bucket_bytes") = train::Ranks::kBucketBytes)
+      .def_property_readonly("rank", &train::Ranks::rank)
+      .def_property_readonly("world", &train::Ranks::world)
+      .def_property_readonly("bucket_bytes", &train::Ranks::bucket_bytes,
+                             "Gradients are summed in buckets of about this size.");
+
   py::class_<train::Trainer>(m, "Trainer", "Trains a model on a store, in bursts.")
       .def(py::init([](const config::Config& config, std::shared_ptr<data::TrajectoryStore> store,
-                       std::shared_ptr<model::DMambaImpl> model) {
-             return std::make_unique<train::Trainer>(config, std::move(store),
-                                                     model::DMamba(std::move(model)));
+                       std::shared_ptr<model::DMambaImpl> model,
+                       std::shared_ptr<train::Ranks> ranks) {
+             return std::make_unique<train::Trainer>(
+                 config, std::move(store), model::DMamba(std::move(model)), std::move(ranks));
            }),
-           py::arg("config"), py::arg("store").none(false), py::arg("model").none(false))
+           py::arg("config"), py::arg("store").none(false), py::arg("model").none(false),
+           py::arg("ranks") = nullptr, ReleaseGil())
       .def(py::init([](const config::Config& config, std::shared_ptr<data::FrameStore> store,
-                       std::shared_ptr<model::AtariDMambaImpl> model) {
-             return std::make_unique<train::Trainer>(config, std::move(store),
-                                                     model::AtariDMamba(std::move(model)));
+                       std::shared_ptr<model::AtariDMambaImpl> model,
+                       std::shared_ptr<train::Ranks> ranks) {
+             return std::make_unique<train::Trainer>(
+                 config, std::move(store), model::AtariDMamba(std::move(model)), std::move(ranks));
            }),
-           py::arg("config"), py::arg("store").none(false), py::arg("model").none(false))
+           py::arg("config"), py::arg("store").none(false), py::arg("model").none(false),
+           py::arg("ranks") = nullptr, ReleaseGil())
       .def("run", &run_burst, py::arg("seconds") = 0.2, py::arg("max_steps") = -1,
            "Trains for about `seconds` or max_steps; returns the rows of metrics that fell due.")
       .def_property_readonly("step", &train::Trainer::step, "Optimizer steps done.")
@@ -61,7 +77,11 @@ void bind_train(py::module_& m) {
           py::arg("folder"), ReleaseGil(), "Writes a checkpoint folder, whole or not at all.")
       .def(
           "load", [](train::Trainer& t, const std::string& folder) { t.load(folder); },
-          py::arg("folder"), ReleaseGil(), "Continues from a checkpoint folder.");
+          py::arg("folder"), ReleaseGil(), "Continues from a checkpoint folder.")
+      .def("synchronize", &train::Trainer::synchronize, ReleaseGil(),
+           "With ranks: takes parameters, moments and step from rank 0.")
+      .def("release", &train::Trainer::release, ReleaseGil(),
+           "Forgets the captured graph, without which NCCL cannot close.");
 
   m.def(
       "resolve_device",

@@ -188,8 +188,8 @@ class DMamba(_CppModule, _C.DMamba):  # type: ignore[misc]
         act_dim: Components of an action.
         **options: Any field of :class:`dmamba._C.ModelConfig`: d_model, n_layer, context_length,
             token_mixer ("mamba", "attention", "convolution", "s4d"; one word, or one per layer),
-            channel_mixing ("mlp", "ssm" or "none"), rtg and past_actions ("token" or "none"), padding
-            ("masked" or "paper"), initialization ("mamba" or "paper"), dropout, ... A ready
+            channel_mixing ("mlp", "ssm" or "none"), rtg and past_actions ("token" or "none"),
+            padding ("masked" or "paper"), initialization ("mamba" or "paper"), dropout, ... A ready
             ``config=ModelConfig`` is taken instead.
 
     Raises:

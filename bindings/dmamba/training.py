@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,11 +20,11 @@ from dmamba import _C, data, episodes, evaluation, nn, plots, replays, report, s
 from dmamba.beside import Evaluator
 from dmamba.callbacks import Callback
 from dmamba.progress import bar
+from dmamba.ranks import BURST_SECONDS, Team, join
 from dmamba.run import Run, RunWriter
-from dmamba.signals import NotedSignals
+from dmamba.signals import Interrupted, StopSignals
 
 CONFIG_FOLDER = Path(__file__).parent / "configs" / "experiment"
-BURST_SECONDS = 0.2
 EVALUATE = ("auto", "between", "beside")  # where evaluations take place
 
 # What may change when a run is continued: nothing that has shaped the steps already done.
@@ -40,20 +39,6 @@ UNSHAPING = (
     "dataset.cache",
 )
 RESUMABLE = (*UNSHAPING, "evaluation.")
-
-
-class Interrupted(KeyboardInterrupt):
-    """A run was stopped by a signal, and can be resumed.
-
-    Attributes:
-        signum: The signal's number.
-        folder: The run's folder.
-    """
-
-    def __init__(self, signum: int, folder: Path) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}")
-        self.signum = signum
-        self.folder = folder
 
 
 def load_config(
@@ -128,32 +113,49 @@ def train(
     """
     if isinstance(evaluate, str) and evaluate not in EVALUATE:
         raise _C.ConfigError(f"evaluate must be one of {', '.join(EVALUATE)}, got {evaluate!r}")
-    loaded, folder = _plan(config, list(overrides or ()), output, resume)
-    store = dataset
-    if store is None:
-        store = data.load_configured(loaded.dataset, progress=progress)
-    else:
-        loaded.dataset.path = episodes.config_path(store)
-        store = data.reshape(store, loaded.dataset)
+    with join() as team:
+        loaded, folder = team.together(lambda: _plan(config, list(overrides or ()), output, resume))
+        if dataset is None:
+            shown = progress and team.leads
+            store = team.in_turn(lambda: data.load_configured(loaded.dataset, progress=shown))
+        else:
+            loaded.dataset.path = episodes.config_path(dataset)
+            store = data.reshape(dataset, loaded.dataset)
+        resolved = team.together(lambda: _resolve(loaded, store, folder, evaluate, resume))
+        team.begin(resolved, store)
+        # What cannot train leaves no folder behind.
+        model, trainer = team.together(lambda: _make_trainer(resolved, store, team))
+        if not team.leads:
+            return _follow(trainer, folder, team)
+        with RunWriter(folder, resume=resume) as writer:
+            session = _Session(resolved, store, writer, tuple(callbacks), progress, evaluate, team)
+            session.prepare(model, trainer)
+            session.execute()
+        return writer.run
+
+
+def _resolve(
+    loaded: _C.Config,
+    store: _C.TrajectoryStore | _C.FrameStore,
+    folder: Path,
+    evaluate: bool | str,
+    resume: bool,
+) -> _C.Config:
+    """The configuration with what the data fill in, if the run can be done."""
     resolved = data.resolve(loaded, store)
     if evaluate:
         check_environment(resolved, store)
     if resume:
         _check_unchanged(Run(folder).config, resolved, folder)
-    model, trainer = _make_trainer(resolved, store)  # what cannot train leaves no folder behind
-    with RunWriter(folder, resume=resume) as writer:
-        session = _Session(resolved, store, writer, tuple(callbacks), progress, evaluate)
-        session.prepare(model, trainer)
-        session.execute()
-    return writer.run
+    return resolved
 
 
 def _make_trainer(
-    config: _C.Config, store: _C.TrajectoryStore | _C.FrameStore
+    config: _C.Config, store: _C.TrajectoryStore | _C.FrameStore, team: Team
 ) -> tuple[nn.DMamba | nn.AtariDMamba, _C.Trainer]:
     """A model as the seed makes it, and its trainer at step 0."""
     model = make_model(config, store)
-    return model, _C.Trainer(config, store, model.cpp_module)
+    return model, _C.Trainer(config, store, model.cpp_module, team.core)
 
 
 def make_model(
@@ -172,6 +174,17 @@ def make_model(
         return nn.DMamba(store.state_dim, store.act_dim, config=config.model)
 
 
+def _follow(trainer: _C.Trainer, folder: Path, team: Team) -> Run:
+    """What a rank does that does not lead."""
+    with StopSignals(folder) as signals:
+        try:
+            team.connect(trainer)
+            team.follow(trainer, signals)
+        except _C.LostRankError as lost:
+            raise _C.LostRankError(team.explain(lost)) from lost
+    return Run(folder)
+
+
 class _Session:
     """One process's share of a run: from where it starts or continues to its end."""
 
@@ -183,6 +196,7 @@ class _Session:
         callbacks: tuple[Callback, ...],
         progress: bool,
         evaluate: bool | str,
+        team: Team,
     ) -> None:
         self.config = config
         self.store = store
@@ -191,6 +205,7 @@ class _Session:
         self.callbacks = callbacks
         self.progress = progress
         self.evaluate = evaluate
+        self.team = team
         self.seconds = {"training": 0.0, "evaluation": 0.0, "waiting": 0.0}
 
     def prepare(self, model: nn.DMamba | nn.AtariDMamba, trainer: _C.Trainer) -> None:
@@ -200,6 +215,7 @@ class _Session:
         latest = self.run.latest_checkpoint()
         if latest is not None:
             self.trainer.load(str(latest[1]))
+        self.team.connect(self.trainer)
         self.first_step = self.trainer.step
         self.saved_step = self.first_step
         self.evaluated = {r["checkpoint_step"] for r in self.run.evaluations()}
@@ -219,14 +235,17 @@ class _Session:
                 f"{self.config.name}: training on {device}{name}, {self.config.training.precision}",
                 flush=True,
             )
-        with _Signals(self.run.folder) as signals:
+        with StopSignals(self.run.folder) as signals:
             self._call("on_start")
             try:
                 if self.evaluate:
                     self._make_up(signals)
                 self._loop(signals)
+            except _C.LostRankError as lost:
+                raise self._lost(self.team.explain(lost)) from lost
             except Interrupted as stop:
                 self._save()
+                self.team.end(stop.signum)
                 if self.progress:
                     print(
                         f"\n{stop} at step {self.trainer.step} of {self.config.training.steps}; "
@@ -241,21 +260,30 @@ class _Session:
         self._call("on_end")
         if self.progress:
             print(report.format_run(self.run), flush=True)
+        self.team.end()
 
-    def _loop(self, signals: _Signals) -> None:
+    def _lost(self, reason: str) -> _C.LostRankError:
+        """The error of a run whose other ranks are gone; what can be saved is saved."""
+        if self.trainer.device == "cpu":  # a GPU may be in the middle of a step
+            self._save()
+        latest = self.run.latest_checkpoint()
+        advice = f"continue with --resume {self.run.folder}, from step {latest[0] if latest else 0}"
+        return _C.LostRankError(f"{reason}; {advice}")
+
+    def _loop(self, signals: StopSignals) -> None:
         steps = self.config.training.steps
         shown = bar(steps, "training", "step", initial=self.first_step, enabled=self.progress)
         with shown:
             while self.trainer.step < steps:
                 self._save_and_evaluate(signals)  # a run that continues may owe an evaluation
                 signals.check()
-                self._burst(shown)
+                self._burst(shown, signals)
                 signals.check()  # first: a signal to all processes ends the evaluation's, too
                 self._collect()
         self._save_and_evaluate(signals)
         self._await_evaluations(signals)
 
-    def _save_and_evaluate(self, signals: _Signals) -> None:
+    def _save_and_evaluate(self, signals: StopSignals) -> None:
         """What is due at this step. Saving comes first: a kill in an evaluation costs no steps."""
         step = self.trainer.step
         evaluates = self._evaluation_due(step)
@@ -264,9 +292,9 @@ class _Session:
         if evaluates:
             self._evaluate(signals)
 
-    def _burst(self, shown: Any) -> None:
+    def _burst(self, shown: Any, signals: StopSignals) -> None:
         started, before = time.perf_counter(), self.trainer.step
-        rows = self.trainer.run(seconds=BURST_SECONDS, max_steps=self._next_stop() - before)
+        rows = self.team.burst(self.trainer, self._next_stop() - before, signals)
         elapsed = time.perf_counter() - started
         self.seconds["training"] += elapsed
         done = self.trainer.step - before
@@ -304,7 +332,7 @@ class _Session:
         self.saved_step = self.trainer.step
         self._call("on_checkpoint", path)
 
-    def _evaluate(self, signals: _Signals) -> None:
+    def _evaluate(self, signals: StopSignals) -> None:
         """Evaluates the model as it is, just saved: now, or from a snapshot beside the training."""
         if self.beside:
             latest = self.run.latest_checkpoint()
@@ -319,7 +347,7 @@ class _Session:
         }
         self._evaluate_now(self.model, info, signals)
 
-    def _make_up(self, signals: _Signals) -> None:
+    def _make_up(self, signals: StopSignals) -> None:
         """Evaluations that an earlier process of this run left undone."""
         for step, snapshot in self.run.snapshots():
             if self.beside:
@@ -331,7 +359,7 @@ class _Session:
         self.evaluator.submit(snapshot)
         self.evaluated.add(step)
 
-    def _evaluate_now(self, model: nn.DMamba, info: dict[str, Any], signals: _Signals) -> None:
+    def _evaluate_now(self, model: nn.DMamba, info: dict[str, Any], signals: StopSignals) -> None:
         result = evaluation.evaluate_model(
             model,
             info,
@@ -365,7 +393,7 @@ class _Session:
             self._save()  # the steps since the last checkpoint are good
             raise
 
-    def _await_evaluations(self, signals: _Signals) -> None:
+    def _await_evaluations(self, signals: StopSignals) -> None:
         started, total = time.perf_counter(), self.evaluator.pending
         with bar(total, "evaluating", "evaluation", enabled=self.progress and total > 0) as shown:
             while self.evaluator.pending:
@@ -397,19 +425,6 @@ class _Session:
     def _call(self, hook: str, *arguments: Any) -> None:
         for callback in self.callbacks:
             getattr(callback, hook)(self.run, *arguments)
-
-
-class _Signals(NotedSignals):
-    """While it is entered, SIGINT and SIGTERM are noted, and raised where the loop can stop."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self.folder = folder
-
-    def check(self) -> None:
-        """Raises Interrupted if a signal has come."""
-        if self.received:
-            raise Interrupted(self.received, self.folder)
 
 
 def _config_path(name: str) -> Path:

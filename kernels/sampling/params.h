@@ -51,6 +51,7 @@ struct StripBatch {
 struct DrawStripsParams {
   const int64_t* step;  // on the device: optimizer steps done
   uint64_t seed;
+  int64_t first_sample;  // of the step's, which the first row of the batch is
   Games data;
   StripBatch batch;
 };
@@ -67,6 +68,7 @@ struct StepScalars {
 struct BeginStepParams {
   const int64_t* step;  // on the device: optimizer steps done
   uint64_t seed;
+  int64_t first_sample;  // of the step's, which the first row of the batch is
   common::LearningRate learning_rate;
   double beta1, beta2;
   StepScalars* scalars;

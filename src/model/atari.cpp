@@ -121,7 +121,9 @@ AtariDMambaImpl::Tokens AtariDMambaImpl::embed(const AtariWindow& window) {
     in.action_table = action_embeddings_->at<torch::nn::EmbeddingImpl>(0).weight;
     in.local = pos_emb_.squeeze(0);
     in.global = global_pos_emb_.squeeze(0);
-    if (drop_->active()) in.dropout = {drop_->p(), nn::next_dropout_key(device())};
+    if (drop_->active()) {
+      in.dropout = nn::next_dropout(drop_->p(), device(), 3 * K * config_.d_model);
+    }
     const auto out = nn::embed_game(in);
     return {out.out, masked ? out.token_mask : Tensor()};
   }

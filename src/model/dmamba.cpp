@@ -123,7 +123,7 @@ DMambaImpl::Window DMambaImpl::embed_window(const Tensor& states, const Tensor& 
     in.timesteps = timesteps;
     in.mask = mask;
     if (embedding_dropout_->active()) {
-      in.dropout = {embedding_dropout_->p(), nn::next_dropout_key(device())};
+      in.dropout = nn::next_dropout(embedding_dropout_->p(), device(), 3 * K * config_.d_model);
     }
     const nn::EmbeddedTokens embedded = nn::embed_tokens(in);
     return {embedded.tokens, embedded.mask};
