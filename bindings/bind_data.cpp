@@ -4,6 +4,7 @@
 #include "bindings/bind.h"
 #include "dmamba/data/reader.h"
 #include "dmamba/data/segment_sampler.h"
+#include "dmamba/data/selection.h"
 #include "dmamba/data/statistics.h"
 
 namespace dmamba::bindings {
@@ -117,6 +118,17 @@ void bind_data(py::module_& m) {
       },
       py::arg("path"), py::arg("format") = "auto", ReleaseGil(),
       "Reads a dataset file. Raises DataError naming file, field and what to do.");
+
+  m.def("draw_episodes", &data::draw_episodes, py::arg("store"), py::arg("fraction"),
+        py::arg("seed"), "Indices of a share of the episodes, ascending; the same for one seed.");
+  m.def(
+      "keep_episodes",
+      [](const TrajectoryStore& store,
+         const std::vector<int64_t>& episodes) -> std::shared_ptr<TrajectoryStore> {
+        return data::keep_episodes(store, episodes);
+      },
+      py::arg("store"), py::arg("episodes"), ReleaseGil(),
+      "A store of the episodes with these indices alone.");
 
   py::class_<data::SegmentSampler>(m, "SegmentSampler",
                                    "Draws training segments as the paper does; the same for the "

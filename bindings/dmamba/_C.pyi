@@ -1,7 +1,7 @@
 """Types of the C++ extension; the sources are bindings/*.cpp."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ class DatasetConfig:
     environment: str
     rtg_scale: float
     max_episode_length: int
+    fraction: float
     buffers: int
     trajectories_per_buffer: int
     transitions: int
@@ -74,6 +75,24 @@ class TrainingConfig:
     def to_dict(self) -> dict[str, Any]: ...
     def copy(self) -> TrainingConfig: ...
 
+class TransferConfig:
+    init_from: str
+    set: str
+    fresh: list[str]
+    freeze: list[str]
+    learning_rates: list[str]
+    statistics: str
+    def to_dict(self) -> dict[str, Any]: ...
+    def copy(self) -> TransferConfig: ...
+
+class PretrainingConfig:
+    sets: list[str]
+    temperature: float
+    environments: list[str]
+    rtg_scales: list[float]
+    def to_dict(self) -> dict[str, Any]: ...
+    def copy(self) -> PretrainingConfig: ...
+
 class EvaluationConfig:
     targets: list[float]
     episodes: int
@@ -93,6 +112,8 @@ class Config:
     dataset: DatasetConfig
     model: ModelConfig
     training: TrainingConfig
+    transfer: TransferConfig
+    pretraining: PretrainingConfig
     evaluation: EvaluationConfig
     @staticmethod
     def load(path: str) -> Config: ...
@@ -131,6 +152,8 @@ class TrajectoryStore(EpisodeStore):
     def state_statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
 
 def open_dataset(path: str, format: str = "auto") -> TrajectoryStore: ...
+def draw_episodes(store: EpisodeStore, fraction: float, seed: int) -> list[int]: ...
+def keep_episodes(store: TrajectoryStore, episodes: Sequence[int]) -> TrajectoryStore: ...
 
 class SegmentSampler:
     def __init__(
@@ -218,7 +241,14 @@ class DMamba(torch.nn.Module):
     state_dim: int
     act_dim: int
     config: ModelConfig
-    def __init__(self, state_dim: int, act_dim: int, config: ModelConfig) -> None: ...
+    def __init__(self, state_dim: int, act_dim: int, config: Any) -> None: ...
+
+class MultiDMamba(torch.nn.Module):
+    """The C++ module as ``ModuleWrapper`` shows it; see ``dmamba.nn.MultiDMamba``."""
+
+    cpp_module: Any
+    names: list[str]
+    def __init__(self, models: Sequence[Any], names: Sequence[str]) -> None: ...
 
 class AtariDMamba(torch.nn.Module):
     """The C++ module as ``ModuleWrapper`` shows it; see ``dmamba.nn.AtariDMamba``."""
@@ -259,7 +289,16 @@ class Policy:
     def observe(self, rewards: torch.Tensor) -> None: ...
 
 class Trainer:
-    def __init__(self, config: Config, store: TrajectoryStore | FrameStore, model: Any) -> None: ...
+    @overload
+    def __init__(
+        self,
+        config: Config,
+        store: TrajectoryStore | FrameStore,
+        model: Any,
+        statistics: tuple[list[float], list[float]] | None = None,
+    ) -> None: ...
+    @overload
+    def __init__(self, config: Config, stores: Sequence[TrajectoryStore], model: Any) -> None: ...
     @property
     def step(self) -> int: ...
     @property
@@ -274,10 +313,13 @@ class Trainer:
     def state_mean(self) -> list[float]: ...
     @property
     def state_std(self) -> list[float]: ...
+    @property
+    def sets(self) -> list[dict[str, Any]]: ...
     def run(self, seconds: float = 0.2, max_steps: int = -1) -> list[dict[str, Any]]: ...
     def save(self, folder: str) -> None: ...
     def load(self, folder: str) -> None: ...
 
 def resolve_device(choice: str, key: str = "device") -> str: ...
 def read_checkpoint(folder: str) -> dict[str, Any]: ...
+def init_parameters(from_: str, model: Any, config: Config) -> tuple[list[str], list[str]]: ...
 def load_parameters(folder: str, model: Any) -> None: ...

@@ -34,6 +34,7 @@ __all__ = [
     "record",
     "resolve",
     "rtg_scale",
+    "select",
 ]
 
 
@@ -99,17 +100,38 @@ def load(
 def load_configured(
     config: _C.DatasetConfig, *, progress: bool = True
 ) -> _C.TrajectoryStore | _C.FrameStore:
-    """Reads the dataset of a configuration: :func:`load` with what its ``dataset`` says."""
-    return load(
-        config.path,
+    """Reads what a configuration's ``dataset`` says: :func:`load`, then :func:`select`."""
+    path = sources.obtain(config.path, progress=progress)
+    store = load(
+        path,
         buffers=config.buffers,
         trajectories_per_buffer=config.trajectories_per_buffer,
         transitions=config.transitions,
-        seed=config.selection_seed,
+        seed=config.selection_seed if replays.is_recording(path) else 0,
         game=replays.game_of(config.environment),
         cache=config.cache,
         progress=progress,
     )
+    return select(store, config)
+
+
+def select(
+    store: _C.TrajectoryStore | _C.FrameStore, config: _C.DatasetConfig
+) -> _C.TrajectoryStore | _C.FrameStore:
+    """The store of those episodes that a configuration trains on: ``dataset.fraction`` of them.
+
+    Raises:
+        ConfigError: A fraction of a recorded game.
+    """
+    if config.fraction == 1:
+        return store
+    if isinstance(store, _C.FrameStore):
+        raise _C.ConfigError(
+            f"{store.name}: dataset.fraction is for states and actions that are vectors; choose "
+            "games with dataset.buffers, trajectories_per_buffer and transitions"
+        )
+    drawn = _C.draw_episodes(store, config.fraction, config.selection_seed)
+    return _C.keep_episodes(store, drawn)
 
 
 def download(name: str, *, progress: bool = True) -> Path:
@@ -252,8 +274,8 @@ def resolve(config: _C.Config, store: _C.TrajectoryStore | _C.FrameStore) -> _C.
     Fills dataset.environment, rtg_scale, max_episode_length (a known environment's time limit, else
     the longest episode; of games it stays 0, the environment's own) and evaluation.targets where
     they are empty, makes the timestep embedding cover every episode, and makes dataset.path
-    absolute where it is a file's or a folder's, so that the run can be continued from another
-    folder.
+    (where it is a file's or a folder's) and transfer.init_from absolute, so that the run can be
+    continued from another folder.
 
     Raises:
         ConfigError: A value out of range, or a key that the kind of data has no use for.
@@ -262,6 +284,9 @@ def resolve(config: _C.Config, store: _C.TrajectoryStore | _C.FrameStore) -> _C.
     dataset = resolved.dataset
     if Path(dataset.path).expanduser().exists():
         dataset.path = str(Path(dataset.path).expanduser().resolve())
+    if resolved.transfer.init_from:
+        origin = Path(resolved.transfer.init_from).expanduser()
+        resolved.transfer.init_from = str(origin.resolve())
     dataset.environment = dataset.environment or environment_of(store)
     if isinstance(store, _C.FrameStore):
         replays.fill_in(resolved, store, default_targets(store))

@@ -12,6 +12,7 @@
 #include <ATen/Parallel.h>
 #include <c10/core/DeviceGuard.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <optional>
@@ -22,6 +23,7 @@
 #include "dmamba/config/yaml.h"
 #include "dmamba/train/device.h"
 #include "dmamba/train/schedule.h"
+#include "dmamba/train/transfer.h"
 #include "src/ops/convolution.h"
 #include "src/train/device_run.h"
 #include "src/train/memory.h"
@@ -79,6 +81,15 @@ void check_same_run(const std::filesystem::path& folder, const TrainingState& sa
     throw CheckpointError(folder.string() + ": was written with other data than " + dataset +
                           " (dataset.path): sizes, mean or deviation of the states differ");
   }
+  const auto same_set = [](const SetState& a, const SetState& b) {
+    return a.name == b.name && a.state_dim == b.state_dim && a.act_dim == b.act_dim &&
+           a.state_mean == b.state_mean && a.state_std == b.state_std;
+  };
+  if (!std::equal(saved.sets.begin(), saved.sets.end(), mine.sets.begin(), mine.sets.end(),
+                  same_set)) {
+    throw CheckpointError(folder.string() + ": was written with other data than pretraining.sets: "
+                          "names, sizes, mean or deviation of the states differ");
+  }
   if (saved.num_actions != mine.num_actions || saved.data_digest != mine.data_digest) {
     throw CheckpointError(folder.string() + ": was written with other data than " + dataset +
                           " (dataset.path): the actions, rewards or episodes differ");
@@ -95,20 +106,28 @@ torch::Device device_of(const config::Config& config) {
 }  // namespace
 
 Trainer::Trainer(const config::Config& config, std::shared_ptr<const data::TrajectoryStore> store,
-                 model::DMamba model)
+                 model::DMamba model, const std::optional<data::StateStatistics>& statistics)
     : Trainer(config, device_of(config),
-              make_task(config, std::move(store), std::move(model), device_of(config))) {}
+              make_task(config, std::move(store), std::move(model), device_of(config),
+                        statistics)) {}
 
 Trainer::Trainer(const config::Config& config, std::shared_ptr<const data::FrameStore> store,
                  model::AtariDMamba model)
     : Trainer(config, device_of(config),
               make_task(config, std::move(store), std::move(model), device_of(config))) {}
 
+Trainer::Trainer(const config::Config& config,
+                 std::vector<std::shared_ptr<const data::TrajectoryStore>> stores,
+                 model::MultiDMamba model)
+    : Trainer(config, device_of(config),
+              make_task(config, std::move(stores), std::move(model), device_of(config))) {}
+
 Trainer::Trainer(const config::Config& config, torch::Device device, std::unique_ptr<Task> task)
     : task_(std::move(task)),
       state_(initial_state(config, *task_)),
       device_(device),
-      optimizer_(task_->model(), config.training) {
+      optimizer_(task_->model(), config.training, config.transfer.learning_rates) {
+  freeze(task_->model(), config.transfer.freeze);
   if (config.training.threads > 0) at::set_num_threads(static_cast<int>(config.training.threads));
   keep_freed_memory();
   if (device_.is_cuda()) {
@@ -140,7 +159,7 @@ void Trainer::step_on_host() {
   task_->load(state_.step);
   const Tensor loss = loss_of(*task_, device_, config.training.precision == "bf16");
   loss.backward();
-  const Tensor norm = optimizer_.step(learning_rate(config, state_.step));
+  const Tensor norm = optimizer_.step(learning_rate(config, state_.step), task_->set_of(state_.step));
   loss_sum_ += loss.detach();
   norm_sum_ += norm;
 }
@@ -193,6 +212,7 @@ std::vector<MetricsRow> Trainer::run(double seconds, int64_t max_steps) {
     } else {
       step_on_host();
     }
+    if (!state_.sets.empty()) ++state_.sets[static_cast<size_t>(task_->set_of(state_.step))].steps;
     ++state_.step;
     ++state_.steps_summed;
     if (state_.step % state_.config.training.log_every == 0 || finished()) {
@@ -212,9 +232,10 @@ void Trainer::load(const std::filesystem::path& folder) {
   const TrainingState saved = read_training_state(folder);
   check_same_run(folder, saved, state_, task_->store().name());
   load_parameters(folder, task_->model());
-  load_optimizer(folder, optimizer_, saved.step);
+  load_optimizer(folder, optimizer_, saved);
   state_.step = saved.step;
-  if (on_device_) on_device_->set_step(saved.step);
+  state_.sets = saved.sets;
+  if (on_device_) on_device_->set_step(saved);
   loss_sum_.fill_(saved.loss_sum);
   norm_sum_.fill_(saved.gradient_norm_sum);
   state_.steps_summed = saved.steps_summed;

@@ -63,7 +63,8 @@ TEST(Keys, SuggestsTheNearest) {
             "model.dropout, model.embedding_dropout, model.d_state, model.d_conv, model.expand, "
             "model.dt_rank, model.max_timestep, model.encoder, model.position");
   EXPECT_EQ(explain("optimizer"),
-            "unknown; allowed: name, seed, dataset, model, training, evaluation");
+            "unknown; allowed: name, seed, dataset, model, training, transfer, "
+            "pretraining, evaluation");
 }
 
 }  // namespace
