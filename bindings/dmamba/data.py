@@ -89,6 +89,13 @@ def load(
         "seed": seed,
         "game": game,
     }
+    return _read(path, format, chosen, cache, progress)
+
+
+def _read(
+    path: Path, format: str, chosen: dict[str, Any], cache: str, progress: bool
+) -> _C.TrajectoryStore | _C.FrameStore:
+    """Reads a file or folder that is here; ``chosen`` is what is chosen of a recorded game."""
     if format == replays.FORMAT or (format == "auto" and replays.is_recording(path)):
         return replays.load(path, **chosen, cache=cache, progress=progress)
     for key, value in chosen.items():
@@ -102,16 +109,15 @@ def load_configured(
 ) -> _C.TrajectoryStore | _C.FrameStore:
     """Reads what a configuration's ``dataset`` says: :func:`load`, then :func:`select`."""
     path = sources.obtain(config.path, progress=progress)
-    store = load(
-        path,
-        buffers=config.buffers,
-        trajectories_per_buffer=config.trajectories_per_buffer,
-        transitions=config.transitions,
-        seed=config.selection_seed if replays.is_recording(path) else 0,
-        game=replays.game_of(config.environment),
-        cache=config.cache,
-        progress=progress,
-    )
+    chosen: dict[str, Any] = {
+        "buffers": config.buffers,
+        "trajectories_per_buffer": config.trajectories_per_buffer,
+        "transitions": config.transitions,
+        # Of vectors, it is the seed of `fraction`.
+        "seed": config.selection_seed if replays.is_recording(path) else 0,
+        "game": replays.game_of(config.environment),
+    }
+    store = _read(path, "auto", chosen, config.cache, progress)
     return select(store, config)
 
 

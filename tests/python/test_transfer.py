@@ -199,7 +199,9 @@ def test_statistics_of_the_checkpoint(trained, dataset, cheetah, tmp_path):
 
 def test_a_share_of_the_episodes(dataset, tmp_path):
     whole = dmamba.data.load(dataset)
-    config = dmamba.training.load_config(tiny(dataset), ["dataset.fraction=0.4", "selection_seed=2"])
+    config = dmamba.training.load_config(
+        tiny(dataset), ["dataset.fraction=0.4", "selection_seed=2"]
+    )
     some = data.load_configured(config.dataset, progress=False)
     assert some.num_episodes == 2
     drawn = _C.draw_episodes(whole, 0.4, 2)
