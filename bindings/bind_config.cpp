@@ -55,6 +55,8 @@ void bind_config(py::module_& m) {
         return config::parse_config(t[0].cast<std::string>(), "pickled ModelConfig").model;
       }));
   bind_section<config::TrainingConfig>(m, "TrainingConfig", "The optimisation.");
+  bind_section<config::TransferConfig>(m, "TransferConfig", "Where parameters begin.");
+  bind_section<config::PretrainingConfig>(m, "PretrainingConfig", "Several sets at once.");
   bind_section<config::EvaluationConfig>(m, "EvaluationConfig", "Scoring in the environment.");
   bind_section<Config>(m, "Config", "The configuration of a run.")
       .def_static(

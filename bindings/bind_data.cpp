@@ -119,6 +119,8 @@ void bind_data(py::module_& m) {
       py::arg("path"), py::arg("format") = "auto", ReleaseGil(),
       "Reads a dataset file. Raises DataError naming file, field and what to do.");
 
+  m.def("draw_episodes", &data::draw_episodes, py::arg("store"), py::arg("fraction"),
+        py::arg("seed"), "Indices of a share of the episodes, ascending; the same for one seed.");
   m.def(
       "select_episodes",
       [](const TrajectoryStore& store, const std::vector<int64_t>& episodes) {

@@ -1,6 +1,7 @@
 // The modules and the policy.
 #include "bindings/bind.h"
 #include "dmamba/model/dmamba.h"
+#include "dmamba/model/multi_dmamba.h"
 #include "dmamba/model/policy.h"
 #include "dmamba/nn/mamba.h"
 
@@ -45,6 +46,8 @@ void bind_model(py::module_& m) {
   torch::python::bind_module<model::DMambaImpl, true>(m, "DMamba")
       .def(py::init<int64_t, int64_t, const config::ModelConfig&>(), py::arg("state_dim"),
            py::arg("act_dim"), py::arg("config"))
+      .def(py::init<int64_t, int64_t, const model::DMambaImpl&>(), py::arg("state_dim"),
+           py::arg("act_dim"), py::arg("trunk"))
       .def("forward", &model::DMambaImpl::forward, py::arg("states"), py::arg("actions"),
            py::arg("returns_to_go"), py::arg("timesteps"), py::arg("mask") = py::none(),
            ReleaseGil())
@@ -67,6 +70,17 @@ void bind_model(py::module_& m) {
       .def_property_readonly("act_dim", &model::DMambaImpl::act_dim)
       .def_property_readonly("config", [](const model::DMambaImpl& self) { return self.config(); });
   name_module<model::DMambaImpl>(m, "DMamba", "Decision Mamba in C++; see dmamba.nn.DMamba.");
+
+  torch::python::bind_module<model::MultiDMambaImpl, true>(m, "MultiDMamba")
+      .def(py::init([](const std::vector<std::shared_ptr<model::DMambaImpl>>& models,
+                       std::vector<std::string> names) {
+             return std::make_shared<model::MultiDMambaImpl>(
+                 std::vector<model::DMamba>(models.begin(), models.end()), std::move(names));
+           }),
+           py::arg("models"), py::arg("names"))
+      .def_property_readonly("names", &model::MultiDMambaImpl::names);
+  name_module<model::MultiDMambaImpl>(m, "MultiDMamba",
+                                      "Models over one trunk in C++; see dmamba.nn.MultiDMamba.");
 
   py::class_<model::Policy>(m, "Policy",
                             "Acting with a model in a batch of environments: reset, then act and "

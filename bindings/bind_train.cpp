@@ -4,9 +4,12 @@
 #include "dmamba/train/device.h"
 #include "dmamba/train/ranks.h"
 #include "dmamba/train/trainer.h"
+#include "dmamba/train/transfer.h"
 
 namespace dmamba::bindings {
 namespace {
+
+using Statistics = std::pair<std::vector<float>, std::vector<float>>;  // mean, deviation
 
 py::list run_burst(train::Trainer& trainer, double seconds, int64_t max_steps) {
   std::vector<train::MetricsRow> rows;
@@ -26,6 +29,21 @@ py::list run_burst(train::Trainer& trainer, double seconds, int64_t max_steps) {
   return out;
 }
 
+py::list list_sets(const train::TrainingState& state) {
+  py::list sets;
+  for (const train::SetState& set : state.sets) {
+    py::dict d;
+    d["name"] = set.name;
+    d["state_dim"] = set.state_dim;
+    d["act_dim"] = set.act_dim;
+    d["state_mean"] = set.state_mean;
+    d["state_std"] = set.state_std;
+    d["steps"] = set.steps;
+    sets.append(d);
+  }
+  return sets;
+}
+
 }  // namespace
 
 void bind_train(py::module_& m) {
@@ -41,14 +59,17 @@ void bind_train(py::module_& m) {
                              "Gradients are summed in buckets of about this size.");
 
   py::class_<train::Trainer>(m, "Trainer", "Trains a model on a store, in bursts.")
-      .def(py::init([](const config::Config& config, std::shared_ptr<data::TrajectoryStore> store,
-                       std::shared_ptr<model::DMambaImpl> model,
-                       std::shared_ptr<train::Ranks> ranks) {
-             return std::make_unique<train::Trainer>(
-                 config, std::move(store), model::DMamba(std::move(model)), std::move(ranks));
-           }),
-           py::arg("config"), py::arg("store").none(false), py::arg("model").none(false),
-           py::arg("ranks") = nullptr, ReleaseGil())
+      .def(
+          py::init([](const config::Config& config, std::shared_ptr<data::TrajectoryStore> store,
+                      std::shared_ptr<model::DMambaImpl> model, std::shared_ptr<train::Ranks> ranks,
+                      const std::optional<Statistics>& statistics) {
+            std::optional<data::StateStatistics> given;
+            if (statistics) given = {statistics->first, statistics->second};
+            return std::make_unique<train::Trainer>(
+                config, std::move(store), model::DMamba(std::move(model)), std::move(ranks), given);
+          }),
+          py::arg("config"), py::arg("store").none(false), py::arg("model").none(false),
+          py::arg("ranks") = nullptr, py::arg("statistics") = py::none(), ReleaseGil())
       .def(py::init([](const config::Config& config, std::shared_ptr<data::FrameStore> store,
                        std::shared_ptr<model::AtariDMambaImpl> model,
                        std::shared_ptr<train::Ranks> ranks) {
@@ -57,6 +78,16 @@ void bind_train(py::module_& m) {
            }),
            py::arg("config"), py::arg("store").none(false), py::arg("model").none(false),
            py::arg("ranks") = nullptr, ReleaseGil())
+      .def(py::init([](const config::Config& config,
+                       const std::vector<std::shared_ptr<data::TrajectoryStore>>& stores,
+                       std::shared_ptr<model::MultiDMambaImpl> model) {
+             return std::make_unique<train::Trainer>(
+                 config,
+                 std::vector<std::shared_ptr<const data::TrajectoryStore>>(stores.begin(),
+                                                                           stores.end()),
+                 model::MultiDMamba(std::move(model)));
+           }),
+           py::arg("config"), py::arg("stores"), py::arg("model").none(false))
       .def("run", &run_burst, py::arg("seconds") = 0.2, py::arg("max_steps") = -1,
            "Trains for about `seconds` or max_steps; returns the rows of metrics that fell due.")
       .def_property_readonly("step", &train::Trainer::step, "Optimizer steps done.")
@@ -72,6 +103,9 @@ void bind_train(py::module_& m) {
                              [](const train::Trainer& t) { return t.state().state_mean; })
       .def_property_readonly("state_std",
                              [](const train::Trainer& t) { return t.state().state_std; })
+      .def_property_readonly(
+          "sets", [](const train::Trainer& t) { return list_sets(t.state()); },
+          "Of a run on several sets: name, sizes, statistics and steps of each.")
       .def(
           "save", [](train::Trainer& t, const std::string& folder) { t.save(folder); },
           py::arg("folder"), ReleaseGil(), "Writes a checkpoint folder, whole or not at all.")
@@ -101,10 +135,21 @@ void bind_train(py::module_& m) {
         d["state_mean"] = s.state_mean;
         d["state_std"] = s.state_std;
         d["num_actions"] = s.num_actions;
+        d["sets"] = list_sets(s);
         d["config"] = s.config;
         return d;
       },
       py::arg("folder"), "What a checkpoint folder says beside its tensors.");
+  m.def(
+      "init_parameters",
+      [](const std::string& from, std::shared_ptr<torch::nn::Module> model,
+         const config::Config& config) {
+        const train::TransferReport report = train::init_parameters(from, *model, config);
+        return py::make_tuple(report.taken, report.fresh);
+      },
+      py::arg("from"), py::arg("model"), py::arg("config"),
+      "Copies what fits of a checkpoint folder or safetensors file into the model of a run with "
+      "this config; returns the names taken, and those that begin anew.");
   m.def(
       "load_parameters",
       [](const std::string& folder, std::shared_ptr<torch::nn::Module> model) {

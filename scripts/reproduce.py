@@ -18,6 +18,10 @@ A finished run is kept and a stopped one continues, so the same command goes on 
         references:                  # target: a return, or best (of all targets); which: last, best
           - {target: 3600, which: last, return: 2640, stderr: 78, source: ...}   # or score: ...
         reference_loss: 0.0379       # training loss over the last 1000 steps
+      - name: hopper-tuned           # begins with what another's run of the same seed learned:
+        from: pretrain               # transfer.init_from
+      - name: pretrain               # on several sets (pretraining.sets), each with rows of its own
+        sets: [hopper-medium-replay, ...]   # with --data DIR, as data
       - name: hopper-d128-recurrent  # no training: checkpoints of another, with another policy
         of: hopper-d128
         policy: recurrent
@@ -61,6 +65,13 @@ class Experiment:
     reference_loss: float | None = None
     of: str = ""
     policy: str = ""
+    sets: list[str] = field(default_factory=list)
+    begins: str = ""  # `from`, which is a word of Python's
+
+    @property
+    def base(self) -> str:
+        """The experiment that must have run before."""
+        return self.of or self.begins
 
 
 def read_file(path: Path) -> tuple[list[Experiment], dict[str, Any] | None]:
@@ -68,7 +79,7 @@ def read_file(path: Path) -> tuple[list[Experiment], dict[str, Any] | None]:
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     author = content.pop("author", None)
     entries = content.pop("experiments", [])
-    known = {entry.name for entry in fields(Experiment)}
+    known = {entry.name for entry in fields(Experiment)} - {"begins"} | {"from"}
     experiments = []
     for entry in entries:
         merged = {**content, **entry}
@@ -80,15 +91,20 @@ def read_file(path: Path) -> tuple[list[Experiment], dict[str, Any] | None]:
             raise SystemExit(f"{path}: an experiment has no name")
         if "of" in entry:  # its loss is that of the other, and it trains nothing
             merged["reference_loss"] = None
+        merged["begins"] = merged.pop("from", "")
         experiments += expand(Experiment(**merged), variants)
     names = [experiment.name for experiment in experiments]
     for experiment in experiments:
         if names.count(experiment.name) > 1:
             raise SystemExit(f"{path}: there are two experiments {experiment.name!r}")
-        if experiment.of and experiment.of not in names:
-            raise SystemExit(f"{path}: {experiment.name}: there is no experiment {experiment.of!r}")
+        if experiment.base and experiment.base not in names:
+            raise SystemExit(
+                f"{path}: {experiment.name}: there is no experiment {experiment.base!r}"
+            )
         if not (experiment.of or experiment.config):
             raise SystemExit(f"{path}: {experiment.name} needs a config")
+    for experiment in experiments:
+        depth(experiment, experiments)
     return experiments, author
 
 
@@ -106,15 +122,32 @@ def expand(experiment: Experiment, variants: dict[str, list[str]] | None) -> lis
     ]
 
 
+def depth(experiment: Experiment, experiments: list[Experiment]) -> int:
+    """How many experiments have to run before this one, each after the one before."""
+    by_name = {entry.name: entry for entry in experiments}
+    chain = [experiment.name]
+    while experiment.base:
+        experiment = by_name[experiment.base]
+        if experiment.name in chain:
+            raise SystemExit(f"{' -> '.join([*chain, experiment.name])}: leads back to itself")
+        chain.append(experiment.name)
+    return len(chain) - 1
+
+
 def train(runner: Runner, options: argparse.Namespace, experiment: Experiment, seed: int) -> str:
     """Trains one seed to its end; an error text, or nothing."""
     folder = run_folder(options.output, experiment, seed)
     overrides = [*experiment.overrides, *options.overrides, f"seed={seed}"]
-    if options.data is not None and experiment.data:
-        folder_of_game = options.data / experiment.data
-        file = options.data / f"{experiment.data}.hdf5"
-        path = (folder_of_game if folder_of_game.is_dir() else file).resolve()
-        overrides.append(f"dataset.path={path}")
+    if options.data is not None and experiment.sets:
+        paths = [str(data_path(options.data, name)) for name in experiment.sets]
+        overrides.append(f"pretraining.sets={json.dumps(paths)}")
+    elif options.data is not None and experiment.data:
+        overrides.append(f"dataset.path={data_path(options.data, experiment.data)}")
+    if experiment.begins:
+        origin = options.output / "runs" / f"{experiment.begins}-seed{seed}"
+        if not (origin / "summary.json").is_file():
+            return f"{experiment.begins} seed {seed} has not finished"
+        overrides.append(f"transfer.init_from={origin.resolve()}")
     asked = {"config": experiment.config, "overrides": overrides}
     note = folder.with_name(f"{folder.name}.json")
     if note.is_file() and json.loads(note.read_text(encoding="utf-8")) != asked:
@@ -125,6 +158,12 @@ def train(runner: Runner, options: argparse.Namespace, experiment: Experiment, s
     folder.parent.mkdir(parents=True, exist_ok=True)
     write_json(note, asked)
     return runner.train(experiment.config, overrides, folder, options.evaluate)
+
+
+def data_path(folder: Path, name: str) -> Path:
+    """A dataset below --data: the folder of a game, or a file."""
+    game = folder / name
+    return (game if game.is_dir() else folder / f"{name}.hdf5").resolve()
 
 
 def evaluate(
@@ -164,8 +203,14 @@ def run_all(experiments: list[Experiment], runner: Runner, options: argparse.Nam
         return train(runner, options, experiment, seed)
 
     failures = []
-    for phase in (False, True):  # what evaluates another's runs comes after all of them
-        pairs = [(e, seed) for e in experiments if bool(e.of) == phase for seed in e.seeds]
+    depths = [depth(experiment, experiments) for experiment in experiments]
+    for phase in range(max(depths, default=0) + 1):  # what needs another's runs comes after them
+        pairs = [
+            (experiment, seed)
+            for experiment, after in zip(experiments, depths, strict=True)
+            if after == phase
+            for seed in experiment.seeds
+        ]
 
         def on_end(index: int, failure: str, pairs: list[tuple[Experiment, int]] = pairs) -> None:
             experiment, seed = pairs[index]
@@ -181,23 +226,32 @@ def report(
     """Writes and prints the tables of what is finished."""
     results = []
     for experiment in experiments:
-        records = {}
+        # By row of the table: the experiment, or each of its sets.
+        records: dict[str, dict[int, dict[str, Any]]] = {}
         for seed in experiment.seeds:
             folder = run_folder(output, experiment, seed)
             if (folder / "summary.json").is_file():
-                records[seed] = read_run(folder)
+                parts = sorted((folder / "sets").glob("*"))
+                for part in parts:
+                    name = f"{experiment.name} ({part.name})"
+                    records.setdefault(name, {})[seed] = read_run(part)
+                if not parts:
+                    records.setdefault(experiment.name, {})[seed] = read_run(folder)
             elif (folder / "result.json").is_file():
-                records[seed] = read_evaluation(folder / "result.json")
-        results.append(
-            summarize(
-                experiment.name,
-                records,
-                experiment.seeds,
-                experiment.references,
-                experiment.reference_loss,
-                author,
+                records.setdefault(experiment.name, {})[seed] = read_evaluation(
+                    folder / "result.json"
+                )
+        for name, by_seed in (records or {experiment.name: {}}).items():
+            results.append(
+                summarize(
+                    name,
+                    by_seed,
+                    experiment.seeds,
+                    experiment.references,
+                    experiment.reference_loss,
+                    author,
+                )
             )
-        )
     tables = format_tables(results)
     write_text(output / "results.md", tables + "\n")
     write_text(output / "results.csv", format_csv(results))
@@ -227,7 +281,9 @@ def main() -> int:
         if unknown := set(options.only) - {e.name for e in experiments}:
             names = [e.name for e in experiments]
             raise SystemExit(f"no experiment {sorted(unknown)}; there are {names}")
-        wanted = set(options.only) | {e.of for e in experiments if e.name in options.only}
+        wanted = set(options.only)
+        for _ in experiments:  # and what those need, and what that needs
+            wanted |= {e.base for e in experiments if e.name in wanted}
         experiments = [e for e in experiments if e.name in wanted]
     if options.seeds:
         experiments = [replace(e, seeds=options.seeds) for e in experiments]

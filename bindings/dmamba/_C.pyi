@@ -1,7 +1,7 @@
 """Types of the C++ extension; the sources are bindings/*.cpp."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ class DatasetConfig:
     environment: str
     rtg_scale: float
     max_episode_length: int
+    fraction: float
     buffers: int
     trajectories_per_buffer: int
     transitions: int
@@ -82,6 +83,24 @@ class TrainingConfig:
     def to_dict(self) -> dict[str, Any]: ...
     def copy(self) -> TrainingConfig: ...
 
+class TransferConfig:
+    init_from: str
+    set: str
+    fresh: list[str]
+    freeze: list[str]
+    learning_rates: list[str]
+    statistics: str
+    def to_dict(self) -> dict[str, Any]: ...
+    def copy(self) -> TransferConfig: ...
+
+class PretrainingConfig:
+    sets: list[str]
+    temperature: float
+    environments: list[str]
+    rtg_scales: list[float]
+    def to_dict(self) -> dict[str, Any]: ...
+    def copy(self) -> PretrainingConfig: ...
+
 class EvaluationConfig:
     targets: list[float]
     episodes: int
@@ -101,6 +120,8 @@ class Config:
     dataset: DatasetConfig
     model: ModelConfig
     training: TrainingConfig
+    transfer: TransferConfig
+    pretraining: PretrainingConfig
     evaluation: EvaluationConfig
     @staticmethod
     def load(path: str) -> Config: ...
@@ -139,6 +160,7 @@ class TrajectoryStore(EpisodeStore):
     def state_statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
 
 def open_dataset(path: str, format: str = "auto") -> TrajectoryStore: ...
+def draw_episodes(store: EpisodeStore, fraction: float, seed: int) -> list[int]: ...
 def select_episodes(store: TrajectoryStore, episodes: Sequence[int]) -> TrajectoryStore: ...
 def delay_rewards(store: TrajectoryStore) -> TrajectoryStore: ...
 
@@ -228,7 +250,14 @@ class DMamba(torch.nn.Module):
     state_dim: int
     act_dim: int
     config: ModelConfig
-    def __init__(self, state_dim: int, act_dim: int, config: ModelConfig) -> None: ...
+    def __init__(self, state_dim: int, act_dim: int, config: Any) -> None: ...
+
+class MultiDMamba(torch.nn.Module):
+    """The C++ module as ``ModuleWrapper`` shows it; see ``dmamba.nn.MultiDMamba``."""
+
+    cpp_module: Any
+    names: list[str]
+    def __init__(self, models: Sequence[Any], names: Sequence[str]) -> None: ...
 
 class AtariDMamba(torch.nn.Module):
     """The C++ module as ``ModuleWrapper`` shows it; see ``dmamba.nn.AtariDMamba``."""
@@ -280,13 +309,17 @@ class Ranks:
     def bucket_bytes(self) -> int: ...
 
 class Trainer:
+    @overload
     def __init__(
         self,
         config: Config,
         store: TrajectoryStore | FrameStore,
         model: Any,
         ranks: Ranks | None = None,
+        statistics: tuple[list[float], list[float]] | None = None,
     ) -> None: ...
+    @overload
+    def __init__(self, config: Config, stores: Sequence[TrajectoryStore], model: Any) -> None: ...
     @property
     def step(self) -> int: ...
     @property
@@ -301,6 +334,8 @@ class Trainer:
     def state_mean(self) -> list[float]: ...
     @property
     def state_std(self) -> list[float]: ...
+    @property
+    def sets(self) -> list[dict[str, Any]]: ...
     def run(self, seconds: float = 0.2, max_steps: int = -1) -> list[dict[str, Any]]: ...
     def save(self, folder: str) -> None: ...
     def load(self, folder: str) -> None: ...
@@ -309,4 +344,5 @@ class Trainer:
 
 def resolve_device(choice: str, key: str = "device") -> str: ...
 def read_checkpoint(folder: str) -> dict[str, Any]: ...
+def init_parameters(from_: str, model: Any, config: Config) -> tuple[list[str], list[str]]: ...
 def load_parameters(folder: str, model: Any) -> None: ...

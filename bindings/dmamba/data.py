@@ -35,9 +35,9 @@ __all__ = [
     "load",
     "locate",
     "record",
-    "reshape",
     "resolve",
     "rtg_scale",
+    "select",
 ]
 
 
@@ -92,6 +92,13 @@ def load(
         "seed": seed,
         "game": game,
     }
+    return _read(path, format, chosen, cache, progress)
+
+
+def _read(
+    path: Path, format: str, chosen: dict[str, Any], cache: str, progress: bool
+) -> _C.TrajectoryStore | _C.FrameStore:
+    """Reads a file or folder that is here; ``chosen`` is what is chosen of a recorded game."""
     if format == replays.FORMAT or (format == "auto" and replays.is_recording(path)):
         return replays.load(path, **chosen, cache=cache, progress=progress)
     for key, value in chosen.items():
@@ -103,31 +110,28 @@ def load(
 def load_configured(
     config: _C.DatasetConfig, *, progress: bool = True
 ) -> _C.TrajectoryStore | _C.FrameStore:
-    """Reads the dataset of a configuration: :func:`load` with what its ``dataset`` says.
-
-    Of ``top_fraction`` and ``rewards``, :func:`reshape` says what they do.
-    """
-    store = load(
-        config.path,
-        buffers=config.buffers,
-        trajectories_per_buffer=config.trajectories_per_buffer,
-        transitions=config.transitions,
-        seed=config.selection_seed,
-        game=replays.game_of(config.environment),
-        cache=config.cache,
-        progress=progress,
-    )
-    return reshape(store, config)
+    """Reads what a configuration's ``dataset`` says: :func:`load`, then :func:`select`."""
+    path = sources.obtain(config.path, progress=progress)
+    chosen: dict[str, Any] = {
+        "buffers": config.buffers,
+        "trajectories_per_buffer": config.trajectories_per_buffer,
+        "transitions": config.transitions,
+        # Of vectors, it is the seed of `fraction`.
+        "seed": config.selection_seed if replays.is_recording(path) else 0,
+        "game": replays.game_of(config.environment),
+    }
+    store = _read(path, "auto", chosen, config.cache, progress)
+    return select(store, config)
 
 
-def reshape(
+def select(
     store: _C.TrajectoryStore | _C.FrameStore, config: _C.DatasetConfig
 ) -> _C.TrajectoryStore | _C.FrameStore:
-    """What a configuration trains on: the best of a store's episodes, or rewards that come late.
+    """What a configuration trains on: some of a store's episodes, or rewards that come late.
 
-    ``top_fraction`` keeps that share of the episodes, at least one, those with the highest returns,
-    in their order; of equal returns the earlier. ``rewards: delayed`` then gives each episode's
-    whole return with its last step.
+    ``fraction`` draws that share of the episodes. Of these ``top_fraction`` keeps that share, at
+    least one, those with the highest returns, in their order; of equal returns the earlier.
+    ``rewards: delayed`` then gives each episode's whole return with its last step.
 
     Args:
         store: As recorded; it stays as it is.
@@ -136,14 +140,19 @@ def reshape(
     Raises:
         ConfigError: A recorded game, whose frames are not copied.
     """
-    if config.top_fraction == 1.0 and config.rewards == "dense":
-        return store
+    usual = _C.DatasetConfig()
     if isinstance(store, _C.FrameStore):
-        key = "top_fraction" if config.top_fraction != 1.0 else "rewards"
-        raise _C.ConfigError(
-            f"{store.name}: dataset.{key} is for states and actions that are vectors, not for "
-            "recorded games; leave it out"
-        )
+        for key in ("fraction", "top_fraction", "rewards"):
+            if getattr(config, key) != getattr(usual, key):
+                raise _C.ConfigError(
+                    f"{store.name}: dataset.{key} is for states and actions that are vectors, not "
+                    "for recorded games; choose games with dataset.buffers, "
+                    "trajectories_per_buffer and transitions"
+                )
+        return store
+    if config.fraction < 1.0:
+        drawn = _C.draw_episodes(store, config.fraction, config.selection_seed)
+        store = _C.select_episodes(store, drawn)
     if config.top_fraction < 1.0:
         kept = math.ceil(config.top_fraction * store.num_episodes)
         best = np.argsort(-store.episode_returns, kind="stable")[:kept]
@@ -291,8 +300,8 @@ def resolve(config: _C.Config, store: _C.TrajectoryStore | _C.FrameStore) -> _C.
     Fills dataset.environment, rtg_scale, max_episode_length (a known environment's time limit, else
     the longest episode; of games it stays 0, the environment's own) and evaluation.targets where
     they are empty, makes the timestep embedding cover every episode, and makes dataset.path
-    absolute where it is a file's or a folder's, so that the run can be continued from another
-    folder.
+    (where it is a file's or a folder's) and transfer.init_from absolute, so that the run can be
+    continued from another folder.
 
     With ``model.rtg: none`` one target is enough, for nothing depends on it; with
     ``dataset.rewards: delayed`` returns-to-go stay as they are during an episode
@@ -305,6 +314,9 @@ def resolve(config: _C.Config, store: _C.TrajectoryStore | _C.FrameStore) -> _C.
     dataset = resolved.dataset
     if Path(dataset.path).expanduser().exists():
         dataset.path = str(Path(dataset.path).expanduser().resolve())
+    if resolved.transfer.init_from:
+        origin = Path(resolved.transfer.init_from).expanduser()
+        resolved.transfer.init_from = str(origin.resolve())
     dataset.environment = dataset.environment or environment_of(store)
     if isinstance(store, _C.FrameStore):
         replays.fill_in(resolved, store, default_targets(store))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dmamba import _C, envs, nn, scores, suites
+from dmamba import _C, envs, nn, pretraining, scores, suites
 from dmamba.progress import bar
 from dmamba.rollout import Job, make_jobs, play
 from dmamba.run import Run, locate_checkpoint
@@ -124,6 +124,7 @@ def evaluate(
     temperature: float | None = None,
     rtg_rewards: str | None = None,
     sticky_actions: float | None = None,
+    set: str = "",
 ) -> dict[str, Any]:
     """Evaluates a run's latest checkpoint in the environment of its dataset.
 
@@ -150,6 +151,7 @@ def evaluate(
         temperature: Of games alone, as the next: of the softmax that actions are drawn from; 0
             takes the best.
         sticky_actions: Probability that a frame repeats the action before.
+        set: Of a run on several sets, the one whose model acts in its own environment.
 
     Returns:
         A dict with ``environment``, ``policy``, ``weights``, ``checkpoint_step``, ``device`` (its
@@ -172,7 +174,8 @@ def evaluate(
         >>> result = dmamba.evaluate("runs/hopper-sample-seed0", targets=[1800, 3600], episodes=100)
         >>> result["targets"][0]["score_mean"], result["targets"][0]["score_interval"]
     """
-    model, info, config = load_model(run.folder if isinstance(run, Run) else Path(run), device)
+    folder = run.folder if isinstance(run, Run) else Path(run)
+    model, info, config = load_model(folder, device, set)
     defaults = config.evaluation
     return evaluate_model(
         model,
@@ -196,13 +199,14 @@ def evaluate(
 
 
 def load_model(
-    path: Path, device: str | None = None
+    path: Path, device: str | None = None, set: str = ""
 ) -> tuple[nn.DMamba | nn.AtariDMamba, dict[str, Any], _C.Config]:
     """The model of a run's latest checkpoint or of one checkpoint, on the device where it acts.
 
     Args:
         path: A run's folder, or a checkpoint's.
         device: As for :func:`evaluate`.
+        set: As for :func:`evaluate`.
 
     Returns:
         The model, what :func:`dmamba.nn.load` says of it, and the run's configuration as it is now.
@@ -212,8 +216,11 @@ def load_model(
         CheckpointError: There is no usable checkpoint.
     """
     folder, checkpoint = locate_checkpoint(path)
-    model, info = nn.load(checkpoint)
-    config = info["config"] if folder is None else Run(folder).config
+    model, info = nn.load(checkpoint, set=set)
+    if folder is None:
+        config = pretraining.own_config(info["config"], set) if set else info["config"]
+    else:
+        config = Run(folder / pretraining.FOLDER / set if set else folder).config
     if device is None:
         device = "cpu" if config.training.device == "cpu" else "auto"
     return model.to(_C.resolve_device(device, "evaluation device")), info, config

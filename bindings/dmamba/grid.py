@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from dmamba import _C, data, replays
-from dmamba.training import check_environment, flatten, load_config, make_model
+from dmamba.beginning import check_environment, make_model
+from dmamba.training import flatten, load_config
 
 MAX_RUNS = 10_000
 SHORT_NAMES = {"K": "model.context_length"}  # beside the last parts of dotted keys
@@ -188,10 +189,12 @@ def _make_point(
     environments: set[tuple[str, str, int]],
 ) -> Point:
     config = load_config(base, texts)
+    if config.pretraining.sets:
+        raise _C.ConfigError("pretraining.sets: a sweep's runs are on one set each")
     dataset = config.dataset
     chosen = (
         *(dataset.path, dataset.buffers, dataset.trajectories_per_buffer, dataset.transitions),
-        *(dataset.selection_seed, replays.game_of(dataset.environment)),
+        *(dataset.selection_seed, replays.game_of(dataset.environment), dataset.fraction),
         *(dataset.top_fraction, dataset.rewards),
     )
     if chosen not in stores:

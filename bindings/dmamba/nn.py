@@ -191,10 +191,13 @@ class DMamba(_CppModule, _C.DMamba):  # type: ignore[misc]
             channel_mixing ("mlp", "ssm" or "none"), rtg and past_actions ("token" or "none"),
             padding ("masked" or "paper"), initialization ("mamba" or "paper"), dropout, ... A ready
             ``config=ModelConfig`` is taken instead.
+        trunk: A model whose layers, norms and embeddings of return and time become this one's too,
+            the same parameters; only what the sizes of states and actions decide is its own. Its
+            options are this model's.
 
     Raises:
         ConfigError: For a size below 1 or an unknown choice.
-        TypeError: For an unknown option.
+        TypeError: For an unknown option, or options beside a trunk.
 
     Attributes:
         state_dim, act_dim: As given.
@@ -205,10 +208,22 @@ class DMamba(_CppModule, _C.DMamba):  # type: ignore[misc]
     """
 
     def __init__(
-        self, state_dim: int, act_dim: int, config: ModelConfig | None = None, **options: Any
+        self,
+        state_dim: int,
+        act_dim: int,
+        config: ModelConfig | None = None,
+        *,
+        trunk: DMamba | None = None,
+        **options: Any,
     ):
-        config = _model_config("DMamba", config, options)
-        super().__init__(state_dim, act_dim, config)
+        if trunk is None:
+            config = _model_config("DMamba", config, options)
+            super().__init__(state_dim, act_dim, config)
+        elif config is not None or options:
+            raise TypeError("DMamba: a model over a trunk has that one's options; give no others")
+        else:
+            config = trunk.config
+            super().__init__(state_dim, act_dim, trunk.cpp_module)
         self._adopt(state_dim, act_dim, config)
 
     @torch.compiler.disable
@@ -233,6 +248,44 @@ class DMamba(_CppModule, _C.DMamba):  # type: ignore[misc]
             Actions (batch, K, act_dim), in (-1, 1).
         """
         return self.cpp_module.forward(states, actions, returns_to_go, timesteps, mask)
+
+
+class MultiDMamba(_CppModule, _C.MultiDMamba):  # type: ignore[misc]
+    """Models for several sets of states and actions over one trunk.
+
+    Its parameters are those of the trunk under their own names, and of each set, such as
+    ``sets.hopper-medium.embed_state.weight``. To act or to compute a loss, take one of ``models``.
+
+    Args:
+        sizes: By the set's name (no dots): components of its states and of its actions.
+        **options: As for :class:`DMamba`.
+
+    Raises:
+        ConfigError: No set, a name with dots, a size below 1, or an unknown choice.
+        TypeError: For an unknown option.
+
+    Attributes:
+        models: The sets' models by name, which share the trunk's parameters.
+
+    Example:
+        >>> model = MultiDMamba({"hopper": (11, 3), "halfcheetah": (17, 6)}, d_model=64)
+        >>> model.models["hopper"].eval()
+    """
+
+    def __init__(
+        self, sizes: dict[str, tuple[int, int]], config: ModelConfig | None = None, **options: Any
+    ):
+        config = _model_config("MultiDMamba", config, options)
+        models: dict[str, DMamba] = {}
+        trunk: DMamba | None = None
+        for name, (state_dim, act_dim) in sizes.items():
+            if trunk is None:
+                models[name] = trunk = DMamba(state_dim, act_dim, config)
+            else:
+                models[name] = DMamba(state_dim, act_dim, trunk=trunk)
+        super().__init__([model.cpp_module for model in models.values()], list(models))
+        self._adopt(sizes, config)
+        self.models = models
 
 
 class AtariDMamba(_CppModule, _C.AtariDMamba):  # type: ignore[misc]
@@ -295,13 +348,14 @@ class AtariDMamba(_CppModule, _C.AtariDMamba):  # type: ignore[misc]
 
 
 def load(
-    folder: str | os.PathLike[str], device: str | torch.device = "cpu"
+    folder: str | os.PathLike[str], device: str | torch.device = "cpu", set: str = ""
 ) -> tuple[DMamba | AtariDMamba, dict[str, Any]]:
     """Loads the model of a checkpoint folder, wherever it was trained.
 
     Args:
         folder: A folder such as ``RUN/checkpoints/step-00001000``.
         device: Where the model is put.
+        set: Of a run on several sets, the one whose model is wanted.
 
     Returns:
         The model in evaluation mode, and a dict with step, state_dim, act_dim, state_mean,
@@ -310,14 +364,35 @@ def load(
 
     Raises:
         CheckpointError: Where the folder is no checkpoint or does not fit; names file and tensor.
+            No such set, or none named where there are several.
     """
     info = _C.read_checkpoint(os.fspath(folder))
     config = info["config"].model
+    info["rtg_scale"] = info["config"].dataset.rtg_scale
     model: DMamba | AtariDMamba
-    if info["num_actions"]:
+    if info["sets"] or set:
+        model = _load_set(folder, info, set)
+    elif info["num_actions"]:
         model = AtariDMamba(info["num_actions"], config)
+        _C.load_parameters(os.fspath(folder), model.cpp_module)
     else:
         model = DMamba(info["state_dim"], info["act_dim"], config)
-    _C.load_parameters(os.fspath(folder), model.cpp_module)
-    info["rtg_scale"] = info["config"].dataset.rtg_scale
+        _C.load_parameters(os.fspath(folder), model.cpp_module)
     return model.to(device).eval(), info
+
+
+def _load_set(folder: str | os.PathLike[str], info: dict[str, Any], name: str) -> DMamba:
+    """The model of one of several sets; what is known of it goes into ``info``."""
+    names = [known["name"] for known in info["sets"]]
+    if name not in names:
+        asked = f"has no set {name!r}" if name else "holds models of several sets"
+        known = f"name one of {', '.join(names)}" if names else "it was trained on one set"
+        raise _C.CheckpointError(f"{os.fspath(folder)}: {asked}; {known}")
+    index = names.index(name)
+    info |= info["sets"][index]
+    config = info["config"].copy()
+    info["rtg_scale"] = config.pretraining.rtg_scales[index]
+    model = DMamba(info["state_dim"], info["act_dim"], config.model)
+    config.transfer.set, config.transfer.fresh = name, []  # every parameter must be there
+    _C.init_parameters(os.fspath(folder), model.cpp_module, config)
+    return model

@@ -188,6 +188,8 @@ def refuse_keys(config: _C.Config, name: str) -> None:
     asked, usual = config.to_dict(), _C.Config().to_dict()
     for section, keys in GAME_KEYS.items():
         for key in keys:
+            if key == "selection_seed" and config.dataset.fraction < 1:
+                continue  # of the episodes that are drawn
             if asked[section][key] != usual[section][key]:
                 raise _C.ConfigError(
                     f"{name}: {section}.{key} is for recorded games (DQN-replay), but this dataset "

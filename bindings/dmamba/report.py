@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from dmamba import _C, _build_info, data, envs, evaluation, scores
-from dmamba.run import Run
+from dmamba import _C, _build_info, data, envs, evaluation, plots, scores
+from dmamba.pretraining import Part
+from dmamba.run import Run, RunWriter
 
 BEST_NOTE = (
     "best is the highest mean over the evaluations of this training, for each target on its own: "
@@ -40,19 +41,23 @@ def versions() -> dict[str, str | None]:
 
 
 def summarize_run(
-    run: Run, store: _C.TrajectoryStore | _C.FrameStore, times: dict[str, Any], device: str
+    run: Run,
+    store: _C.TrajectoryStore | _C.FrameStore,
+    times: dict[str, Any],
+    device: str,
+    metrics: dict[str, np.ndarray],
 ) -> dict[str, Any]:
     """The content of summary.json.
 
     Args:
-        run: With its metrics and evaluations.
+        run: With its evaluations.
         store: The training set.
         times: Of the process that ended the training, and the step it began with.
         device: Name of the device that this process trained on.
+        metrics: The training's, which of several sets is that of all of them.
     """
     config = run.config
     evaluations = run.evaluations()
-    metrics = run.metrics()
     environment = config.dataset.environment
     dataset = data.describe(store, environment)
     summary: dict[str, Any] = {
@@ -88,6 +93,51 @@ def summarize_run(
     return summary
 
 
+def write_summaries(
+    writer: RunWriter,
+    writers: list[RunWriter],
+    parts: list[Part],
+    times: dict[str, Any],
+    device: str,
+) -> None:
+    """Writes a run's summary.json and plot; of several sets also a summary for each.
+
+    Args:
+        writer: Of the run.
+        writers: Of its parts; the same one where there is one set.
+        parts: What it trained on.
+        times: As for :func:`summarize_run`.
+        device: Likewise.
+    """
+    metrics = writer.run.metrics()
+    summaries = {}
+    for part, own in zip(parts, writers, strict=True):
+        summaries[part.name] = summarize_run(own.run, part.store, times, device, metrics)
+        own.write_summary(summaries[part.name])
+    if len(parts) == 1:
+        plots.plot_run(writer.run, float(parts[0].store.episode_returns.mean()))
+        return
+    writer.write_summary(join_summaries(writer.run.config.name, summaries))
+    plots.plot_run(writer.run)
+
+
+def join_summaries(name: str, sets: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The content of summary.json of a run on several sets.
+
+    Args:
+        name: Of the run.
+        sets: By set, what :func:`summarize_run` gives.
+    """
+    shared = ("seed", "steps", "device", "precision", "loss", "times", "versions")
+    of_sets = ("environment", "dataset", "constants", "evaluations", "last", "best")
+    first = next(iter(sets.values()))
+    return {
+        "name": name,
+        **{key: first[key] for key in shared},
+        "sets": {set: {key: own[key] for key in of_sets} for set, own in sets.items()},
+    }
+
+
 def best_by_target(evaluations: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """For each target the evaluation with the highest mean return, and its step."""
     best: dict[float, dict[str, Any]] = {}
@@ -118,8 +168,9 @@ def format_run(run: Run) -> str:
         f"{times['training_seconds']:.0f} s, evaluation {times['evaluation_seconds']:.0f} s"
         + (beside if times["evaluated"] == "beside" else ""),
         f"run folder  {run.folder}",
-        f"plot        {run.plot_path}",
     ]
+    if run.plot_path.is_file():  # that of several sets is the whole run's
+        lines.append(f"plot        {run.plot_path}")
     return "\n".join(lines)
 
 

@@ -4,9 +4,11 @@
     metrics.csv              a row per log interval; no wall times, so a resumed run has equal bytes
     evaluation.csv           one row per evaluation and target, from evaluations/step-00003000.json
     checkpoints/step-00003000/   model, optimizer, state.json (without it, not complete)
+    transfer.json            of a run with transfer.init_from: which parameters were taken
     snapshots/step-00003000/     a checkpoint whose evaluation is still to come; without optimizer
     events.out.tfevents.*    TensorBoard
     plots/, summary.json     at the end
+    sets/NAME/               of a run on several sets: the evaluations and the summary of each
     .lock                    held by the process that trains here
 
 Files are replaced, never rewritten in place; metrics.csv grows by whole lines.
@@ -197,6 +199,7 @@ class RunWriter:
         self.run = Run(folder)
         self.folder = folder
         self._events: Any = None
+        self._parts: list[RunWriter] = []
         if resume and not (folder / "config.yaml").is_file():
             raise _C.CheckpointError(f"{folder}: nothing to resume, it has no config.yaml")
         folder.mkdir(parents=True, exist_ok=True)
@@ -212,6 +215,8 @@ class RunWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        for part in self._parts:
+            part.__exit__(*exception)
         if self._events is not None:
             self._events.close()
         os.close(self._lock)  # closing releases the lock
@@ -246,6 +251,22 @@ class RunWriter:
                 shutil.rmtree(path)
         self._write_evaluation_csv()
         self._events = SummaryWriter(str(self.folder), purge_step=step + 1 if step else None)
+
+    def part(self, name: str, config: _C.Config, step: int) -> RunWriter:
+        """The writer of one set's results; this one itself where there is only one.
+
+        Args:
+            name: Of the set, or empty.
+            config: Of the set alone, resolved.
+            step: As for :meth:`start`.
+        """
+        if not name:
+            return self
+        folder = self.folder / "sets" / name
+        writer = RunWriter(folder, resume=(folder / "config.yaml").is_file())
+        self._parts.append(writer)
+        writer.start(config, step)
+        return writer
 
     def add_row(self, row: dict[str, Any], steps_per_s: float) -> None:
         """Appends a row to metrics.csv, and to TensorBoard together with the speed."""
@@ -294,6 +315,10 @@ class RunWriter:
             (old / "state.json").unlink()  # first, so that half a checkpoint never looks complete
             shutil.rmtree(old)
         return path
+
+    def write_transfer(self, began: dict[str, Any]) -> None:
+        """Writes transfer.json: what :func:`dmamba.transfer.begin` returned."""
+        write_json(self.folder / "transfer.json", began)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Writes summary.json."""

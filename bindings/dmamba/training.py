@@ -14,11 +14,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from dmamba import _C, data, episodes, evaluation, nn, plots, replays, report, suites
+from dmamba import _C, beginning, evaluation, nn, report, transfer
 from dmamba.beside import Evaluator
 from dmamba.callbacks import Callback
+from dmamba.pretraining import Part
 from dmamba.progress import bar
 from dmamba.ranks import BURST_SECONDS, Team, join
 from dmamba.run import Run, RunWriter
@@ -115,63 +114,47 @@ def train(
         raise _C.ConfigError(f"evaluate must be one of {', '.join(EVALUATE)}, got {evaluate!r}")
     with join() as team:
         loaded, folder = team.together(lambda: _plan(config, list(overrides or ()), output, resume))
-        if dataset is None:
-            shown = progress and team.leads
-            store = team.in_turn(lambda: data.load_configured(loaded.dataset, progress=shown))
-        else:
-            loaded.dataset.path = episodes.config_path(dataset)
-            store = data.reshape(dataset, loaded.dataset)
-        resolved = team.together(lambda: _resolve(loaded, store, folder, evaluate, resume))
-        team.begin(resolved, store)
+        shown = progress and team.leads
+        resolved, parts = team.in_turn(lambda: beginning.load_parts(loaded, dataset, shown))
+        team.together(lambda: _check(resolved, parts, folder, evaluate, resume, team))
+        team.begin(resolved, parts[0].store)
+        latest = Run(folder).latest_checkpoint() if resume else None
+        resumed = latest[1] if latest else None
         # What cannot train leaves no folder behind.
-        model, trainer = team.together(lambda: _make_trainer(resolved, store, team))
+        models, trainer, began = team.together(
+            lambda: beginning.make_trainer(resolved, parts, resumed, team.core)
+        )
         if not team.leads:
             return _follow(trainer, folder, team)
         with RunWriter(folder, resume=resume) as writer:
-            session = _Session(resolved, store, writer, tuple(callbacks), progress, evaluate, team)
-            session.prepare(model, trainer)
+            session = _Session(resolved, parts, writer, tuple(callbacks), progress, evaluate, team)
+            session.prepare(models, trainer, began)
             session.execute()
         return writer.run
 
 
-def _resolve(
-    loaded: _C.Config,
-    store: _C.TrajectoryStore | _C.FrameStore,
+def _check(
+    resolved: _C.Config,
+    parts: list[Part],
     folder: Path,
     evaluate: bool | str,
     resume: bool,
-) -> _C.Config:
-    """The configuration with what the data fill in, if the run can be done."""
-    resolved = data.resolve(loaded, store)
+    team: Team,
+) -> None:
+    """Raises where the run cannot be done, before anything of it is."""
+    if team.world > 1 and len(parts) > 1:
+        raise _C.ConfigError(
+            "pretraining.sets: a run on several sets takes one process; start it without torchrun"
+        )
     if evaluate:
-        check_environment(resolved, store)
+        if evaluate == "beside" and len(parts) > 1:
+            raise _C.ConfigError(
+                "evaluate: several sets are evaluated between the steps, not beside"
+            )
+        for part in parts:
+            beginning.check_environment(part.config, part.store)
     if resume:
         _check_unchanged(Run(folder).config, resolved, folder)
-    return resolved
-
-
-def _make_trainer(
-    config: _C.Config, store: _C.TrajectoryStore | _C.FrameStore, team: Team
-) -> tuple[nn.DMamba | nn.AtariDMamba, _C.Trainer]:
-    """A model as the seed makes it, and its trainer at step 0."""
-    model = make_model(config, store)
-    return model, _C.Trainer(config, store, model.cpp_module, team.core)
-
-
-def make_model(
-    config: _C.Config, store: _C.TrajectoryStore | _C.FrameStore
-) -> nn.DMamba | nn.AtariDMamba:
-    """A model of a dataset's sizes, on the CPU, with the parameters that ``config.seed`` draws.
-
-    Raises:
-        ConfigError: An unknown mixer, or sizes that do not fit each other.
-    """
-    with torch.random.fork_rng(devices=[]):  # the caller's generator is left as it was
-        torch.manual_seed(config.seed)
-        if isinstance(store, _C.FrameStore):
-            actions = replays.num_actions(store, config.dataset.environment)
-            return nn.AtariDMamba(actions, config=config.model)
-        return nn.DMamba(store.state_dim, store.act_dim, config=config.model)
 
 
 def _follow(trainer: _C.Trainer, folder: Path, team: Team) -> Run:
@@ -191,7 +174,7 @@ class _Session:
     def __init__(
         self,
         config: _C.Config,
-        store: _C.TrajectoryStore | _C.FrameStore,
+        parts: list[Part],
         writer: RunWriter,
         callbacks: tuple[Callback, ...],
         progress: bool,
@@ -199,7 +182,7 @@ class _Session:
         team: Team,
     ) -> None:
         self.config = config
-        self.store = store
+        self.parts = parts
         self.writer = writer
         self.run = writer.run
         self.callbacks = callbacks
@@ -208,9 +191,20 @@ class _Session:
         self.team = team
         self.seconds = {"training": 0.0, "evaluation": 0.0, "waiting": 0.0}
 
-    def prepare(self, model: nn.DMamba | nn.AtariDMamba, trainer: _C.Trainer) -> None:
-        """Loads the latest checkpoint if there is one, and opens the logs."""
-        self.model = model
+    def prepare(
+        self,
+        models: list[nn.DMamba | nn.AtariDMamba],
+        trainer: _C.Trainer,
+        began: dict[str, Any] | None,
+    ) -> None:
+        """Loads the latest checkpoint if there is one, and opens the logs.
+
+        Args:
+            models: At step 0, one a part.
+            trainer: Theirs.
+            began: What of them was taken from another run, if anything was.
+        """
+        self.models = models
         self.trainer = trainer
         latest = self.run.latest_checkpoint()
         if latest is not None:
@@ -218,13 +212,23 @@ class _Session:
         self.team.connect(self.trainer)
         self.first_step = self.trainer.step
         self.saved_step = self.first_step
-        self.evaluated = {r["checkpoint_step"] for r in self.run.evaluations()}
-        self.evaluated = {step for step in self.evaluated if step <= self.first_step}
         self.writer.start(self.config, self.first_step)
+        self.writers = [
+            self.writer.part(part.name, part.config, self.first_step) for part in self.parts
+        ]
+        done = [{r["checkpoint_step"] for r in w.run.evaluations()} for w in self.writers]
+        self.evaluated = set.intersection(*done)
+        if began is not None:
+            self.writer.write_transfer(began)
+            if self.progress:
+                print(transfer.describe(began), flush=True)
+            self.saved_step = -1
+            self._save()  # from here on the run needs nothing but its own folder
         every, steps = self.config.evaluation.every, self.config.training.steps
         pays = trainer.device != "cpu" and 0 < every < steps
         self.beside = self.evaluate == "beside" or (self.evaluate in (True, "auto") and pays)
-        self.evaluator = Evaluator(trainer.device, self._evaluation_settings())
+        self.beside = self.beside and len(self.parts) == 1
+        self.evaluator = Evaluator(trainer.device, self._evaluation_settings(self.config))
 
     def execute(self) -> None:
         """Trains to the end, or until a signal; then says what came of it."""
@@ -255,11 +259,19 @@ class _Session:
                 raise
             finally:
                 self.evaluator.close()
-        self.writer.write_summary(self._summary())
-        plots.plot_run(self.run, float(self.store.episode_returns.mean()))
+        times = {
+            "first_step": self.first_step,
+            "training_seconds": self.seconds["training"],
+            "evaluation_seconds": self.seconds["evaluation"],
+            "waiting_seconds": self.seconds["waiting"],
+            "evaluated": "beside" if self.beside else "between",
+        }
+        device = evaluation.device_name(self.trainer.device)
+        report.write_summaries(self.writer, self.writers, self.parts, times, device)
         self._call("on_end")
         if self.progress:
-            print(report.format_run(self.run), flush=True)
+            for writer in self.writers:
+                print(report.format_run(writer.run), flush=True)
         self.team.end()
 
     def _lost(self, reason: str) -> _C.LostRankError:
@@ -339,13 +351,27 @@ class _Session:
             assert latest is not None and latest[0] == self.trainer.step
             self._submit(self.trainer.step, self.writer.snapshot(latest[1]))
             return
-        info = {
-            "step": self.trainer.step,
-            "state_mean": self.trainer.state_mean,
-            "state_std": self.trainer.state_std,
-            "rtg_scale": self.config.dataset.rtg_scale,
-        }
-        self._evaluate_now(self.model, info, signals)
+        for model, info, part, writer in zip(
+            self.models, self._infos(), self.parts, self.writers, strict=True
+        ):
+            known = {result["checkpoint_step"] for result in writer.run.evaluations()}
+            if self.trainer.step not in known:  # an earlier process may have got through some sets
+                self._evaluate_now(model, info, part, writer, signals)
+        self.evaluated.add(self.trainer.step)
+
+    def _infos(self) -> list[dict[str, Any]]:
+        """What an evaluation needs beside the model, of each part."""
+        trainer = self.trainer
+        own = trainer.sets or [{"state_mean": trainer.state_mean, "state_std": trainer.state_std}]
+        return [
+            {
+                "step": trainer.step,
+                "state_mean": statistics["state_mean"],
+                "state_std": statistics["state_std"],
+                "rtg_scale": part.config.dataset.rtg_scale,
+            }
+            for part, statistics in zip(self.parts, own, strict=True)
+        ]
 
     def _make_up(self, signals: StopSignals) -> None:
         """Evaluations that an earlier process of this run left undone."""
@@ -353,26 +379,36 @@ class _Session:
             if self.beside:
                 self._submit(step, snapshot)
             else:
-                self._evaluate_now(*nn.load(snapshot, self.trainer.device), signals)
+                model, info = nn.load(snapshot, self.trainer.device)
+                self._evaluate_now(model, info, self.parts[0], self.writer, signals)
+                self.evaluated.add(step)
 
     def _submit(self, step: int, snapshot: Path) -> None:
         self.evaluator.submit(snapshot)
         self.evaluated.add(step)
 
-    def _evaluate_now(self, model: nn.DMamba, info: dict[str, Any], signals: StopSignals) -> None:
+    def _evaluate_now(
+        self,
+        model: nn.DMamba | nn.AtariDMamba,
+        info: dict[str, Any],
+        part: Part,
+        writer: RunWriter,
+        signals: StopSignals,
+    ) -> None:
         result = evaluation.evaluate_model(
             model,
             info,
-            **self._evaluation_settings(),
+            **self._evaluation_settings(part.config),
             progress=self.progress,
             check=signals.check,
         )
-        self._record(result)
+        self._record(result, writer)
 
-    def _evaluation_settings(self) -> dict[str, Any]:
-        settings = self.config.evaluation
+    @staticmethod
+    def _evaluation_settings(config: _C.Config) -> dict[str, Any]:
+        settings = config.evaluation
         return {
-            "environment": self.config.dataset.environment,
+            "environment": config.dataset.environment,
             "targets": settings.targets,
             "episodes": settings.episodes,
             "policy": settings.policy,
@@ -381,14 +417,15 @@ class _Session:
             "temperature": settings.temperature,
             "rtg_rewards": settings.rtg_rewards,
             "sticky_actions": settings.sticky_actions,
-            "max_episode_length": self.config.dataset.max_episode_length,
-            "dataset": self.config.dataset.path,
+            "max_episode_length": config.dataset.max_episode_length,
+            "dataset": config.dataset.path,
         }
 
     def _collect(self, wait_seconds: float = 0.0) -> None:
         try:
             for result in self.evaluator.results(wait_seconds):
-                self._record(result)
+                self._record(result, self.writer)
+                self.evaluated.add(result["checkpoint_step"])
         except _C.Error:
             self._save()  # the steps since the last checkpoint are good
             raise
@@ -402,25 +439,10 @@ class _Session:
                 shown.update(total - self.evaluator.pending - shown.n)
         self.seconds["waiting"] += time.perf_counter() - started
 
-    def _record(self, result: dict[str, Any]) -> None:
+    def _record(self, result: dict[str, Any], writer: RunWriter) -> None:
         self.seconds["evaluation"] += result["time_seconds"]
-        self.evaluated.add(result["checkpoint_step"])
-        self.writer.add_evaluation(result)
+        writer.add_evaluation(result)
         self._call("on_evaluation", result)
-
-    def _summary(self) -> dict[str, Any]:
-        return report.summarize_run(
-            self.run,
-            self.store,
-            {
-                "first_step": self.first_step,
-                "training_seconds": self.seconds["training"],
-                "evaluation_seconds": self.seconds["evaluation"],
-                "waiting_seconds": self.seconds["waiting"],
-                "evaluated": "beside" if self.beside else "between",
-            },
-            evaluation.device_name(self.trainer.device),
-        )
 
     def _call(self, hook: str, *arguments: Any) -> None:
         for callback in self.callbacks:
@@ -490,14 +512,3 @@ def _check_unchanged(saved: _C.Config, wanted: _C.Config, folder: Path) -> None:
             f"{folder}: a resumed run keeps its configuration, but {changed}. "
             "Leave that out, or start a new run in another folder"
         )
-
-
-def check_environment(config: _C.Config, store: _C.TrajectoryStore | _C.FrameStore) -> None:
-    """Finds out before the training, not after it, that the evaluation cannot work."""
-    environment = config.dataset.environment
-    if not environment:
-        raise _C.ConfigError(
-            f"{store.name}: neither file nor configuration names an environment; set "
-            "dataset.environment=ID, or train without evaluation (evaluate=False, --no-evaluate)"
-        )
-    suites.check_store(environment, store, config.dataset.max_episode_length)

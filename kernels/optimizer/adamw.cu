@@ -11,6 +11,8 @@
 //
 //   g = clip g;  p -= lr decay p;  m += (1 - b1) (g - m);  v = b2 v + (1 - b2) g^2
 //   p -= step_size m / (sqrt(v) / second_correction + epsilon)
+//
+// lr and step_size are the step's times the tensor's own rate; a rate of 1 changes no bit.
 #include <algorithm>
 
 #include "kernels/common/alignment.h"
@@ -102,6 +104,7 @@ __device__ void leave_traces(const AdamWTraces& traces, float norm) {
   *traces.norm_sum += static_cast<double>(norm);
   *traces.loss_sum += static_cast<double>(*traces.loss);
   *traces.step += 1;
+  if (traces.set_step != nullptr) *traces.set_step += 1;
 }
 
 /// `traces.norm` is null in all launches but the last.
@@ -113,7 +116,7 @@ __global__ void __launch_bounds__(kThreads)
   const Place place = place_of(batch, static_cast<int>(blockIdx.x));
   const AdamWTensor& t = batch.tensors[place.tensor];
   const bool wide = batch.wide[place.tensor];
-  const StepScalars s = *scalars;
+  const StepScalars s = scalars[t.of_set ? 1 : 0];
   const float norm = global_norm(sums, n_sums);
   if (blockIdx.x == 0 && threadIdx.x == 0 && traces.norm != nullptr) leave_traces(traces, norm);
   float clip = 1.0F;  // 1e-6 as in torch's clip_grad_norm_
@@ -121,7 +124,8 @@ __global__ void __launch_bounds__(kThreads)
     clip = fminf(options.gradient_clip / (norm + 1e-6F), 1.0F);
     if (isnan(norm)) clip = norm;  // which fminf drops
   }
-  const float kept = 1.0F - s.learning_rate * t.weight_decay;
+  const float kept = 1.0F - s.learning_rate * t.rate * t.weight_decay;
+  const float step_size = s.step_size * t.rate;
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
     int count;
@@ -138,7 +142,7 @@ __global__ void __launch_bounds__(kThreads)
       m[e] = fmaf(1.0F - options.beta1, gradient - m[e], m[e]);
       v[e] = fmaf(options.beta2, v[e], (1.0F - options.beta2) * gradient * gradient);
       const float denominator = sqrtf(v[e]) / s.second_correction + options.epsilon;
-      p[e] = fmaf(-s.step_size, m[e] / denominator, p[e] * kept);
+      p[e] = fmaf(-step_size, m[e] / denominator, p[e] * kept);
     }
     store_some<float, 4>(t.parameter + at, p, count, whole);
     store_some<float, 4>(t.first_moment + at, m, count, whole);

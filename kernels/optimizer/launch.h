@@ -14,7 +14,8 @@ namespace dmamba::kernels {
 size_t adamw_workspace(const AdamWTensor* tensors, int count);
 
 /// Clips by the global norm and applies one step of AdamW (Loshchilov and Hutter, arXiv 1711.05101)
-/// to `count` tensors (at least one). `scalars` lie on the device, the other arrays on the host.
+/// to `count` tensors (at least one). `scalars` lie on the device, the step's and then those of its
+/// set; the other arrays on the host.
 cudaError_t launch_adamw(const AdamWTensor* tensors, int count, const AdamWOptions& options,
                          const StepScalars* scalars, const AdamWTraces& traces, void* workspace,
                          cudaStream_t stream);

@@ -23,8 +23,10 @@ struct AdamWTensor {
   float* second_moment;
   void* mirror;
   Mirror mirror_kind;
+  bool of_set;  // its moments are as old as the steps on its set, not as all steps
   int64_t count;
   float weight_decay;
+  float rate;  // of the learning rate; the decay follows it
 };
 
 struct AdamWOptions {
@@ -38,7 +40,8 @@ struct AdamWTraces {
   double* norm_sum;  // += norm
   double* loss_sum;  // += loss
   const float* loss;
-  int64_t* step;  // += 1
+  int64_t* step;      // += 1
+  int64_t* set_step;  // += 1, or null
 };
 
 }  // namespace dmamba::kernels

@@ -61,18 +61,27 @@ __device__ void write_segment(const BeginStepParams& p, int64_t sample, const Se
   }
 }
 
-__device__ void write_scalars(const BeginStepParams& p, int64_t step) {
+/// Of the step's rate, for moments that are `count` updates old after it.
+__device__ void write_scalars(const BeginStepParams& p, int64_t step, double count,
+                              StepScalars* scalars) {
   __shared__ double rate, correction;  // in warps of their own: each takes a microsecond
-  const auto count = static_cast<double>(step + 1);
   if (threadIdx.x == 0) rate = p.learning_rate.at(step);
   if (threadIdx.x == 32) correction = 1.0 - pow(p.beta1, count);
   if (threadIdx.x == 64) {
-    p.scalars->second_correction = static_cast<float>(sqrt(1.0 - pow(p.beta2, count)));
+    scalars->second_correction = static_cast<float>(sqrt(1.0 - pow(p.beta2, count)));
   }
   __syncthreads();
   if (threadIdx.x == 0) {
-    p.scalars->learning_rate = static_cast<float>(rate);
-    p.scalars->step_size = static_cast<float>(rate / correction);
+    scalars->learning_rate = static_cast<float>(rate);
+    scalars->step_size = static_cast<float>(rate / correction);
+  }
+}
+
+__device__ void begin(const BeginStepParams& p, int64_t step) {
+  write_scalars(p, step, static_cast<double>(step + 1), p.scalars);
+  if (p.set_step != nullptr) {
+    __syncthreads();
+    write_scalars(p, step, static_cast<double>(*p.set_step + 1), p.scalars + 1);
   }
   for (int64_t i = threadIdx.x; i < p.n_keys; i += kThreads) {
     p.dropout_keys[i] = static_cast<int64_t>(
@@ -83,7 +92,7 @@ __device__ void write_scalars(const BeginStepParams& p, int64_t step) {
 __global__ void __launch_bounds__(kThreads)
     begin_step_kernel(const __grid_constant__ BeginStepParams p) {
   const int64_t step = *p.step, sample = blockIdx.x;
-  if (sample == p.batch.batch_size) return write_scalars(p, step);
+  if (sample == p.batch.batch_size) return begin(p, step);
   write_segment(
       p, sample,
       draw(p, static_cast<uint64_t>(step), static_cast<uint32_t>(p.first_sample + sample)));

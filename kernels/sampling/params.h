@@ -49,7 +49,8 @@ struct StripBatch {
 };
 
 struct DrawStripsParams {
-  const int64_t* step;  // on the device: optimizer steps done
+  const int64_t* step;      // on the device: optimizer steps done
+  const int64_t* set_step;  // likewise, of those on the step's set; null: there is one set
   uint64_t seed;
   int64_t first_sample;  // of the step's, which the first row of the batch is
   Games data;
@@ -66,12 +67,13 @@ struct StepScalars {
 /// All that a step needs which depends on its number alone, so that a captured graph, which always
 /// runs with the same arguments, does the next step each time.
 struct BeginStepParams {
-  const int64_t* step;  // on the device: optimizer steps done
+  const int64_t* step;      // on the device: optimizer steps done
+  const int64_t* set_step;  // likewise, of those on the step's set; null: there is one set
   uint64_t seed;
   int64_t first_sample;  // of the step's, which the first row of the batch is
   common::LearningRate learning_rate;
   double beta1, beta2;
-  StepScalars* scalars;
+  StepScalars* scalars;   // (2,): of the step, and of what belongs to its set
   int64_t* dropout_keys;  // (n_keys,)
   int64_t n_keys;
   Trajectories data;   // not read where batch_size is 0

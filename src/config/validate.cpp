@@ -1,9 +1,11 @@
 // The values that each field may take.
 #include <algorithm>
+#include <charconv>
 #include <initializer_list>
 #include <limits>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <vector>
 
 #include "config/format.h"
@@ -85,6 +87,8 @@ void validate_dataset(const DatasetConfig& dataset) {
   check_printable("dataset.environment", dataset.environment);
   check_not_negative("dataset.rtg_scale", dataset.rtg_scale);
   check_range("dataset.max_episode_length", dataset.max_episode_length, 0, kMaxSteps);
+  check("dataset.fraction", dataset.fraction, dataset.fraction > 0.0 && dataset.fraction <= 1.0,
+        "greater than 0 and at most 1");
   check_range("dataset.buffers", dataset.buffers, 0);
   check_range("dataset.trajectories_per_buffer", dataset.trajectories_per_buffer, 0);
   check_range("dataset.transitions", dataset.transitions, 0);
@@ -153,6 +157,72 @@ void validate_training(const TrainingConfig& training) {
   check_choice("training.data", training.data, {"auto", "device", "host"});
 }
 
+void check_patterns(const std::string& key, const std::vector<std::string>& patterns) {
+  for (const std::string& pattern : patterns) {
+    check_printable(key, pattern);
+    if (pattern.empty()) reject(key, "''", "patterns of parameters' names, such as transformer.*");
+  }
+}
+
+void validate_transfer(const TransferConfig& transfer) {
+  check_printable("transfer.init_from", transfer.init_from);
+  check_printable("transfer.set", transfer.set);
+  check_patterns("transfer.fresh", transfer.fresh);
+  check_patterns("transfer.freeze", transfer.freeze);
+  for (const std::string& entry : transfer.learning_rates) parse_rate_factor(entry);
+  check_choice("transfer.statistics", transfer.statistics, {"data", "checkpoint"});
+  if (!transfer.init_from.empty()) return;
+  const auto needs_init = [](const std::string& key, const std::string& value) {
+    throw ConfigError("key '" + key + "': " + value +
+                      " says what is taken from a checkpoint, but transfer.init_from is empty");
+  };
+  if (!transfer.set.empty()) needs_init("transfer.set", "'" + transfer.set + "'");
+  if (transfer.statistics != "data") needs_init("transfer.statistics", transfer.statistics);
+}
+
+void check_one_per_set(const std::string& key, std::size_t count, std::size_t sets) {
+  if (count == 0 || count == sets) return;
+  reject(key, "a list of " + format_number(static_cast<std::int64_t>(count)),
+         "empty, or one per set (pretraining.sets has " +
+             format_number(static_cast<std::int64_t>(sets)) + ")");
+}
+
+void validate_pretraining(const PretrainingConfig& pretraining) {
+  const std::size_t sets = pretraining.sets.size();
+  for (const std::string& set : pretraining.sets) {
+    check_printable("pretraining.sets", set);
+    if (set.empty()) reject("pretraining.sets", "''", "files, or names of known datasets");
+  }
+  if (sets == 1) {
+    reject("pretraining.sets", "a list of 1", "empty, or of several sets; dataset.path is for one");
+  }
+  check_positive("pretraining.temperature", pretraining.temperature);
+  check_one_per_set("pretraining.environments", pretraining.environments.size(), sets);
+  for (const std::string& id : pretraining.environments) {
+    check_printable("pretraining.environments", id);
+  }
+  check_one_per_set("pretraining.rtg_scales", pretraining.rtg_scales.size(), sets);
+  for (const double scale : pretraining.rtg_scales) {
+    check_positive("pretraining.rtg_scales", scale);
+  }
+}
+
+/// One place names the data: a run of several sets takes nothing of `dataset` but how its episodes
+/// are chosen.
+void check_single_source(const Config& config) {
+  if (config.pretraining.sets.empty()) return;
+  const auto refuse = [](const std::string& key, bool given) {
+    if (!given) return;
+    throw ConfigError("key '" + key +
+                      "': is for a run on one set, but pretraining.sets is given; leave one out");
+  };
+  refuse("dataset.path", !config.dataset.path.empty());
+  refuse("dataset.environment", !config.dataset.environment.empty());
+  refuse("dataset.rtg_scale", config.dataset.rtg_scale != 0.0);
+  refuse("dataset.max_episode_length", config.dataset.max_episode_length != 0);
+  refuse("evaluation.targets", !config.evaluation.targets.empty());
+}
+
 void validate_evaluation(const EvaluationConfig& evaluation) {
   std::vector<double> seen;
   for (const double target : evaluation.targets) {
@@ -175,11 +245,31 @@ void validate_evaluation(const EvaluationConfig& evaluation) {
 
 }  // namespace
 
+RateFactor parse_rate_factor(const std::string& entry) {
+  const std::size_t equals = entry.rfind('=');
+  RateFactor rate{entry.substr(0, equals), 0.0};
+  if (equals != std::string::npos) {
+    const char* end = entry.data() + entry.size();
+    const auto [stop, code] = std::from_chars(entry.data() + equals + 1, end, rate.factor);
+    if (code != std::errc() || stop != end) rate.factor = 0.0;
+  }
+  if (rate.pattern.empty() || !(rate.factor > 0.0 && rate.factor < kInfinity)) {
+    reject("transfer.learning_rates", "'" + entry + "'",
+           "pattern=factor with a positive number, such as transformer.*=0.1; to keep parameters "
+           "as they are, use transfer.freeze");
+  }
+  check_printable("transfer.learning_rates", rate.pattern);
+  return rate;
+}
+
 void validate(const Config& config) {
   validate_name(config.name);
   validate_dataset(config.dataset);
   validate_model(config.model);
   validate_training(config.training);
+  validate_transfer(config.transfer);
+  validate_pretraining(config.pretraining);
+  check_single_source(config);
   validate_evaluation(config.evaluation);
   const TrainingConfig& training = config.training;
   if (training.cosine_tokens > 0) {

@@ -2,8 +2,12 @@
 #include "dmamba/data/selection.h"
 
 #include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <utility>
 
 #include "dmamba/common/error.h"
+#include "dmamba/common/philox.h"
 
 namespace dmamba::data {
 namespace {
@@ -30,6 +34,26 @@ void copy_episode(const TrajectoryStore& store, const Episode& episode, std::int
 }
 
 }  // namespace
+
+/// Fisher and Yates' shuffle, as far as it is needed, from counter-based draws.
+std::vector<std::int64_t> draw_episodes(const EpisodeStore& store, double fraction,
+                                        std::uint64_t seed) {
+  const std::int64_t all = store.num_episodes();
+  const auto share = static_cast<std::int64_t>(std::llround(fraction * static_cast<double>(all)));
+  const std::int64_t count = std::clamp<std::int64_t>(share, 1, all);
+  std::vector<std::int64_t> episodes(all);
+  std::iota(episodes.begin(), episodes.end(), std::int64_t{0});
+  const common::Philox random{seed};
+  for (std::int64_t i = 0; i < count; ++i) {
+    const auto draw = random(static_cast<std::uint64_t>(i), 0, common::PhiloxPurpose::kEpisode);
+    const auto rest = static_cast<std::uint64_t>(all - i);
+    std::swap(episodes[i],
+              episodes[i + static_cast<std::int64_t>(common::bounded(draw.bits64(0), rest))]);
+  }
+  episodes.resize(count);
+  std::sort(episodes.begin(), episodes.end());
+  return episodes;
+}
 
 std::shared_ptr<MemoryStore> select_episodes(const TrajectoryStore& store,
                                              const std::vector<std::int64_t>& episodes) {

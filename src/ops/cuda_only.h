@@ -170,7 +170,8 @@ Tensor first_convolution_backward(const Tensor& dout, const Tensor& out, const T
 /// What a step leaves on the device for the next one, and for who reads the metrics.
 struct StepState {
   Tensor step;          // () int64: optimizer steps done
-  Tensor scalars;       // (3,) float32: kernels::StepScalars
+  Tensor set_step;      // () int64, of those done on the step's set; undefined: there is one set
+  Tensor scalars;       // (6,) float32: two kernels::StepScalars, the second of the set's own
   Tensor dropout_keys;  // (n,) int64
   Tensor loss_sum;      // () float64
   Tensor norm_sum;      // () float64
@@ -217,7 +218,8 @@ void draw_strips(const BeginStep& options, const StepState& state, const GameTen
 /// size: bfloat16, the parameter rounded; float32, its decay_rates.
 struct AdamWTensors {
   std::vector<Tensor> parameters, gradients, first_moments, second_moments, mirrors;
-  std::vector<double> weight_decays;
+  std::vector<double> weight_decays, rates;  // rates: of the learning rate
+  std::vector<bool> of_set;                  // moments as old as the steps on its set
 };
 
 struct AdamWOptions {

@@ -98,7 +98,24 @@ std::map<std::string, Tensor> parameters_of(const torch::nn::Module& model) {
   return tensors;
 }
 
+json to_json(const SetState& s) {
+  return {{"name", s.name},           {"state_dim", s.state_dim},
+          {"act_dim", s.act_dim},     {"state_mean", s.state_mean},
+          {"state_std", s.state_std}, {"steps", s.steps}};
+}
+
+SetState read_set(const json& j) {
+  return {j.at("name").get<std::string>(),
+          j.at("state_dim").get<int64_t>(),
+          j.at("act_dim").get<int64_t>(),
+          j.at("state_mean").get<std::vector<float>>(),
+          j.at("state_std").get<std::vector<float>>(),
+          j.at("steps").get<int64_t>()};
+}
+
 json to_json(const TrainingState& s) {
+  json sets = json::array();
+  for (const SetState& set : s.sets) sets.push_back(to_json(set));
   return {{"format", kFormat},
           {"step", s.step},
           {"state_dim", s.state_dim},
@@ -107,6 +124,7 @@ json to_json(const TrainingState& s) {
           {"state_std", s.state_std},
           {"num_actions", s.num_actions},
           {"data_digest", s.data_digest},
+          {"sets", sets},
           {"loss_sum", s.loss_sum},
           {"gradient_norm_sum", s.gradient_norm_sum},
           {"steps_summed", s.steps_summed},
@@ -119,7 +137,9 @@ json to_json(const TrainingState& s) {
 void save_checkpoint(const fs::path& path, const TrainingState& state,
                      const torch::nn::Module& model, const AdamW& optimizer) {
   const fs::path folder = path.has_filename() ? path : path.parent_path();  // "a/b/" is "a/b"
-  const fs::path fresh = folder.parent_path() / ("." + folder.filename().string() + ".tmp");
+  std::string hidden(1, '.');
+  hidden += folder.filename().string() + ".tmp";
+  const fs::path fresh = folder.parent_path() / hidden;
   try {
     fs::remove_all(fresh);
     fs::create_directories(fresh);
@@ -158,6 +178,7 @@ TrainingState read_training_state(const fs::path& folder) {
     s.state_std = j.at("state_std").get<std::vector<float>>();
     s.num_actions = j.value("num_actions", int64_t{0});  // absent in older checkpoints
     s.data_digest = j.value("data_digest", std::string());
+    for (const json& set : j.value("sets", json::array())) s.sets.push_back(read_set(set));
     s.loss_sum = j.at("loss_sum").get<double>();
     s.gradient_norm_sum = j.at("gradient_norm_sum").get<double>();
     s.steps_summed = j.at("steps_summed").get<int64_t>();
@@ -172,9 +193,10 @@ void load_parameters(const fs::path& folder, torch::nn::Module& model) {
   read_tensors(folder / "model.safetensors", parameters_of(model));
 }
 
-void load_optimizer(const fs::path& folder, AdamW& optimizer, int64_t step) {
+void load_optimizer(const fs::path& folder, AdamW& optimizer, const TrainingState& state) {
   read_tensors(folder / "optimizer.safetensors", moments(optimizer));
-  optimizer.set_steps(step);
+  optimizer.set_steps(state.step);
+  for (size_t i = 0; i < state.sets.size(); ++i) optimizer.set_steps_of_set(i, state.sets[i].steps);
 }
 
 }  // namespace dmamba::train

@@ -19,9 +19,9 @@ ops::CapturedWork::Mode capture_mode(const std::string& graph) {
 
 ops::cuda_only::StepState make_state(int64_t dropouts, torch::Device device) {
   const auto on = [&](at::ScalarType type) { return torch::TensorOptions(device).dtype(type); };
-  return {torch::zeros({}, on(at::kLong)), torch::zeros({3}, on(at::kFloat)),
-          torch::zeros({dropouts}, on(at::kLong)), torch::zeros({}, on(at::kDouble)),
-          torch::zeros({}, on(at::kDouble))};
+  return {torch::zeros({}, on(at::kLong)),   torch::Tensor(),
+          torch::zeros({6}, on(at::kFloat)), torch::zeros({dropouts}, on(at::kLong)),
+          torch::zeros({}, on(at::kDouble)), torch::zeros({}, on(at::kDouble))};
 }
 
 }  // namespace
@@ -35,10 +35,13 @@ DeviceRun::DeviceRun(const config::Config& config, Task& task, AdamW& optimizer,
       task_(task),
       optimizer_(optimizer),
       state_(make_state(nn::count_dropouts(task.model()), device)),
+      set_steps_(torch::zeros({task.sets()}, torch::TensorOptions(device).dtype(at::kLong))),
       one_(torch::ones({}, torch::TensorOptions(device).dtype(at::kFloat))),
       stream_(device),
-      side_(device),
-      work_(capture_mode(config.training.graph), "a training step") {
+      side_(device) {
+  for (int64_t i = 0; i < task.sets(); ++i) {
+    works_.emplace_back(capture_mode(config.training.graph), "a training step");
+  }
   context_.dropout_keys = state_.dropout_keys;
   context_.first_row = share.first;
   context_.side = &side_;
@@ -49,7 +52,18 @@ DeviceRun::DeviceRun(const config::Config& config, Task& task, AdamW& optimizer,
   }
 }
 
-void DeviceRun::set_step(int64_t step) { state_.step.fill_(step); }
+void DeviceRun::set_step(const TrainingState& done) {
+  state_.step.fill_(done.step);
+  for (size_t i = 0; i < done.sets.size(); ++i) {
+    set_steps_[static_cast<int64_t>(i)].fill_(done.sets[i].steps);
+  }
+}
+
+ops::cuda_only::StepState DeviceRun::state_of_set() const {
+  ops::cuda_only::StepState state = state_;
+  if (task_.sets() > 1) state.set_step = set_steps_.select(0, static_cast<int64_t>(set_));
+  return state;
+}
 
 /// Where the parameters lie and whether they are trained: a graph holds both.
 void DeviceRun::begin_burst() {
@@ -59,7 +73,7 @@ void DeviceRun::begin_burst() {
     identity.push_back(reinterpret_cast<int64_t>(slot.parameter.const_data_ptr()));
     identity.push_back(slot.parameter.requires_grad());
   }
-  work_.expect(std::move(identity));
+  for (ops::CapturedWork& work : works_) work.expect(identity);
   if (sum_) sum_->prepare();
 }
 
@@ -67,7 +81,8 @@ void DeviceRun::launch() {
   // Left there by a capture that failed.
   for (const Slot& slot : optimizer_.slots()) slot.parameter.mutable_grad().reset();
   const nn::StepScope scope(context_);
-  task_.begin_step(begin_, state_);
+  const ops::cuda_only::StepState state = state_of_set();
+  task_.begin_step(begin_, state);
   torch::Tensor loss = loss_of(task_, device_, training_.precision == "bf16");
   if (sum_) {
     loss = sum_->backward(loss, task_.real_steps());
@@ -75,7 +90,7 @@ void DeviceRun::launch() {
     loss.backward(one_);
   }
   side_.join();
-  optimizer_.step_on_device(loss.detach(), state_);
+  optimizer_.step_on_device(loss.detach(), state, static_cast<int64_t>(set_));
 }
 
 void DeviceRun::step(int64_t step) {
@@ -83,7 +98,8 @@ void DeviceRun::step(int64_t step) {
   turn_ = (turn_ + 1) % queued_.size();
   queued.synchronize();
   task_.load(step);
-  work_.run([this] { launch(); });
+  set_ = static_cast<size_t>(task_.set_of(step));
+  works_[set_].run([this] { launch(); });
   queued.record(c10::impl::VirtualGuardImpl(queued.device_type()).getStream(device_));
 }
 

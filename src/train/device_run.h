@@ -43,18 +43,21 @@ class DeviceRun {
   /// Queues step number `step`. The host waits only where the device is several steps behind.
   void step(int64_t step);
 
-  /// Makes `step` the next one.
-  void set_step(int64_t step);
+  /// Goes on after the steps that have been done, on each of several sets too.
+  void set_step(const TrainingState& done);
 
-  /// Forgets the captured graph.
-  void release() { work_.expect({}); }
+  /// Forgets the captured graphs.
+  void release() {
+    for (ops::CapturedWork& work : works_) work.expect({});
+  }
 
   const ops::cuda_only::StepState& state() const { return state_; }
-  bool uses_graph() const { return work_.captured(); }
+  bool uses_graph() const { return works_[set_].captured(); }
 
  private:
   void begin_burst();
   void launch();
+  ops::cuda_only::StepState state_of_set() const;
 
   config::TrainingConfig training_;
   ops::cuda_only::BeginStep begin_;
@@ -62,12 +65,14 @@ class DeviceRun {
   Task& task_;
   AdamW& optimizer_;
   ops::cuda_only::StepState state_;
-  torch::Tensor one_;  // the loss' own gradient
+  torch::Tensor set_steps_;  // (sets,) int64, done on each of several sets
+  torch::Tensor one_;        // the loss' own gradient
   ops::WorkStream stream_;
   ops::SideStream side_;
   nn::StepContext context_;
-  std::unique_ptr<GradientSum> sum_;  // over the ranks; null: one process
-  ops::CapturedWork work_;
+  std::unique_ptr<GradientSum> sum_;      // over the ranks; null: one process
+  std::vector<ops::CapturedWork> works_;  // one a set
+  size_t set_ = 0;                        // of the last step
   std::vector<c10::Event> queued_;
   size_t turn_ = 0;
 };

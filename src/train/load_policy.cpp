@@ -13,6 +13,12 @@ model::Policy load_policy(const std::filesystem::path& folder, model::PolicyOpti
                           ": holds a model for games (discrete actions); make an "
                           "AtariPolicy of it");
   }
+  if (!state.sets.empty()) {
+    throw CheckpointError(folder.string() + ": holds models of " +
+                          std::to_string(state.sets.size()) +
+                          " sets; evaluate one of them from Python (set=...), or fine-tune it with "
+                          "transfer.set");
+  }
   model::DMamba model(state.state_dim, state.act_dim, state.config.model);
   load_parameters(folder, *model);
   options.rtg_scale = state.config.dataset.rtg_scale;

@@ -4,8 +4,11 @@
 #include <torch/torch.h>
 
 #include <algorithm>
+#include <map>
+#include <tuple>
 #include <unordered_set>
 
+#include "dmamba/train/transfer.h"
 #include "src/ops/cuda_only.h"
 
 namespace dmamba::train {
@@ -29,6 +32,13 @@ std::unordered_set<std::string> undecayed_names(const torch::nn::Module& model) 
     }
   }
   return names;
+}
+
+/// The set in "sets.SET.embed_state.weight"; empty: the parameter belongs to all.
+std::string set_in(const std::string& name) {
+  static const std::string prefix = "sets.";
+  if (!name.starts_with(prefix)) return "";
+  return name.substr(prefix.size(), name.find('.', prefix.size()) - prefix.size());
 }
 
 /// Tensors of one call of the fused kernel.
@@ -57,12 +67,25 @@ void check_any(bool any) {
 
 }  // namespace
 
-AdamW::AdamW(const torch::nn::Module& model, const config::TrainingConfig& training)
+AdamW::AdamW(const torch::nn::Module& model, const config::TrainingConfig& training,
+             const std::vector<std::string>& learning_rates)
     : training_(training) {
   const std::unordered_set<std::string> undecayed = undecayed_names(model);
   for (const auto& item : model.named_parameters()) {
     slots_.push_back({item.key(), item.value(), torch::zeros_like(item.value()),
                       torch::zeros_like(item.value()), undecayed.count(item.key()) == 0});
+  }
+  std::vector<std::string> names;
+  for (const Slot& slot : slots_) names.push_back(slot.name);
+  const std::vector<double> rates = rate_factors(names, learning_rates);
+  std::vector<std::string> sets;  // in the order in which the model has them
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    slots_[i].rate = rates[i];
+    const std::string set = set_in(slots_[i].name);
+    if (set.empty()) continue;
+    const auto known = std::find(sets.begin(), sets.end(), set);
+    slots_[i].set = known - sets.begin();
+    if (known == sets.end()) sets.push_back(set);
   }
   const auto middle = std::stable_partition(slots_.begin(), slots_.end(), [&](const Slot& slot) {
     return training.decay == "all" || slot.is_matrix;
@@ -70,19 +93,30 @@ AdamW::AdamW(const torch::nn::Module& model, const config::TrainingConfig& train
   n_decayed_ = static_cast<size_t>(middle - slots_.begin());
   TORCH_CHECK(!slots_.empty(), "AdamW: the model has no parameters");
   step_count_ = torch::zeros({}, slots_[0].parameter.options().requires_grad(false));
+  for (size_t i = 0; i < sets.size(); ++i) set_counts_.push_back(torch::zeros_like(step_count_));
 }
+
+double AdamW::weight_decay(size_t i) const { return i < n_decayed_ ? training_.weight_decay : 0.0; }
 
 void AdamW::set_steps(int64_t steps) { step_count_.fill_(static_cast<double>(steps)); }
 
-Tensor AdamW::step(double learning_rate) {
+void AdamW::set_steps_of_set(size_t set, int64_t steps) {
+  set_counts_.at(set).fill_(static_cast<double>(steps));
+}
+
+bool AdamW::is_trained(const Slot& slot, int64_t set) const {
+  return slot.parameter.requires_grad() && (slot.set < 0 || slot.set == set);
+}
+
+Tensor AdamW::step(double learning_rate, int64_t set) {
   torch::NoGradGuard no_grad;
-  Group decayed, undecayed;
+  std::map<std::tuple<double, double, bool>, Group> groups;  // by decay, rate, whether of a set
   std::vector<Tensor> gradients;
   for (size_t i = 0; i < slots_.size(); ++i) {
     const Slot& slot = slots_[i];
-    if (!slot.parameter.requires_grad()) continue;
+    if (!is_trained(slot, set)) continue;
     gradients.push_back(gradient_of(slot.parameter));
-    (i < n_decayed_ ? decayed : undecayed).add(slot, gradients.back());
+    groups[{weight_decay(i), slot.rate, slot.set >= 0}].add(slot, gradients.back());
   }
   check_any(!gradients.empty());
   const Tensor norm = torch::stack(at::_foreach_norm(gradients, 2)).norm();
@@ -91,32 +125,35 @@ Tensor AdamW::step(double learning_rate) {
     at::_foreach_mul_(gradients, (training_.gradient_clip / (norm + 1e-6)).clamp_max(1.0));
   }
   step_count_ += 1;
-  const auto apply = [&](Group& group, double decay) {
-    if (group.parameters.empty()) return;
-    const std::vector<Tensor> steps(group.parameters.size(), step_count_);
+  if (!set_counts_.empty()) set_counts_.at(static_cast<size_t>(set)) += 1;
+  for (auto& [key, group] : groups) {
+    const auto& [decay, rate, of_set] = key;
+    const std::vector<Tensor> steps(group.parameters.size(),
+                                    of_set ? set_counts_[static_cast<size_t>(set)] : step_count_);
     at::_fused_adamw_(group.parameters, group.gradients, group.first, group.second, {}, steps,
-                      learning_rate, training_.beta1, training_.beta2, decay, training_.epsilon,
-                      /*amsgrad=*/false, /*maximize=*/false);
-  };
-  apply(decayed, training_.weight_decay);
-  apply(undecayed, 0.0);
+                      learning_rate * rate, training_.beta1, training_.beta2, decay,
+                      training_.epsilon, /*amsgrad=*/false, /*maximize=*/false);
+  }
   for (Slot& slot : slots_) slot.parameter.mutable_grad().reset();
   return norm;
 }
 
-Tensor AdamW::step_on_device(const Tensor& loss, const ops::cuda_only::StepState& state) {
+Tensor AdamW::step_on_device(const Tensor& loss, const ops::cuda_only::StepState& state,
+                             int64_t set) {
   torch::NoGradGuard no_grad;
   ops::cuda_only::AdamWTensors tensors;
   for (size_t i = 0; i < slots_.size(); ++i) {
     const Slot& slot = slots_[i];
-    if (!slot.parameter.requires_grad()) continue;
+    if (!is_trained(slot, set)) continue;
     tensors.parameters.push_back(slot.parameter);
     tensors.gradients.push_back(gradient_of(slot.parameter));
     tensors.first_moments.push_back(slot.first_moment);
     tensors.second_moments.push_back(slot.second_moment);
     const auto mirror = mirrors_.find(slot.parameter.unsafeGetTensorImpl());
     tensors.mirrors.push_back(mirror == mirrors_.end() ? Tensor() : mirror->second);
-    tensors.weight_decays.push_back(i < n_decayed_ ? training_.weight_decay : 0.0);
+    tensors.weight_decays.push_back(weight_decay(i));
+    tensors.rates.push_back(slot.rate);
+    tensors.of_set.push_back(slot.set >= 0);
   }
   check_any(!tensors.parameters.empty());
   const Tensor norm = ops::cuda_only::adamw(

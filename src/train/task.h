@@ -5,13 +5,17 @@
 #include <torch/nn.h>
 
 #include <memory>
+#include <optional>
+#include <vector>
 
 #include "dmamba/config/config.h"
 #include "dmamba/data/episode_store.h"
 #include "dmamba/data/frame_store.h"
+#include "dmamba/data/statistics.h"
 #include "dmamba/data/trajectory_store.h"
 #include "dmamba/model/atari.h"
 #include "dmamba/model/dmamba.h"
+#include "dmamba/model/multi_dmamba.h"
 #include "dmamba/train/checkpoint.h"
 #include "src/ops/cuda_only.h"
 
@@ -58,19 +62,29 @@ class Task {
   virtual torch::Tensor real_steps() = 0;
 
   virtual bool resident() const = 0;
+
+  /// Sets that steps take turns at: a step trains the trunk and what belongs to its set, and
+  /// nothing else of the model. A CUDA graph is that of one set.
+  virtual int64_t sets() const { return 1; }
+  virtual int64_t set_of(int64_t /*step*/) const { return 0; }
 };
 
 /// The loss in the arithmetic of a run.
 torch::Tensor loss_of(Task& task, torch::Device device, bool bf16);
 
 /// Throws ConfigError, DataError where config, data and model do not fit each other. The model is
-/// moved to the device.
+/// moved to the device. States are standardised with `statistics`, the store's own where absent.
 std::unique_ptr<Task> make_task(const config::Config& config,
                                 std::shared_ptr<const data::TrajectoryStore> store,
-                                model::DMamba model, torch::Device device, Share share);
+                                model::DMamba model, torch::Device device, Share share,
+                                const std::optional<data::StateStatistics>& statistics = {});
 std::unique_ptr<Task> make_task(const config::Config& config,
                                 std::shared_ptr<const data::FrameStore> store,
                                 model::AtariDMamba model, torch::Device device, Share share);
+
+std::unique_ptr<Task> make_task(const config::Config& config,
+                                std::vector<std::shared_ptr<const data::TrajectoryStore>> stores,
+                                model::MultiDMamba model, torch::Device device);
 
 /// Whether a recording of so many bytes goes to the device's memory; throws ConfigError, opening
 /// with its name, where it should and does not fit.

@@ -12,6 +12,7 @@
 #include <ATen/Parallel.h>
 #include <c10/core/DeviceGuard.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <optional>
@@ -22,6 +23,7 @@
 #include "dmamba/config/yaml.h"
 #include "dmamba/train/device.h"
 #include "dmamba/train/schedule.h"
+#include "dmamba/train/transfer.h"
 #include "src/ops/convolution.h"
 #include "src/train/device_run.h"
 #include "src/train/gradient_sum.h"
@@ -80,6 +82,16 @@ void check_same_run(const std::filesystem::path& folder, const TrainingState& sa
     throw CheckpointError(folder.string() + ": was written with other data than " + dataset +
                           " (dataset.path): sizes, mean or deviation of the states differ");
   }
+  const auto same_set = [](const SetState& a, const SetState& b) {
+    return a.name == b.name && a.state_dim == b.state_dim && a.act_dim == b.act_dim &&
+           a.state_mean == b.state_mean && a.state_std == b.state_std;
+  };
+  if (!std::equal(saved.sets.begin(), saved.sets.end(), mine.sets.begin(), mine.sets.end(),
+                  same_set)) {
+    throw CheckpointError(folder.string() +
+                          ": was written with other data than pretraining.sets: "
+                          "names, sizes, mean or deviation of the states differ");
+  }
   if (saved.num_actions != mine.num_actions || saved.data_digest != mine.data_digest) {
     throw CheckpointError(folder.string() + ": was written with other data than " + dataset +
                           " (dataset.path): the actions, rewards or episodes differ");
@@ -110,10 +122,11 @@ Share share_of(const config::Config& config, const Ranks* ranks) {
 }  // namespace
 
 Trainer::Trainer(const config::Config& config, std::shared_ptr<const data::TrajectoryStore> store,
-                 model::DMamba model, std::shared_ptr<Ranks> ranks)
+                 model::DMamba model, std::shared_ptr<Ranks> ranks,
+                 const std::optional<data::StateStatistics>& statistics)
     : Trainer(config, device_of(config),
               make_task(config, std::move(store), std::move(model), device_of(config),
-                        share_of(config, ranks.get())),
+                        share_of(config, ranks.get()), statistics),
               ranks) {}
 
 Trainer::Trainer(const config::Config& config, std::shared_ptr<const data::FrameStore> store,
@@ -123,13 +136,20 @@ Trainer::Trainer(const config::Config& config, std::shared_ptr<const data::Frame
                         share_of(config, ranks.get())),
               ranks) {}
 
+Trainer::Trainer(const config::Config& config,
+                 std::vector<std::shared_ptr<const data::TrajectoryStore>> stores,
+                 model::MultiDMamba model)
+    : Trainer(config, device_of(config),
+              make_task(config, std::move(stores), std::move(model), device_of(config)), nullptr) {}
+
 Trainer::Trainer(const config::Config& config, torch::Device device, std::unique_ptr<Task> task,
                  std::shared_ptr<Ranks> ranks)
     : ranks_(std::move(ranks)),
       task_(std::move(task)),
       state_(initial_state(config, *task_)),
       device_(device),
-      optimizer_(task_->model(), config.training) {
+      optimizer_(task_->model(), config.training, config.transfer.learning_rates) {
+  freeze(task_->model(), config.transfer.freeze);
   if (config.training.threads > 0) at::set_num_threads(static_cast<int>(config.training.threads));
   keep_freed_memory();
   if (device_.is_cuda()) {
@@ -171,7 +191,8 @@ void Trainer::step_on_host() {
   } else {
     loss.backward();
   }
-  const Tensor norm = optimizer_.step(learning_rate(config, state_.step));
+  const Tensor norm =
+      optimizer_.step(learning_rate(config, state_.step), task_->set_of(state_.step));
   loss_sum_ += loss.detach();
   norm_sum_ += norm;
 }
@@ -225,6 +246,7 @@ std::vector<MetricsRow> Trainer::run(double seconds, int64_t max_steps) {
     } else {
       step_on_host();
     }
+    if (!state_.sets.empty()) ++state_.sets[static_cast<size_t>(task_->set_of(state_.step))].steps;
     ++state_.step;
     ++state_.steps_summed;
     if (state_.step % state_.config.training.log_every == 0 || finished()) {
@@ -244,8 +266,10 @@ void Trainer::load(const std::filesystem::path& folder) {
   const TrainingState saved = read_training_state(folder);
   check_same_run(folder, saved, state_, task_->store().name());
   load_parameters(folder, task_->model());
-  load_optimizer(folder, optimizer_, saved.step);
-  set_step(saved.step);
+  load_optimizer(folder, optimizer_, saved);
+  state_.step = saved.step;
+  state_.sets = saved.sets;
+  if (on_device_) on_device_->set_step(saved);
   loss_sum_.fill_(saved.loss_sum);
   norm_sum_.fill_(saved.gradient_norm_sum);
   state_.steps_summed = saved.steps_summed;
@@ -273,7 +297,7 @@ void Trainer::release() {
 void Trainer::set_step(int64_t step) {
   state_.step = step;
   optimizer_.set_steps(step);
-  if (on_device_) on_device_->set_step(step);
+  if (on_device_) on_device_->set_step(state_);
 }
 
 }  // namespace dmamba::train

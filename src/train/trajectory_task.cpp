@@ -3,7 +3,6 @@
 
 #include "dmamba/common/error.h"
 #include "dmamba/data/segment_sampler.h"
-#include "dmamba/data/statistics.h"
 #include "src/train/staged_batch.h"
 #include "src/train/task.h"
 
@@ -14,7 +13,8 @@ using torch::Tensor;
 namespace cuda_only = ops::cuda_only;
 
 data::SamplerOptions sampler_options(const config::Config& config,
-                                     const data::TrajectoryStore& store) {
+                                     const data::TrajectoryStore& store,
+                                     const std::optional<data::StateStatistics>& given) {
   check_scale(config);
   data::SamplerOptions o;
   o.batch_size = config.training.batch_size;
@@ -22,7 +22,7 @@ data::SamplerOptions sampler_options(const config::Config& config,
   o.seed = config.seed;
   o.paper_padding = config.model.padding == "paper";
   o.rtg_scale = config.dataset.rtg_scale;
-  data::StateStatistics statistics = data::state_statistics(store);
+  data::StateStatistics statistics = given ? *given : data::state_statistics(store);
   o.state_mean = std::move(statistics.mean);
   o.state_std = std::move(statistics.std);
   o.max_timestep = config.model.max_timestep;
@@ -66,9 +66,10 @@ cuda_only::TrajectoryTensors on_device(const data::SegmentSampler& sampler, torc
 class TrajectoryTask final : public Task {
  public:
   TrajectoryTask(const config::Config& config, std::shared_ptr<const data::TrajectoryStore> store,
-                 model::DMamba model, torch::Device device, Share share)
+                 model::DMamba model, torch::Device device, Share share,
+                 const std::optional<data::StateStatistics>& statistics)
       : model_(std::move(model)),
-        sampler_(store, sampler_options(config, *store)),
+        sampler_(store, sampler_options(config, *store, statistics)),
         share_(share),
         resident_(keep_on_device(config.training, store->name(), resident_bytes(*store), device)),
         batch_(parts_of(sampler_, share.count), device, !resident_) {
@@ -124,15 +125,16 @@ class TrajectoryTask final : public Task {
 
 std::unique_ptr<Task> make_task(const config::Config& config,
                                 std::shared_ptr<const data::TrajectoryStore> store,
-                                model::DMamba model, torch::Device device, Share share) {
+                                model::DMamba model, torch::Device device, Share share,
+                                const std::optional<data::StateStatistics>& statistics) {
   if (model->state_dim() != store->state_dim() || model->act_dim() != store->act_dim()) {
     throw ConfigError(store->name() + ": states have " + std::to_string(store->state_dim()) +
                       " components and actions " + std::to_string(store->act_dim()) +
                       ", but the model was made for " + std::to_string(model->state_dim()) +
                       " and " + std::to_string(model->act_dim()));
   }
-  return std::make_unique<TrajectoryTask>(config, std::move(store), std::move(model), device,
-                                          share);
+  return std::make_unique<TrajectoryTask>(config, std::move(store), std::move(model), device, share,
+                                          statistics);
 }
 
 }  // namespace dmamba::train

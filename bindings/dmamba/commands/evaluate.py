@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dmamba._C import Error
 from dmamba.evaluation import evaluate, format_result
+from dmamba.pretraining import FOLDER
 from dmamba.run import Run, locate_checkpoint, write_json
 from dmamba.suites import RTG_REWARDS
 from dmamba.video import check_path, record_video
@@ -62,6 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="film episode 0 of the first target, too: a .mp4 (needs imageio[ffmpeg]) or a .gif",
     )
+    parser.add_argument(
+        "--set", default="", metavar="NAME", help="of a run on several sets, the one to play for"
+    )
     parser.add_argument("--output", metavar="FILE", help="write the result as JSON, too")
 
 
@@ -69,6 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Evaluates and prints the table."""
     if arguments.video:
         check_path(Path(arguments.video))
+    if arguments.video and arguments.set:
+        raise Error("--video films runs on one set: leave it or --set out")
     if arguments.output and not Path(arguments.output).absolute().parent.is_dir():
         raise Error(f"{arguments.output}: its folder does not exist; make it first")
     choices = {
@@ -86,11 +92,14 @@ def run(arguments: argparse.Namespace) -> int:
         episodes=arguments.episodes,
         num_envs=arguments.num_envs,
         workers=arguments.workers,
+        set=arguments.set,
         **choices,
     )
     if arguments.output:
         write_json(Path(arguments.output), result)
     folder, _ = locate_checkpoint(Path(arguments.run))
+    if folder is not None and arguments.set:
+        folder = folder / FOLDER / arguments.set
     print(format_result(result, None if folder is None else Run(folder).dataset_mean()))
     if arguments.video:
         target = result["targets"][0]["target"]

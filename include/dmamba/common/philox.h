@@ -57,6 +57,8 @@ enum class PhiloxPurpose : std::uint32_t {
   kDropout = 2,  ///< keys of a training step's dropout masks
   kVisit = 3,    ///< shard that a selection from a recording visits
   kAction = 4,   ///< discrete actions of a policy
+  kEpisode = 5,  ///< episodes that a run trains on
+  kSet = 6,      ///< of several sets, the one that a step trains on
 };
 
 /// A stream of draws under one 64-bit seed, addressed by (step, index, purpose).

@@ -16,11 +16,12 @@ struct DatasetConfig {
   std::string environment;              // gymnasium id; empty: from the file's metadata
   double rtg_scale = 0.0;               // raw return per model unit; 0: from the data
   std::int64_t max_episode_length = 0;  // environment steps; 0: from the data
+  double fraction = 1.0;                // of the episodes, drawn with selection_seed
   // Of DQN-replay recordings alone; see data::ReplaySelection.
   std::int64_t buffers = 0;                  // the last so many shards; 0: all
   std::int64_t trajectories_per_buffer = 0;  // episodes a visit of a shard; 0: all of it
   std::int64_t transitions = 0;              // reading ends once so many are chosen; 0: no limit
-  std::uint64_t selection_seed = 0;          // of the order in which shards are visited
+  std::uint64_t selection_seed = 0;          // of the order of visits, and of `fraction`
   std::string cache = "disk";                // disk | memory: where the chosen frames are kept
   double top_fraction = 1.0;                 // of the episodes, those with the highest returns
   std::string rewards = "dense";             // dense | delayed: all of them with the last step
@@ -86,6 +87,39 @@ struct TrainingConfig {
   bool operator==(const TrainingConfig&) const = default;
 };
 
+/// Where parameters begin, and how far each may go. Patterns are those of file names (`*`, `?`,
+/// `[...]`) over whole names of parameters; train::init_parameters() says what is taken.
+struct TransferConfig {
+  std::string init_from;  // checkpoint or run folder, or safetensors file; empty: from the seed
+  std::string set;        // of a checkpoint of several sets: whose embeddings and head are taken
+  std::vector<std::string> fresh{"auto"};   // auto | patterns: what begins anew
+  std::vector<std::string> freeze;          // patterns: what is not trained
+  std::vector<std::string> learning_rates;  // pattern=factor; the last that matches counts
+  std::string statistics = "data";          // data | checkpoint: of the states
+
+  bool operator==(const TransferConfig&) const = default;
+};
+
+/// An entry of TransferConfig::learning_rates.
+struct RateFactor {
+  std::string pattern;
+  double factor;
+};
+
+/// Reads "pattern=factor". Throws ConfigError naming the key unless the factor is a positive
+/// number.
+RateFactor parse_rate_factor(const std::string& entry);
+
+/// Several sets at once: a trunk that all share, embeddings and a head for each.
+struct PretrainingConfig {
+  std::vector<std::string> sets;  // files, or names of known datasets; empty: dataset.path alone
+  double temperature = 1.0;       // a step's set is drawn in proportion to transitions^(1 / this)
+  std::vector<std::string> environments;  // gymnasium ids, one a set; empty: from the files
+  std::vector<double> rtg_scales;         // one a set; empty: from the data
+
+  bool operator==(const PretrainingConfig&) const = default;
+};
+
 /// How the trained policy is scored in its environment.
 struct EvaluationConfig {
   std::vector<double> targets;      // raw returns; empty: from the data (90th percentile, maximum)
@@ -109,6 +143,8 @@ struct Config {
   DatasetConfig dataset;
   ModelConfig model;
   TrainingConfig training;
+  TransferConfig transfer;
+  PretrainingConfig pretraining;
   EvaluationConfig evaluation;
 
   bool operator==(const Config&) const = default;

@@ -19,7 +19,8 @@ struct Tag {};
 template <class T>
 inline constexpr bool kIsSection =
     std::same_as<T, DatasetConfig> || std::same_as<T, ModelConfig> ||
-    std::same_as<T, TrainingConfig> || std::same_as<T, EvaluationConfig>;
+    std::same_as<T, TrainingConfig> || std::same_as<T, TransferConfig> ||
+    std::same_as<T, PretrainingConfig> || std::same_as<T, EvaluationConfig>;
 
 /// Calls f(name, pointer to member, doc) for each field, in the order in which they are written.
 template <class F>
@@ -30,12 +31,14 @@ void for_each_field(F&& f, Tag<DatasetConfig>) {
   f("rtg_scale", &S::rtg_scale, "returns-to-go are divided by this; 0: from the data");
   f("max_episode_length", &S::max_episode_length,
     "environment steps after which an evaluation episode ends; 0: from the data");
+  f("fraction", &S::fraction, "share of the episodes, drawn with selection_seed; 1: all");
   f("buffers", &S::buffers, "DQN-replay: the last so many shards are read; 0: all");
   f("trajectories_per_buffer", &S::trajectories_per_buffer,
     "DQN-replay: episodes a visit of a shard; 0: all of it");
   f("transitions", &S::transitions,
     "DQN-replay: visits end once so many transitions are chosen; 0: no limit");
-  f("selection_seed", &S::selection_seed, "DQN-replay: seed of the order of visits");
+  f("selection_seed", &S::selection_seed,
+    "seed of the episodes of fraction; DQN-replay: of the order of visits");
   f("cache", &S::cache,
     "DQN-replay: disk: chosen frames are kept in a file, mapped by later starts | memory");
   f("top_fraction", &S::top_fraction,
@@ -115,6 +118,34 @@ void for_each_field(F&& f, Tag<TrainingConfig>) {
 }
 
 template <class F>
+void for_each_field(F&& f, Tag<TransferConfig>) {
+  using S = TransferConfig;
+  f("init_from", &S::init_from,
+    "checkpoint folder, run folder or safetensors file where parameters begin; '': from the seed");
+  f("set", &S::set,
+    "of a checkpoint of several sets: whose embeddings and head are taken; '': the trunk alone");
+  f("fresh", &S::fresh,
+    "what begins anew: auto: embeddings and heads of other states, actions or games | patterns of "
+    "parameters' names");
+  f("freeze", &S::freeze, "patterns of parameters' names that keep their values");
+  f("learning_rates", &S::learning_rates,
+    "pattern=factor: of training.learning_rate, for the parameters that match; the last counts");
+  f("statistics", &S::statistics,
+    "mean and deviation that states are standardised with: data: this run's | checkpoint: its own");
+}
+
+template <class F>
+void for_each_field(F&& f, Tag<PretrainingConfig>) {
+  using S = PretrainingConfig;
+  f("sets", &S::sets,
+    "several datasets at once, each with its own embeddings and head; []: dataset.path alone");
+  f("temperature", &S::temperature,
+    "a step's set is drawn in proportion to its transitions^(1 / temperature)");
+  f("environments", &S::environments, "gymnasium ids, one a set; []: from the files");
+  f("rtg_scales", &S::rtg_scales, "returns-to-go are divided by these; []: from the data");
+}
+
+template <class F>
 void for_each_field(F&& f, Tag<EvaluationConfig>) {
   using S = EvaluationConfig;
   f("targets", &S::targets,
@@ -142,6 +173,8 @@ void for_each_field(F&& f, Tag<Config>) {
   f("dataset", &S::dataset, "the data");
   f("model", &S::model, "the network");
   f("training", &S::training, "the optimisation");
+  f("transfer", &S::transfer, "where parameters begin, and what of them is trained");
+  f("pretraining", &S::pretraining, "several sets at once");
   f("evaluation", &S::evaluation, "scoring in the environment");
 }
 

@@ -7,6 +7,7 @@
 #include <array>
 #include <initializer_list>
 #include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -42,6 +43,13 @@ class DMambaImpl : public torch::nn::Module {
   /// Parameters come from torch's default generator. Throws ConfigError for sizes below 1 or an
   /// unknown choice.
   DMambaImpl(int64_t state_dim, int64_t act_dim, const config::ModelConfig& config);
+
+  /// Shares all modules of `trunk` but those whose sizes follow from the data, which are its own.
+  DMambaImpl(int64_t state_dim, int64_t act_dim, const DMambaImpl& trunk);
+
+  /// Whether a child's size follows from that of states or actions: embed_state, embed_action,
+  /// predict_action.
+  static bool follows_from_data(const std::string& child);
 
   /// states (batch, K, state_dim), actions (batch, K, act_dim), returns_to_go (batch, K, 1), all of
   /// the parameters' dtype, float32 or float64 (under autocast any floating one); timesteps (batch,

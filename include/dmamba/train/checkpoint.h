@@ -13,6 +13,15 @@
 
 namespace dmamba::train {
 
+/// One of several sets that a run trains on.
+struct SetState {
+  std::string name;
+  int64_t state_dim = 0;
+  int64_t act_dim = 0;
+  std::vector<float> state_mean, state_std;  ///< (state_dim,)
+  int64_t steps = 0;                         ///< optimizer steps on this set
+};
+
 /// Everything of a run beside the tensors.
 struct TrainingState {
   config::Config config;  ///< as resolved when training began
@@ -21,6 +30,7 @@ struct TrainingState {
   std::vector<float> state_mean, state_std;  ///< (state_dim,), of the dataset
   int64_t num_actions = 0;                   ///< of a model for games, which has no state_dim
   std::string data_digest;                   ///< of recorded games: actions, rewards, episodes
+  std::vector<SetState> sets;                ///< in place of sizes and statistics above; or none
   int64_t step = 0;                          ///< optimizer steps done
   /// Sums since the last row of metrics, so that a resumed run writes the same rows.
   double loss_sum = 0.0;
@@ -40,7 +50,8 @@ TrainingState read_training_state(const std::filesystem::path& folder);
 /// that is missing, superfluous, or of another shape or dtype; the model is unchanged then.
 void load_parameters(const std::filesystem::path& folder, torch::nn::Module& model);
 
-/// Copies optimizer.safetensors and the step count likewise.
-void load_optimizer(const std::filesystem::path& folder, AdamW& optimizer, int64_t step);
+/// Copies optimizer.safetensors and the step counts likewise.
+void load_optimizer(const std::filesystem::path& folder, AdamW& optimizer,
+                    const TrainingState& state);
 
 }  // namespace dmamba::train

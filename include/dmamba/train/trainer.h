@@ -3,13 +3,16 @@
 
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "dmamba/config/config.h"
 #include "dmamba/data/frame_store.h"
+#include "dmamba/data/statistics.h"
 #include "dmamba/data/trajectory_store.h"
 #include "dmamba/model/atari.h"
 #include "dmamba/model/dmamba.h"
+#include "dmamba/model/multi_dmamba.h"
 #include "dmamba/train/checkpoint.h"
 #include "dmamba/train/optimizer.h"
 
@@ -50,11 +53,18 @@ struct MetricsRow {
 class Trainer {
  public:
   /// Throws ConfigError where the config is out of range or does not fit the data, the model or the
-  /// machine, DataError where K exceeds every episode.
+  /// machine, DataError where K exceeds every episode. States are standardised with `statistics`,
+  /// the store's own where absent. What transfer.freeze names requires no gradient from then on;
+  /// parameters begin as the model has them, whatever transfer.init_from says.
   Trainer(const config::Config& config, std::shared_ptr<const data::TrajectoryStore> store,
-          model::DMamba model, std::shared_ptr<Ranks> ranks = nullptr);
+          model::DMamba model, std::shared_ptr<Ranks> ranks = nullptr,
+          const std::optional<data::StateStatistics>& statistics = {});
   Trainer(const config::Config& config, std::shared_ptr<const data::FrameStore> store,
           model::AtariDMamba model, std::shared_ptr<Ranks> ranks = nullptr);
+  /// On several sets, config.pretraining's, with a store and a model for each.
+  Trainer(const config::Config& config,
+          std::vector<std::shared_ptr<const data::TrajectoryStore>> stores,
+          model::MultiDMamba model);
   ~Trainer();
 
   /// Trains until `seconds` have passed, `max_steps` are done (negative: no limit) or training is

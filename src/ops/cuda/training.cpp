@@ -15,6 +15,11 @@ kernels::StepScalars* scalars_of(const StepState& state) {
   return reinterpret_cast<kernels::StepScalars*>(state.scalars.mutable_data_ptr<float>());
 }
 
+/// Null where there is one set.
+int64_t* set_step_of(const StepState& state) {
+  return state.set_step.defined() ? state.set_step.mutable_data_ptr<int64_t>() : nullptr;
+}
+
 float* mutable_floats(const Tensor& t) { return t.mutable_data_ptr<float>(); }
 
 }  // namespace
@@ -24,6 +29,7 @@ void begin_step(const BeginStep& options, const StepState& state,
   Call call("begin_step", state.step);
   kernels::BeginStepParams p{};
   p.step = state.step.const_data_ptr<int64_t>();
+  p.set_step = set_step_of(state);
   p.seed = options.seed;
   p.first_sample = options.first_sample;
   p.learning_rate = options.learning_rate;
@@ -69,7 +75,8 @@ Tensor adamw(const AdamWTensors& tensors, const AdamWOptions& options, const Ten
          !mirror.defined()                       ? kernels::Mirror::kNone
          : mirror.scalar_type() == at::kBFloat16 ? kernels::Mirror::kBFloat16
                                                  : kernels::Mirror::kDecayRates,
-         tensors.parameters[i].numel(), static_cast<float>(tensors.weight_decays[i])});
+         tensors.of_set[i], tensors.parameters[i].numel(), static_cast<float>(tensors.weight_decays[i]),
+         static_cast<float>(tensors.rates[i])});
   }
   const auto count = static_cast<int>(list.size());
   const Tensor norm = at::empty({}, loss.options().dtype(at::kFloat));
@@ -81,7 +88,7 @@ Tensor adamw(const AdamWTensors& tensors, const AdamWOptions& options, const Ten
       scalars_of(state),
       {mutable_floats(norm), state.norm_sum.mutable_data_ptr<double>(),
        state.loss_sum.mutable_data_ptr<double>(), loss.const_data_ptr<float>(),
-       state.step.mutable_data_ptr<int64_t>()},
+       state.step.mutable_data_ptr<int64_t>(), set_step_of(state)},
       scratch, call.stream()));
   return norm;
 }

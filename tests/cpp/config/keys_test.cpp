@@ -64,7 +64,8 @@ TEST(Keys, SuggestsTheNearest) {
             "model.dt_rank, model.max_timestep, model.n_head, model.conv_window, "
             "model.channel_group, model.rtg, model.past_actions, model.encoder, model.position");
   EXPECT_EQ(explain("optimizer"),
-            "unknown; allowed: name, seed, dataset, model, training, evaluation");
+            "unknown; allowed: name, seed, dataset, model, training, transfer, "
+            "pretraining, evaluation");
 }
 
 }  // namespace

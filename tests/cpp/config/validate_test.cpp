@@ -59,6 +59,52 @@ TEST(Validate, RealNumbers) {
             "1");
 }
 
+TEST(Validate, Transfer) {
+  const auto rates = [](const char* entry) {
+    return error_after([=](Config& c) { c.transfer.learning_rates = {entry}; });
+  };
+  EXPECT_EQ(rates("transformer.*=0.1"), "no error");
+  EXPECT_EQ(rates("a=b=1e-3"), "no error");
+  for (const char* bad : {"transformer.*", "=0.1", "a=", "a=0", "a=-1", "a=nan", "a=inf", "a=1x"}) {
+    EXPECT_EQ(rates(bad), "key 'transfer.learning_rates': '" + std::string(bad) +
+                              "' is not allowed; must be pattern=factor with a positive number, "
+                              "such as transformer.*=0.1; to keep parameters as they are, use "
+                              "transfer.freeze");
+  }
+  EXPECT_EQ(error_after([](Config& c) { c.transfer.freeze = {"a", ""}; }),
+            "key 'transfer.freeze': '' is not allowed; must be patterns of parameters' names, such "
+            "as transformer.*");
+  EXPECT_EQ(error_after([](Config& c) { c.transfer.statistics = "mine"; }),
+            "key 'transfer.statistics': 'mine' is not allowed; must be one of data, checkpoint");
+  EXPECT_EQ(error_after([](Config& c) { c.transfer.statistics = "checkpoint"; }),
+            "key 'transfer.statistics': checkpoint says what is taken from a checkpoint, but "
+            "transfer.init_from is empty");
+  EXPECT_EQ(error_after([](Config& c) { c.transfer.set = "hopper"; }),
+            "key 'transfer.set': 'hopper' says what is taken from a checkpoint, but "
+            "transfer.init_from is empty");
+  EXPECT_EQ(error_after([](Config& c) { c.dataset.fraction = 0.0; }),
+            "key 'dataset.fraction': 0 is not allowed; must be greater than 0 and at most 1");
+}
+
+TEST(Validate, Pretraining) {
+  const auto error = [](auto change) {
+    return error_after([=](Config& c) {
+      c.pretraining.sets = {"a.hdf5", "b.hdf5"};
+      change(c);
+    });
+  };
+  EXPECT_EQ(error([](Config&) {}), "no error");
+  EXPECT_EQ(error([](Config& c) { c.pretraining.rtg_scales = {1000.0}; }),
+            "key 'pretraining.rtg_scales': a list of 1 is not allowed; must be empty, or one per "
+            "set (pretraining.sets has 2)");
+  EXPECT_EQ(error([](Config& c) { c.pretraining.temperature = 0.0; }),
+            "key 'pretraining.temperature': 0 is not allowed; must be a finite number greater than "
+            "0");
+  EXPECT_EQ(error([](Config& c) { c.dataset.path = "c.hdf5"; }),
+            "key 'dataset.path': is for a run on one set, but pretraining.sets is given; leave one "
+            "out");
+}
+
 TEST(Validate, Targets) {
   EXPECT_EQ(error_after([](Config& c) { c.evaluation.targets = {-20.5, 0.0, 3600.0}; }),
             "no error");

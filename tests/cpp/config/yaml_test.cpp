@@ -83,6 +83,7 @@ TEST(Yaml, UnknownAndRepeatedKeys) {
             "f.yaml:1: key 'steps': unknown; did you mean 'training.steps'?");
   EXPECT_EQ(parse_error("\n\noptimizer: sgd\n"),
             "f.yaml:3: key 'optimizer': unknown; allowed: name, seed, dataset, model, training, "
+            "transfer, pretraining, "
             "evaluation");
   EXPECT_EQ(parse_error("training:\n  steps: 3\n  batch_size: 2\n  steps: 3\n"),
             "f.yaml:4: key 'training.steps': given twice");
@@ -245,8 +246,10 @@ TEST(Yaml, EveryFieldIsWritten) {
   disturb_all(config.dataset);
   disturb_all(config.model);
   disturb_all(config.training);
+  disturb_all(config.transfer);
+  disturb_all(config.pretraining);
   disturb_all(config.evaluation);
-  EXPECT_EQ(fields, 65);
+  EXPECT_EQ(fields, 76);
 }
 
 TEST(Yaml, DoublesKeepTheirBits) {

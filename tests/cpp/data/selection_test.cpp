@@ -1,6 +1,7 @@
 // Stores made of another.
 #include "dmamba/data/selection.h"
 
+#include <map>
 #include <stdexcept>
 
 #include "dmamba/common/error.h"
@@ -23,6 +24,42 @@ struct Rows {
   }
   std::vector<float> states, actions, rewards, rtg;
 };
+
+std::shared_ptr<MemoryStore> store_of(std::int64_t episodes) {
+  return MemoryStore::create(make_arrays(std::vector<std::int64_t>(episodes, 2)), "numbers");
+}
+
+TEST(DrawEpisodes, CountIsRoundedAndNeverZero) {
+  const auto store = store_of(10);
+  EXPECT_EQ(draw_episodes(*store, 0.25, 0).size(), 3U);  // 2.5, away from zero
+  EXPECT_EQ(draw_episodes(*store, 0.24, 0).size(), 2U);
+  EXPECT_EQ(draw_episodes(*store, 0.001, 0).size(), 1U);
+  const std::vector<std::int64_t> all{0, 1, 2, 3, 4, 5, 6, 7, 8, 9};
+  EXPECT_EQ(draw_episodes(*store, 1.0, 5), all);
+}
+
+TEST(DrawEpisodes, AscendingWithoutRepetitionTheSameForASeed) {
+  const auto store = store_of(129);
+  const auto drawn = draw_episodes(*store, 0.5, 3);
+  for (std::size_t i = 1; i < drawn.size(); ++i) EXPECT_LT(drawn[i - 1], drawn[i]);
+  EXPECT_GE(drawn.front(), 0);
+  EXPECT_LT(drawn.back(), 129);
+  EXPECT_EQ(drawn, draw_episodes(*store, 0.5, 3));
+  EXPECT_NE(drawn, draw_episodes(*store, 0.5, 4));
+}
+
+TEST(DrawEpisodes, EveryPairIsEquallyLikely) {
+  const auto store = store_of(5);
+  std::map<std::vector<std::int64_t>, int> counts;
+  constexpr int kSeeds = 10000;
+  for (int seed = 0; seed < kSeeds; ++seed) ++counts[draw_episodes(*store, 0.4, seed)];
+  ASSERT_EQ(counts.size(), 10U);
+  double chi_squared = 0;
+  for (const auto& [pair, count] : counts) {
+    chi_squared += (count - kSeeds / 10.0) * (count - kSeeds / 10.0) / (kSeeds / 10.0);
+  }
+  EXPECT_LT(chi_squared, 27.9);  // 9 degrees of freedom, one in a thousand
+}
 
 TEST(Selection, HasTheEpisodesInTheOrderGiven) {
   // Rows 0 to 2, 3 and 4, 5 to 9; the second ends by a timeout.

@@ -95,6 +95,37 @@ TEST(AdamW, MatchesTheEquationsInBothDecaySettings) {
   }
 }
 
+TEST(AdamW, AFactorScalesStepAndDecayOfItsParametersAlone) {
+  config::TrainingConfig training = small_run().training;
+  training.decay = "all";
+  training.weight_decay = 0.3;
+  training.gradient_clip = 0.0;
+  model::DMamba plain = make_model(small_run()), slowed = make_model(small_run()),
+                tenth = make_model(small_run());
+  // The last entry that matches counts.
+  const std::vector<std::string> rates{"*=0.5", "transformer.*=0.1", "embed_*=1"};
+  AdamW usual(*plain, training), scaled(*slowed, training, rates), small(*tenth, training);
+  for (int64_t step = 1; step <= 3; ++step) {
+    for (AdamW* optimizer : {&usual, &scaled, &small}) set_gradients(*optimizer, step);
+    usual.step(1e-2);
+    scaled.step(1e-2);
+    small.step(1e-2 * 0.1);
+  }
+  const auto full = plain->named_parameters(), slow = tenth->named_parameters();
+  for (const Slot& slot : scaled.slots()) {
+    const bool trunk = slot.name.starts_with("transformer.");
+    EXPECT_EQ(slot.rate, trunk ? 0.1 : slot.name.starts_with("embed_") ? 1.0 : 0.5) << slot.name;
+    if (trunk) EXPECT_TRUE(torch::equal(slot.parameter, slow[slot.name])) << slot.name;
+    if (slot.rate == 1.0) EXPECT_TRUE(torch::equal(slot.parameter, full[slot.name])) << slot.name;
+  }
+}
+
+TEST(AdamW, AFactorThatMatchesNothingIsAnError) {
+  model::DMamba model = make_model(small_run());
+  expect_contains(message_of<ConfigError>([&] { AdamW(*model, small_run().training, {"head.*=2"}); }),
+                  {"transfer.learning_rates", "'head.*' matches no parameter"});
+}
+
 TEST(AdamW, DecayedParametersComeFirst) {
   model::DMamba model = make_model(small_run());
   const AdamW optimizer(*model, small_run().training);

@@ -1,0 +1,86 @@
+"""What a training begins with: the sets, the models and the trainer, before anything is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dmamba import _C, data, episodes, nn, pretraining, replays, suites, transfer
+from dmamba.pretraining import Part
+
+
+def load_parts(
+    config: _C.Config, dataset: _C.TrajectoryStore | _C.FrameStore | None, progress: bool
+) -> tuple[_C.Config, list[Part]]:
+    """The resolved configuration, and the sets that it trains on."""
+    if config.pretraining.sets:
+        if dataset is not None:
+            raise _C.ConfigError("pretraining.sets names files; it and dataset= exclude each other")
+        return pretraining.resolve(config, pretraining.load(config, progress=progress))
+    if dataset is None:
+        store = data.load_configured(config.dataset, progress=progress)
+    else:
+        config.dataset.path = episodes.config_path(dataset)
+        store = data.select(dataset, config.dataset)
+    resolved = data.resolve(config, store)
+    return resolved, [Part("", resolved, store)]
+
+
+def make_model(
+    config: _C.Config, store: _C.TrajectoryStore | _C.FrameStore
+) -> nn.DMamba | nn.AtariDMamba:
+    """A model of a dataset's sizes, on the CPU, with the parameters that ``config.seed`` draws.
+
+    Raises:
+        ConfigError: An unknown mixer, or sizes that do not fit each other.
+    """
+    with torch.random.fork_rng(devices=[]):  # the caller's generator is left as it was
+        torch.manual_seed(config.seed)
+        if isinstance(store, _C.FrameStore):
+            actions = replays.num_actions(store, config.dataset.environment)
+            return nn.AtariDMamba(actions, config=config.model)
+        return nn.DMamba(store.state_dim, store.act_dim, config=config.model)
+
+
+def make_trainer(
+    config: _C.Config, parts: list[Part], resumed: Path | None, ranks: _C.Ranks | None = None
+) -> tuple[list[nn.DMamba | nn.AtariDMamba], _C.Trainer, dict[str, Any] | None]:
+    """Each set's model as it begins, their trainer at step 0, and what another run has given.
+
+    ``ranks`` are those that train it together. A run that continues from a checkpoint has no need
+    of what it began from, which may be gone.
+    """
+    store = parts[0].store
+    # Of several sets all are: pretraining.load() refuses games.
+    stores = [part.store for part in parts if isinstance(part.store, _C.TrajectoryStore)]
+    model: nn.DMamba | nn.AtariDMamba | nn.MultiDMamba
+    if config.pretraining.sets:
+        sizes = {
+            part.name: (of_set.state_dim, of_set.act_dim)
+            for part, of_set in zip(parts, stores, strict=True)
+        }
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            model = nn.MultiDMamba(sizes, config.model)
+    else:
+        model = make_model(config, store)
+    began = transfer.begin(config, model) if config.transfer.init_from and not resumed else None
+    if isinstance(model, nn.MultiDMamba):
+        return list(model.models.values()), _C.Trainer(config, stores, model.cpp_module), began
+    statistics = transfer.statistics(config, store, resumed)
+    if isinstance(store, _C.FrameStore):
+        return [model], _C.Trainer(config, store, model.cpp_module, ranks), began
+    return [model], _C.Trainer(config, store, model.cpp_module, ranks, statistics), began
+
+
+def check_environment(config: _C.Config, store: _C.TrajectoryStore | _C.FrameStore) -> None:
+    """Finds out before the training, not after it, that the evaluation cannot work."""
+    environment = config.dataset.environment
+    if not environment:
+        raise _C.ConfigError(
+            f"{store.name}: neither file nor configuration names an environment; set "
+            "dataset.environment=ID, or train without evaluation (evaluate=False, --no-evaluate)"
+        )
+    suites.check_store(environment, store, config.dataset.max_episode_length)
