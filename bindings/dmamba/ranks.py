@@ -39,9 +39,14 @@ CONTROL_TIMEOUT = datetime.timedelta(days=30)
 _joined = 0  # teams that this process has been in: the store's keys are not used again
 
 
+def several() -> bool:
+    """Whether this process is one of several that torchrun has started."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def join() -> Team:
     """This process's team: what torchrun has started, or this process alone."""
-    return Ranks() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else Team()
+    return Ranks() if several() else Team()
 
 
 class Team:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
+from dmamba import _C, ranks
 from dmamba.signals import NotedSignals
 
 STOPPED = "stopped"  # the failure of a run that was asked to stop, or never began for that reason
@@ -26,10 +27,18 @@ class Runner(NotedSignals):
 
     Args:
         jobs: Processes at a time, at least 1.
+
+    Raises:
+        ConfigError: torchrun has started this process as one of several.
     """
 
     def __init__(self, jobs: int) -> None:
         super().__init__()
+        if ranks.several():
+            raise _C.ConfigError(
+                "training processes beside each other are started by one process: start it "
+                "without torchrun (WORLD_SIZE is set)"
+            )
         self.jobs = jobs
         self.stopping = threading.Event()
         self._processes: set[subprocess.Popen[bytes]] = set()

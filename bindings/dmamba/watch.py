@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 BEAT_SECONDS = 0.5
 SILENT_SECONDS = 3.0  # without a sign of life, once something has gone wrong
-LOST_SECONDS = 15.0  # without one while all seems well; torchrun kills 30 s after a rank's death
+LOST_SECONDS = 10.0  # without one while all seems well; torchrun kills 30 s after a rank's death
 GRACE_SECONDS = 10.0  # for the main thread to find its own way out
 
 

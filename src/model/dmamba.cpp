@@ -37,16 +37,22 @@ DMambaImpl::DMambaImpl(int64_t state_dim, int64_t act_dim, const config::ModelCo
 }
 
 DMambaImpl::DMambaImpl(int64_t state_dim, int64_t act_dim, const DMambaImpl& trunk)
-    : state_dim_(state_dim), act_dim_(act_dim), config_(trunk.config_), blocks_(trunk.blocks_) {
+    : state_dim_(state_dim),
+      act_dim_(act_dim),
+      config_(trunk.config_),
+      kinds_(trunk.kinds_),
+      blocks_(trunk.blocks_) {
   check_positive("DMamba", "state_dim", state_dim);
   check_positive("DMamba", "act_dim", act_dim);
   const int64_t d = config_.d_model;
   ln_f_ = trunk.ln_f_;
   register_module("transformer", trunk.named_children()["transformer"]);
   embed_timestep_ = register_module("embed_timestep", trunk.embed_timestep_);
-  embed_return_ = register_module("embed_return", trunk.embed_return_);
+  if (kinds_.rtg()) embed_return_ = register_module("embed_return", trunk.embed_return_);
   embed_state_ = register_module("embed_state", torch::nn::Linear(state_dim, d));
-  embed_action_ = register_module("embed_action", torch::nn::Linear(act_dim, d));
+  if (kinds_.actions()) {
+    embed_action_ = register_module("embed_action", torch::nn::Linear(act_dim, d));
+  }
   embed_ln_ = register_module("embed_ln", trunk.embed_ln_);
   embedding_dropout_ = register_module("embedding_dropout", trunk.embedding_dropout_);
   predict_action_ = register_module(

@@ -343,3 +343,25 @@ def test_dropout_masks_are_the_same_on_every_instruction_set():
         masks.append(torch.ops.dmamba.dropout(torch.ones(777), 0.5, 123456789))
     _C.set_cpu_capability(before)
     assert all(torch.equal(masks[0], mask) for mask in masks[1:])
+
+
+def test_dropout_of_a_piece_has_the_masks_piece(capability):
+    x = torch.randn(5000)
+    whole = torch.ops.dmamba.dropout(x, 0.3, 7)
+    for first in (0, 64, 1920):
+        piece = x[first:4001].clone().requires_grad_()
+        dropped = torch.ops.dmamba.dropout(piece, 0.3, 7, first)
+        assert torch.equal(dropped, whole[first:4001])
+        (gradient,) = torch.autograd.grad(dropped.sum(), piece)
+        assert torch.equal(gradient, torch.ops.dmamba.dropout(torch.ones(5000), 0.3, 7)[first:4001])
+    # Counters of 64 bits: a mask of 2^40 elements has an end, too.
+    far = torch.ops.dmamba.dropout(torch.ones(640), 0.5, 7, 2**40)
+    assert torch.equal(far[128:], torch.ops.dmamba.dropout(torch.ones(512), 0.5, 7, 2**40 + 128))
+    assert not torch.equal(far, torch.ops.dmamba.dropout(torch.ones(640), 0.5, 7))
+
+
+@pytest.mark.parametrize("first", [-64, 1, 63, 65])
+def test_a_piece_begins_with_a_stretch(first):
+    message = f"dropout: first must be a multiple of 64, got {first}"
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.dmamba.dropout(torch.ones(3), 0.1, 7, first)

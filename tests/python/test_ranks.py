@@ -15,6 +15,7 @@ from conftest import tiny
 from replay_games import write_recording
 
 import dmamba
+from dmamba import runner
 
 HERE = Path(__file__).parent
 WORLD = 2
@@ -279,3 +280,9 @@ def test_torchruns_variables_have_to_be_there(dataset, tmp_path):
     )
     assert done.returncode == 2
     assert "WORLD_SIZE is 2, but RANK, LOCAL_RANK is not set; start the processes" in done.stderr
+
+
+def test_a_sweep_is_started_by_one_process(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(dmamba.ConfigError, match="without torchrun"):
+        runner.Runner(jobs=1)

@@ -236,6 +236,18 @@ def test_dropout_is_the_cpus_bit_for_bit(count, p, dtype):
         assert torch.equal(got.cpu(), torch.ops.dmamba.dropout(x, p, key))
 
 
+@DTYPES
+def test_dropout_of_a_piece_has_the_masks_piece(dtype):
+    x = torch.randn(100_001).to(dtype)
+    whole = torch.ops.dmamba.dropout(x, 0.3, 9)
+    for first in (64, 4096, 50_048):
+        piece = torch.ops.dmamba.dropout(x[first:].cuda(), 0.3, 9, first)
+        assert torch.equal(piece.cpu(), whole[first:])
+    far = 2**40 + 192
+    got = torch.ops.dmamba.dropout(x.cuda(), 0.3, 9, far)
+    assert torch.equal(got.cpu(), torch.ops.dmamba.dropout(x, 0.3, 9, far))
+
+
 def test_dropout_of_an_unaligned_tensor_and_its_gradient():
     x = torch.randn(1001)
     view = x.cuda()[1:].requires_grad_()
