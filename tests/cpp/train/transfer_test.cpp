@@ -205,12 +205,12 @@ TEST(Resume, AFineTuningRunContinuesToTheSameBits) {
 TEST(Statistics, GivenOnesStandTheStates) {
   const config::Config config = small_run();
   const data::StateStatistics given{{1.0F, 2.0F, 3.0F}, {4.0F, 5.0F, 6.0F}};
-  Trainer trainer(config, make_store(), make_model(config), given);
+  Trainer trainer(config, make_store(), make_model(config), nullptr, given);
   EXPECT_EQ(trainer.state().state_mean, given.mean);
   EXPECT_EQ(trainer.state().state_std, given.std);
   model::DMamba usual = make_model(config), other = make_model(config);
   Trainer(config, make_store(), usual).run(100.0, 2);
-  Trainer(config, make_store(), other, given).run(100.0, 2);
+  Trainer(config, make_store(), other, nullptr, given).run(100.0, 2);
   EXPECT_FALSE(testing::same_parameters(*usual, *other));
 }
 
