@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from dmamba import _C, data, episodes, evaluation, nn, plots, replays, report, suites
+from dmamba import _C, data, episodes, evaluation, nn, plots, replays, suites, summary
 from dmamba.beside import Evaluator
 from dmamba.callbacks import Callback
 from dmamba.progress import bar
@@ -230,7 +230,7 @@ class _Session:
         plots.plot_run(self.run, float(self.store.episode_returns.mean()))
         self._call("on_end")
         if self.progress:
-            print(report.format_run(self.run), flush=True)
+            print(summary.format_run(self.run), flush=True)
 
     def _loop(self, signals: _Signals) -> None:
         steps = self.config.training.steps
@@ -371,7 +371,7 @@ class _Session:
         self._call("on_evaluation", result)
 
     def _summary(self) -> dict[str, Any]:
-        return report.summarize_run(
+        return summary.summarize_run(
             self.run,
             self.store,
             {
@@ -382,6 +382,8 @@ class _Session:
                 "evaluated": "beside" if self.beside else "between",
             },
             evaluation.device_name(self.trainer.device),
+            sum(parameter.numel() for parameter in self.model.parameters()),
+            summary.peak_memory(self.trainer.device),
         )
 
     def _call(self, hook: str, *arguments: Any) -> None:

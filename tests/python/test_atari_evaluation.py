@@ -13,7 +13,7 @@ from dmamba import _C, evaluation, nn, plots, suites
 from dmamba.beside import Evaluator
 from dmamba.commands import main
 from dmamba.evaluation import evaluate_model, format_result
-from dmamba.report import format_run
+from dmamba.summary import format_run
 from dmamba.rollout import FramePolicy
 from dmamba.run import RunWriter
 

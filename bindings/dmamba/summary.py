@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,8 +41,32 @@ def versions() -> dict[str, str | None]:
     }
 
 
+def peak_memory(device: str) -> dict[str, int | None]:
+    """The most memory that this process has held, in bytes.
+
+    Args:
+        device: Where it trained, as torch names it.
+
+    Returns:
+        ``host_bytes``: resident, since the process started, so of all trainings in it; None where
+        the system doesn't say. ``gpu_bytes``: of tensors by torch's allocator; None on the CPU.
+    """
+    # Not getrusage's ru_maxrss: a process inherits that from the one that started it.
+    status = Path("/proc/self/status")
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.M) if status.is_file() else None
+    return {
+        "host_bytes": None if found is None else 1024 * int(found[1]),
+        "gpu_bytes": None if device == "cpu" else torch.cuda.max_memory_allocated(device),
+    }
+
+
 def summarize_run(
-    run: Run, store: _C.TrajectoryStore | _C.FrameStore, times: dict[str, Any], device: str
+    run: Run,
+    store: _C.TrajectoryStore | _C.FrameStore,
+    times: dict[str, Any],
+    device: str,
+    parameters: int,
+    memory: dict[str, int | None],
 ) -> dict[str, Any]:
     """The content of summary.json.
 
@@ -49,6 +75,8 @@ def summarize_run(
         store: The training set.
         times: Of the process that ended the training, and the step it began with.
         device: Name of the device that this process trained on.
+        parameters: How many the model has.
+        memory: From :func:`peak_memory`.
     """
     config = run.config
     evaluations = run.evaluations()
@@ -61,6 +89,8 @@ def summarize_run(
         "steps": config.training.steps,
         "device": device,
         "precision": config.training.precision,
+        "parameters": parameters,
+        "memory": memory,
         "loss": float(metrics["training/loss"][-1]) if metrics["step"].size else None,
         "environment": environment,
         "dataset": {
