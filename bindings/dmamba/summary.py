@@ -53,7 +53,9 @@ def peak_memory(device: str) -> dict[str, int | None]:
     """
     # Not getrusage's ru_maxrss: a process inherits that from the one that started it.
     status = Path("/proc/self/status")
-    found = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.M) if status.is_file() else None
+    found = (
+        re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.M) if status.is_file() else None
+    )
     return {
         "host_bytes": None if found is None else 1024 * int(found[1]),
         "gpu_bytes": None if device == "cpu" else torch.cuda.max_memory_allocated(device),

@@ -183,7 +183,9 @@ def _print_result(
     lines += [*failed, f"tables  {folder / 'sweep.md'}, .csv, .json"]
     if plot is not None:
         lines.append(f"plot    {plot}")
-    lines.append(f"for one page with all tables and plots: dmamba report {shlex.quote(str(folder))}")
+    lines.append(
+        f"for one page with all tables and plots: dmamba report {shlex.quote(str(folder))}"
+    )
     if failed:
         runs = len(grid.points) * len(grid.seeds)
         lines.append(f"not finished: {len(failed)} of {runs}; the same command continues them")

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from dmamba import _C
+from dmamba.reporting.canvas import Figure
 from dmamba.reporting.collect import collect
-from dmamba.reporting.figures import Figure, all_figures
+from dmamba.reporting.figures import all_figures
 from dmamba.reporting.pages import render_html, render_markdown
 from dmamba.reporting.tables import Table, all_tables, csv_rows
 from dmamba.run import write_text
@@ -61,9 +62,7 @@ class Report:
         return f'<iframe sandbox title="report" style="{style}" srcdoc="{page}"></iframe>'
 
 
-def report(
-    folder: str | os.PathLike[str], output: str | os.PathLike[str] | None = None
-) -> Report:
+def report(folder: str | os.PathLike[str], output: str | os.PathLike[str] | None = None) -> Report:
     """Writes a report on a sweep, a run, or a folder of either.
 
     Args:

@@ -23,19 +23,21 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 STYLES = ("-", "--", ":", "-.")
 GREY = "#808080"
 _INK, _PAPER = "#1a1b1c", "#fefefd"  # no series has them, so they can be found and replaced
-_SIZE = (5.8, 3.9)  # inches: a phone's 360 px leave 10 pt letters 9 px
+_SIZE = (5.8, 3.9)  # inches: a phone's 360 px leave 11 pt letters 9 px
 _INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
 _SETTINGS: dict[str, Any] = {
     "svg.hashsalt": "dmamba",
     "svg.fonttype": "path",  # the reader's machine may not have the font
     "font.family": "DejaVu Sans",  # comes with matplotlib
-    "font.size": 10.0,
+    "font.size": 11.0,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "figure.facecolor": _PAPER,
     "axes.facecolor": _PAPER,
     "legend.framealpha": 0.0,
-    "legend.fontsize": 9.0,
+    "legend.fontsize": 10.0,
+    "legend.title_fontsize": 10.0,
+    "legend.handlelength": 2.4,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": GREY,
@@ -101,10 +103,15 @@ class Canvas:
     def __exit__(self, *exception: object) -> None:
         self._context.__exit__(None, None, None)
 
-    def legend(self, entries: int) -> None:
-        """A legend above the axes, where it hides nothing."""
-        columns = 3 if entries > 4 else 2
-        self._figure.legend(loc="outside upper left", ncols=columns, handlelength=2.4)
+    def legend(self, title: str, labels: Sequence[str]) -> None:
+        """A legend above the axes, where it hides nothing.
+
+        Args:
+            title: What the labels are values of.
+            labels: Of the entries, which say how many fit beside each other.
+        """
+        columns = max(1, min(len(labels), 44 // (6 + max(map(len, labels)))))
+        self._figure.legend(loc="outside upper left", ncols=columns, title=title, alignment="left")
 
     def finish(self, name: str, caption: str, alt: str) -> Figure:
         """The figure; call it inside of the context."""

@@ -280,8 +280,10 @@ def _differing(flats: list[dict[str, Any]], tasks: list[str]) -> list[str]:
     points = {tuple(_frozen(flat[key]) for key in others) for flat in flats}
     named = {(flat["name"], *(_frozen(flat[key]) for key in others)) for flat in flats}
     names = {flat["name"] for flat in flats}
-    return ["name"] if len(others) > _MANY_KEYS and len(names) == len(named) else (
-        keys if len(named) > len(points) else others
+    return (
+        ["name"]
+        if len(others) > _MANY_KEYS and len(names) == len(named)
+        else (keys if len(named) > len(points) else others)
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,13 +21,17 @@ from dmamba.reporting.canvas import (
 )
 from dmamba.reporting.collect import Collection, Point, Record
 from dmamba.reporting.statistics import Estimate, estimate, of_runs
-from dmamba.reporting.tables import aggregates, point_label, unit_of
+from dmamba.reporting.tables import aggregates, point_label, point_values, unit_of
 from dmamba.scores import format_interval
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 MAX_LINES = 24  # more points than this in a picture tell nothing apart
-_BASIS = {
-    "seeds": "95 % bootstrap intervals over seeds",
-    "episodes": "95 % bootstrap intervals over the episodes of one seed",
+_INTERVALS = {
+    ("seeds",): "95 % bootstrap intervals over seeds",
+    ("episodes",): "95 % bootstrap intervals over the episodes of the one seed",
+    ("episodes", "seeds"): "95 % bootstrap intervals over seeds, of one seed over its episodes",
 }
 
 
@@ -48,7 +53,7 @@ class Axis:
         """The settings of a point other than the key."""
         return tuple(pair for pair in point if pair[0] != self.key)
 
-    def style(self, point: Point, points: list[Point]) -> dict[str, str]:
+    def style(self, point: Point, points: list[Point]) -> dict[str, Any]:
         """Colour by the key's value where there is one, dashes by the other settings."""
         if self.key is None:
             place, line = points.index(point), 0
@@ -61,6 +66,21 @@ class Axis:
             "linestyle": STYLES[dash % len(STYLES)],
             "marker": MARKERS[dash % len(MARKERS)],
         }
+
+
+def _intervals(found: Iterable[Estimate]) -> str:
+    """What the bars of a picture are."""
+    return _INTERVALS[tuple(sorted({value.basis for value in found}))]
+
+
+def _keys(point: Point) -> str:
+    return plain(", ".join(key for key, _ in point))
+
+
+def _within(level: float, values: Iterable[Estimate]) -> bool:
+    """Whether a line at that level leaves the values more than a third of the picture."""
+    ends = [end for v in values for end in (v.iqm, *(v.iqm_interval or ()))]
+    return max(*ends, level) - min(*ends, level) <= 3.0 * (max(ends) - min(ends))
 
 
 def find_axis(collection: Collection) -> Axis:
@@ -130,10 +150,12 @@ def _by_point(
     axis: Axis, found: dict[Point, Estimate], unit: str, title: str, name: str, level: float | None
 ) -> Figure:
     """IQM with intervals, against the axis's key, or a row per point where there is none."""
-    bases = " or ".join(sorted({_BASIS[value.basis] for value in found.values()}))
-    caption = f"{title}. Interquartile mean, {bases}."
-    if level is not None:
-        caption += " Dashed: the dataset's mean return."
+    caption = f"{title}. Interquartile mean, {_intervals(found.values())}."
+    if level is not None and _within(level, found.values()):
+        caption += f" Dashed: the dataset's mean, {level:.1f}."
+    elif level is not None:
+        caption += f" The dataset's mean, {level:.1f}, lies outside."
+        level = None
     alt = f"{title}: " + "; ".join(
         f"{point_label(point)}: {value.iqm:.1f} {format_interval(value.iqm_interval)}"
         for point, value in found.items()
@@ -162,7 +184,7 @@ def _by_point(
                 marker=MARKERS[index % len(MARKERS)],
                 linewidth=1.6,
                 capsize=3,
-                label=plain(point_label(line)),
+                label=plain(point_values(line)),
             )
         if level is not None:
             axes.axhline(level, color=GREY, linestyle="--", linewidth=1.2)
@@ -170,7 +192,7 @@ def _by_point(
         axes.set_xlabel(plain(axis.key))
         axes.set_ylabel(unit)
         if len(axis.lines) > 1:
-            canvas.legend(len(axis.lines))
+            canvas.legend(_keys(axis.lines[0]), list(map(point_values, axis.lines)))
         return canvas.finish(name, caption, alt)
 
 
@@ -199,9 +221,16 @@ def _draw_rows(canvas: Canvas, found: dict[Point, Estimate], unit: str) -> None:
         )
         if value.basis == "seeds":
             axes.scatter(value.values, [place] * value.values.size, s=12, color=GREY, zorder=3)
-    axes.set_yticks(range(len(found)), [plain(point_label(point), 36) for point in found])
-    axes.set_ylim(len(found) - 0.5, -0.5)
+    _name_rows(axes, list(found))
     axes.set_xlabel(unit)
+
+
+def _name_rows(axes: Axes, points: list[Point]) -> None:
+    axes.set_yticks(range(len(points)), [plain(point_values(point), 30) for point in points])
+    axes.set_ylim(max(len(points), 1) - 0.5, -0.5)
+    axes.grid(visible=False, axis="y")
+    if points:
+        axes.set_title(_keys(points[0]), loc="left", fontsize=10)
 
 
 def _curve_figures(collection: Collection, axis: Axis, task: str, number: str) -> list[Figure]:
@@ -262,7 +291,7 @@ def _curves(
             style = axis.style(point, collection.points)
             if len(steps) > 12:
                 del style["marker"]
-            label = plain(point_label(point))
+            label = plain(point_values(point))
             middle = values.mean(axis=0)
             axes.plot(steps, middle, **style, markersize=4, label=label)
             if len(values) > 1:
@@ -271,21 +300,25 @@ def _curves(
         axes.set_xlabel("training step")
         axes.set_ylabel(unit)
         if len(collection.points) > 1:
-            canvas.legend(len(drawn))
-        return canvas.finish(name, caption[0].upper() + caption[1:], caption + " " + "; ".join(ends))
+            canvas.legend(_keys(next(iter(drawn))), list(map(point_values, drawn)))
+        return canvas.finish(
+            name, caption[0].upper() + caption[1:], caption + " " + "; ".join(ends)
+        )
 
 
 def _target_figure(collection: Collection, axis: Axis, task: str, number: str) -> Figure:
     found: dict[Point, list[tuple[float, Estimate]]] = {}
     for point in collection.points:
         runs = collection.runs(task, point)
-        pairs = [(t, of_runs(runs, t, "last", raw=True)) for t in collection.targets(task)]
-        found[point] = [(target, value) for target, value in pairs if value is not None]
+        estimates = {t: of_runs(runs, t, "last", raw=True) for t in collection.targets(task)}
+        known = [(target, value) for target, value in estimates.items() if value is not None]
+        if known:
+            found[point] = known
     level = collection.of_task(task)[0].summary["dataset"]["return_mean"]
-    bases = {value.basis for pairs in found.values() for _, value in pairs}
+    bars = _intervals(value for pairs in found.values() for _, value in pairs)
     caption = (
         f"Return against target, last evaluation: {task}. Mean, "
-        f"{' or '.join(_BASIS[basis] for basis in sorted(bases))}. Dotted: return = target; "
+        f"{bars}. Dotted: return = target; "
         f"dashed: the dataset's mean, {level:.0f}."
     )
     alt = f"Return against target, {task}: " + "; ".join(
@@ -296,13 +329,15 @@ def _target_figure(collection: Collection, axis: Axis, task: str, number: str) -
     with Canvas() as canvas:
         axes = canvas.axes
         for point, pairs in found.items():
-            if len(found) > MAX_LINES or not pairs:
+            if len(found) > MAX_LINES:
                 continue
             means = [value.mean for _, value in pairs]
             style = axis.style(point, collection.points)
             errors = errors_of(means, [value.mean_interval for _, value in pairs])
-            label = plain(point_label(point)) if len(found) > 1 else None
-            axes.errorbar([t for t, _ in pairs], means, yerr=errors, capsize=3, label=label, **style)
+            label = plain(point_values(point)) if len(found) > 1 else None
+            axes.errorbar(
+                [t for t, _ in pairs], means, yerr=errors, capsize=3, label=label, **style
+            )
         scale_axis(axes, collection.targets(task))
         left, right = axes.get_xlim()
         line = np.linspace(left, right, 100)
@@ -313,13 +348,13 @@ def _target_figure(collection: Collection, axis: Axis, task: str, number: str) -
         axes.set_ylim(min(0.0, axes.get_ylim()[0]), min(max(top, right), 2.0 * top))
         axes.set_xlabel("target return")
         axes.set_ylabel("return")
-        if len(found) > 1:
-            canvas.legend(len(found))
+        if 1 < len(found) <= MAX_LINES:
+            canvas.legend(_keys(next(iter(found))), list(map(point_values, found)))
         return canvas.finish(f"targets{number}", caption, alt)
 
 
 def _time_figure(collection: Collection) -> Figure:
-    """Milliseconds a training step of every point: bars of means over all its runs, and the runs."""
+    """Milliseconds a training step of every point: a bar for the mean of its runs, and the runs."""
     found = {}
     for point in collection.points:
         times = [run.step_ms for run in collection.records if run.point == point]
@@ -334,9 +369,9 @@ def _time_figure(collection: Collection) -> Figure:
         axes = canvas.axes
         for place, value in enumerate(found.values()):
             axes.barh([place], [value.mean], color=COLOURS[0], height=0.62, alpha=0.75)
-            axes.scatter(value.values, [place] * value.values.size, s=12, color=COLOURS[1], zorder=3)
-        axes.set_yticks(range(len(found)), [plain(point_label(point), 36) for point in found])
-        axes.set_ylim(max(len(found), 1) - 0.5, -0.5)
+            axes.scatter(
+                value.values, [place] * value.values.size, s=12, color=COLOURS[1], zorder=3
+            )
+        _name_rows(axes, list(found))
         axes.set_xlabel("ms a step")
-        axes.grid(visible=False, axis="y")
         return canvas.finish("time", caption, alt)

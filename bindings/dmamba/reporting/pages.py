@@ -40,7 +40,7 @@ def summarize(collection: Collection) -> list[str]:
     )
     sentences.append(
         "IQM: interquartile mean, the mean of the middle half. Intervals are 95 %, percentile "
-        "bootstrap over seeds, stratified by dataset; of one seed, over the episodes of its evaluation."
+        "bootstrap over seeds, stratified by dataset; of one seed, over its evaluation's episodes."
     )
     return sentences
 

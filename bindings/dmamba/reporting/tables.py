@@ -1,4 +1,4 @@
-"""The tables of a report: cells as texts, the same for HTML and Markdown; and the rows of its CSV."""
+"""The tables of a report, cells as texts for HTML and Markdown alike; and the rows of its CSV."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from dmamba.reporting.statistics import Estimate, estimate, of_runs
 from dmamba.scores import format_interval, format_number
 
 BIASED = (
-    "The evaluation of each run that did best at this target: a maximum over evaluations, so biased "
-    "upwards. Published tables often report it; compare like with like."
+    "The evaluation of each run that did best at this target: a maximum over evaluations, so "
+    "biased upwards. Published tables often report it; compare like with like."
 )
 FEW = "Percentile intervals of fewer than about five seeds are too narrow; read them as a range."
 
@@ -53,6 +53,11 @@ def point_label(point: Point) -> str:
     return ", ".join(f"{key} {format_value(value)}" for key, value in point) or "all runs"
 
 
+def point_values(point: Point) -> str:
+    """``5, 64``: where the keys stand elsewhere."""
+    return ", ".join(format_value(value) for _, value in point) or "all runs"
+
+
 def unit_of(collection: Collection, task: str) -> str:
     """Name of a task's score."""
     return collection.of_task(task)[0].unit
@@ -80,8 +85,8 @@ def score_table(collection: Collection, task: str, which: str) -> Table:
         notes.append(f"Error and intervals are over seeds. {FEW}")
     if "episodes" in bases:
         notes.append(
-            "Where there is one seed they are over the episodes of its evaluation: they say nothing "
-            "about another seed."
+            "Where there is one seed they are over the episodes of its evaluation: they say "
+            "nothing about another seed."
         )
     return Table(f"{name}: {task}", columns, rows, " ".join(notes))
 
