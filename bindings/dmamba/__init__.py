@@ -42,6 +42,7 @@ from ._C import (  # noqa: E402
 from .callbacks import Callback  # noqa: E402
 from .evaluation import evaluate  # noqa: E402
 from .official import from_official  # noqa: E402
+from .reporting import Report, report  # noqa: E402
 from .run import Run  # noqa: E402
 from .sweeping import Sweep, sweep  # noqa: E402
 from .training import train  # noqa: E402
@@ -57,6 +58,7 @@ __all__ = [
     "DataError",
     "Error",
     "Policy",
+    "Report",
     "Run",
     "Sweep",
     "data",
@@ -66,6 +68,7 @@ __all__ = [
     "nn",
     "ops",
     "record_video",
+    "report",
     "set_log_level",
     "sweep",
     "train",

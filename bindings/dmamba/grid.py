@@ -47,7 +47,7 @@ class Point:
 
     def folder(self, output: Path, seed: int) -> Path:
         """Where the run of a seed lies in the folder of the sweep."""
-        return output / f"{_UNFIT.sub('_', self.label)}-seed{seed}"
+        return output / folder_name(self.label, seed)
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,11 @@ class Grid:
     seeds: list[int]
     points: list[Point]
     dataset_mean: float | None
+
+
+def folder_name(label: str, seed: int) -> str:
+    """The name of the folder of a point's run."""
+    return f"{_UNFIT.sub('_', label)}-seed{seed}"
 
 
 def split_values(text: str) -> list[str]:

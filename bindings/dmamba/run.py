@@ -73,6 +73,21 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, default=_plain, allow_nan=False) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """The content of a JSON file of a run.
+
+    Raises:
+        DataError: It is damaged; the message says which file, and what to do.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON, or of UTF-8
+        raise _C.DataError(
+            f"{path}: damaged, not JSON ({error}). Remove the file and continue its run with "
+            "dmamba train --resume RUN, which writes it again, or remove the run's folder"
+        ) from None
+
+
 class Run:
     """A run folder, to read from; training writes through a :class:`RunWriter`.
 
@@ -134,7 +149,7 @@ class Run:
         for path in root.iterdir() if root.is_dir() else ():
             match = _EVALUATION.fullmatch(path.name)
             if match:
-                found.append((int(match[1]), json.loads(path.read_text(encoding="utf-8"))))
+                found.append((int(match[1]), read_json(path)))
         return [result for _, result in sorted(found, key=lambda item: item[0])]
 
     def summary(self) -> dict[str, Any]:
@@ -142,7 +157,7 @@ class Run:
         path = self.folder / "summary.json"
         if not path.is_file():
             raise _C.CheckpointError(f"{self.folder}: no summary.json, the training has not ended")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
 
     def dataset_mean(self) -> float | None:
         """Mean raw return of the training set, from summary.json; None while there is none."""

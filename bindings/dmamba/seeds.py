@@ -29,7 +29,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         "environment": summary["environment"],
         "device": summary["device"],
         "steps": summary["steps"],
-        "loss": _late_loss(run.metrics(), summary["steps"]),
+        "loss": late_loss(run.metrics(), summary["steps"]),
         "last": _by_target(summary["last"]["targets"]),
         "best": _by_target(summary["best"]["targets"]),
         "environment_steps": sum(map(_environment_steps, evaluations)),
@@ -37,7 +37,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     }
 
 
-def _late_loss(metrics: dict[str, np.ndarray], steps: int) -> float | None:
+def late_loss(metrics: dict[str, np.ndarray], steps: int) -> float | None:
     """Mean over the last steps' rows, at least the last one; None where there is no finite one."""
     if not metrics["step"].size:
         return None

@@ -11,6 +11,7 @@ The folder of a sweep has
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -183,6 +184,9 @@ def _print_result(
     lines += [*failed, f"tables  {folder / 'sweep.md'}, .csv, .json"]
     if plot is not None:
         lines.append(f"plot    {plot}")
+    lines.append(
+        f"for one page with all tables and plots: dmamba report {shlex.quote(str(folder))}"
+    )
     if failed:
         runs = len(grid.points) * len(grid.seeds)
         lines.append(f"not finished: {len(failed)} of {runs}; the same command continues them")

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dmamba import _C, beginning, evaluation, nn, report, transfer
+from dmamba import _C, beginning, evaluation, nn, summary, transfer
 from dmamba.beside import Evaluator
 from dmamba.callbacks import Callback
 from dmamba.pretraining import Part
@@ -266,12 +266,19 @@ class _Session:
             "waiting_seconds": self.seconds["waiting"],
             "evaluated": "beside" if self.beside else "between",
         }
-        device = evaluation.device_name(self.trainer.device)
-        report.write_summaries(self.writer, self.writers, self.parts, times, device)
+        summary.write_summaries(
+            self.writer,
+            self.writers,
+            self.parts,
+            [sum(p.numel() for p in model.parameters()) for model in self.models],
+            times,
+            evaluation.device_name(self.trainer.device),
+            summary.peak_memory(self.trainer.device),
+        )
         self._call("on_end")
         if self.progress:
             for writer in self.writers:
-                print(report.format_run(writer.run), flush=True)
+                print(summary.format_run(writer.run), flush=True)
         self.team.end()
 
     def _lost(self, reason: str) -> _C.LostRankError:

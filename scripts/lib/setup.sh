@@ -114,10 +114,16 @@ torch_supported() { [[ $1 =~ ^2\.1[123]([.+].*)?$ ]]; }
 
 is_installed() { [[ $(dpkg -s "$1" 2>/dev/null) == *"ok installed"* ]]; }
 
+has_browser() {
+  command -v chromium-headless-shell || command -v chromium || command -v google-chrome
+} >/dev/null
+
 # Prints the Debian packages that are missing, one a line.
 missing_packages() {
   local package packages=(libhdf5-dev libyaml-cpp-dev libspdlog-dev nlohmann-json3-dev)
   [[ $1 == with-tests ]] && packages+=(libgtest-dev)
+  # The report's page is tested in a browser; whichever Chromium is there will do.
+  [[ $1 == with-tests ]] && ! has_browser && packages+=(chromium-headless-shell)
   for package in "${packages[@]}"; do
     is_installed "$package" || say "$package"
   done

@@ -13,9 +13,9 @@ from dmamba import _C, evaluation, nn, plots, suites
 from dmamba.beside import Evaluator
 from dmamba.commands import main
 from dmamba.evaluation import evaluate_model, format_result
-from dmamba.report import format_run
 from dmamba.rollout import FramePolicy
 from dmamba.run import RunWriter
+from dmamba.summary import format_run
 
 STEPS = 25  # of an episode, so that they are short
 

@@ -41,7 +41,7 @@ def test_a_sweep_with_a_run_that_fails(config, elsewhere, capfd):
     line = f"context_length=5 seed 1: exit code 2: {log.read_text().strip()} ({log})"
     assert "the folder holds other files" in line and line in out
     assert "context_length=3 seed 0: 100 -> " in out and f"runs in {folder}: 4, 2 at a time" in out
-    assert "not finished: 1 of 4" in out
+    assert "not finished: 1 of 4" in out and f"dmamba report {folder}" in out
 
     # The table: of the runs that have finished.
     first, second = result.rows

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny, write_dataset
+from safetensors.numpy import load_file
 
 import dmamba
 from dmamba import training
@@ -72,6 +73,11 @@ def test_the_summary(trained, dataset):
     assert summary["loss"] == trained.metrics()["training/loss"][-1]
     assert summary["versions"]["torch"] == str(torch.__version__)
     assert summary["times"]["first_step"] == 0
+    weights = load_file(trained.latest_checkpoint()[1] / "model.safetensors")
+    assert summary["parameters"] == sum(weight.size for weight in weights.values())
+    # A process that has loaded torch holds far more than 50 MB, and this one less than 100 GB.
+    assert 50e6 < summary["memory"]["host_bytes"] < 100e9
+    assert summary["memory"]["gpu_bytes"] is None
     assert "maximum" in summary["best"]["note"]
     for index, best in enumerate(summary["best"]["targets"]):
         means = [result["targets"][index]["return_mean"] for result in trained.evaluations()]

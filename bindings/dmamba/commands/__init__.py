@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from dmamba import _C, _build_info
-from dmamba.commands import data, evaluate, info, sweep, train
+from dmamba.commands import data, evaluate, info, report, sweep, train
 from dmamba.signals import Interrupted
 
 COMMANDS: dict[str, ModuleType] = {
     "train": train,
     "sweep": sweep,
+    "report": report,
     "evaluate": evaluate,
     "data": data,
     "info": info,

@@ -6,7 +6,7 @@ import argparse
 
 import torch
 
-from dmamba import _C, _build_info, report
+from dmamba import _C, _build_info, summary
 
 HELP = "Show versions, instruction sets, threads, and whether CUDA is used and why."
 
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints one line per fact."""
-    facts = {name: version or "not installed" for name, version in report.versions().items()}
+    facts = {name: version or "not installed" for name, version in summary.versions().items()}
     facts["built for torch"] = _build_info.torch_version
     facts["build type"] = _build_info.build_type
     facts["instructions"] = str(_C.cpu_capability())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,12 +42,35 @@ def versions() -> dict[str, str | None]:
     }
 
 
+def peak_memory(device: str) -> dict[str, int | None]:
+    """The most memory that this process has held, in bytes.
+
+    Args:
+        device: Where it trained, as torch names it.
+
+    Returns:
+        ``host_bytes``: resident, since the process started, so of all trainings in it; None where
+        the system doesn't say. ``gpu_bytes``: of tensors by torch's allocator; None on the CPU.
+    """
+    # Not getrusage's ru_maxrss: a process inherits that from the one that started it.
+    status = Path("/proc/self/status")
+    found = (
+        re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.M) if status.is_file() else None
+    )
+    return {
+        "host_bytes": None if found is None else 1024 * int(found[1]),
+        "gpu_bytes": None if device == "cpu" else torch.cuda.max_memory_allocated(device),
+    }
+
+
 def summarize_run(
     run: Run,
     store: _C.TrajectoryStore | _C.FrameStore,
     times: dict[str, Any],
     device: str,
     metrics: dict[str, np.ndarray],
+    parameters: int,
+    memory: dict[str, int | None],
 ) -> dict[str, Any]:
     """The content of summary.json.
 
@@ -55,6 +80,8 @@ def summarize_run(
         times: Of the process that ended the training, and the step it began with.
         device: Name of the device that this process trained on.
         metrics: The training's, which of several sets is that of all of them.
+        parameters: How many the model has.
+        memory: From :func:`peak_memory`.
     """
     config = run.config
     evaluations = run.evaluations()
@@ -66,6 +93,8 @@ def summarize_run(
         "steps": config.training.steps,
         "device": device,
         "precision": config.training.precision,
+        "parameters": parameters,
+        "memory": memory,
         "loss": float(metrics["training/loss"][-1]) if metrics["step"].size else None,
         "environment": environment,
         "dataset": {
@@ -97,8 +126,10 @@ def write_summaries(
     writer: RunWriter,
     writers: list[RunWriter],
     parts: list[Part],
+    parameters: list[int],
     times: dict[str, Any],
     device: str,
+    memory: dict[str, int | None],
 ) -> None:
     """Writes a run's summary.json and plot; of several sets also a summary for each.
 
@@ -106,13 +137,17 @@ def write_summaries(
         writer: Of the run.
         writers: Of its parts; the same one where there is one set.
         parts: What it trained on.
+        parameters: How many the model of each part has.
         times: As for :func:`summarize_run`.
         device: Likewise.
+        memory: Likewise.
     """
     metrics = writer.run.metrics()
     summaries = {}
-    for part, own in zip(parts, writers, strict=True):
-        summaries[part.name] = summarize_run(own.run, part.store, times, device, metrics)
+    for part, own, count in zip(parts, writers, parameters, strict=True):
+        summaries[part.name] = summarize_run(
+            own.run, part.store, times, device, metrics, count, memory
+        )
         own.write_summary(summaries[part.name])
     if len(parts) == 1:
         plots.plot_run(writer.run, float(parts[0].store.episode_returns.mean()))
@@ -128,8 +163,8 @@ def join_summaries(name: str, sets: dict[str, dict[str, Any]]) -> dict[str, Any]
         name: Of the run.
         sets: By set, what :func:`summarize_run` gives.
     """
-    shared = ("seed", "steps", "device", "precision", "loss", "times", "versions")
-    of_sets = ("environment", "dataset", "constants", "evaluations", "last", "best")
+    shared = ("seed", "steps", "device", "precision", "memory", "loss", "times", "versions")
+    of_sets = ("parameters", "environment", "dataset", "constants", "evaluations", "last", "best")
     first = next(iter(sets.values()))
     return {
         "name": name,
