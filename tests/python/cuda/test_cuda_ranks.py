@@ -1,4 +1,4 @@
-"""One model on several GPUs: the loss of one process, bits with and without the graph, lost ranks."""
+"""One model on several GPUs: the loss of one process, bits with and without graph, lost ranks."""
 
 import json
 import os
