@@ -122,13 +122,19 @@ void bind_data(py::module_& m) {
   m.def("draw_episodes", &data::draw_episodes, py::arg("store"), py::arg("fraction"),
         py::arg("seed"), "Indices of a share of the episodes, ascending; the same for one seed.");
   m.def(
-      "keep_episodes",
-      [](const TrajectoryStore& store,
-         const std::vector<int64_t>& episodes) -> std::shared_ptr<TrajectoryStore> {
-        return data::keep_episodes(store, episodes);
+      "select_episodes",
+      [](const TrajectoryStore& store, const std::vector<int64_t>& episodes) {
+        return std::shared_ptr<TrajectoryStore>(data::select_episodes(store, episodes));
       },
       py::arg("store"), py::arg("episodes"), ReleaseGil(),
-      "A store of the episodes with these indices alone.");
+      "A store of these episodes of another, in the order given.");
+  m.def(
+      "delay_rewards",
+      [](const TrajectoryStore& store) {
+        return std::shared_ptr<TrajectoryStore>(data::delay_rewards(store));
+      },
+      py::arg("store"), ReleaseGil(),
+      "The same episodes, all of whose rewards come with the last step.");
 
   py::class_<data::SegmentSampler>(m, "SegmentSampler",
                                    "Draws training segments as the paper does; the same for the "

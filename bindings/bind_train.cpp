@@ -2,6 +2,7 @@
 #include "bindings/bind.h"
 #include "dmamba/train/checkpoint.h"
 #include "dmamba/train/device.h"
+#include "dmamba/train/ranks.h"
 #include "dmamba/train/trainer.h"
 #include "dmamba/train/transfer.h"
 
@@ -46,23 +47,38 @@ py::list list_sets(const train::TrainingState& state) {
 }  // namespace
 
 void bind_train(py::module_& m) {
+  py::register_exception<train::LostRankError>(m, "LostRankError", m.attr("Error").ptr());
+
+  py::class_<train::Ranks, std::shared_ptr<train::Ranks>>(
+      m, "Ranks", "The processes that train one model together, over a torch ProcessGroup.")
+      .def(py::init<c10::intrusive_ptr<c10d::ProcessGroup>, int64_t>(), py::arg("group"),
+           py::arg("bucket_bytes") = train::Ranks::kBucketBytes)
+      .def_property_readonly("rank", &train::Ranks::rank)
+      .def_property_readonly("world", &train::Ranks::world)
+      .def_property_readonly("bucket_bytes", &train::Ranks::bucket_bytes,
+                             "Gradients are summed in buckets of about this size.");
+
   py::class_<train::Trainer>(m, "Trainer", "Trains a model on a store, in bursts.")
       .def(py::init([](const config::Config& config, std::shared_ptr<data::TrajectoryStore> store,
                        std::shared_ptr<model::DMambaImpl> model,
+                       std::shared_ptr<train::Ranks> ranks,
                        const std::optional<Statistics>& statistics) {
              std::optional<data::StateStatistics> given;
              if (statistics) given = {statistics->first, statistics->second};
              return std::make_unique<train::Trainer>(config, std::move(store),
-                                                     model::DMamba(std::move(model)), given);
+                                                     model::DMamba(std::move(model)),
+                                                     std::move(ranks), given);
            }),
            py::arg("config"), py::arg("store").none(false), py::arg("model").none(false),
-           py::arg("statistics") = py::none())
+           py::arg("ranks") = nullptr, py::arg("statistics") = py::none(), ReleaseGil())
       .def(py::init([](const config::Config& config, std::shared_ptr<data::FrameStore> store,
-                       std::shared_ptr<model::AtariDMambaImpl> model) {
-             return std::make_unique<train::Trainer>(config, std::move(store),
-                                                     model::AtariDMamba(std::move(model)));
+                       std::shared_ptr<model::AtariDMambaImpl> model,
+                       std::shared_ptr<train::Ranks> ranks) {
+             return std::make_unique<train::Trainer>(
+                 config, std::move(store), model::AtariDMamba(std::move(model)), std::move(ranks));
            }),
-           py::arg("config"), py::arg("store").none(false), py::arg("model").none(false))
+           py::arg("config"), py::arg("store").none(false), py::arg("model").none(false),
+           py::arg("ranks") = nullptr, ReleaseGil())
       .def(py::init([](const config::Config& config,
                        const std::vector<std::shared_ptr<data::TrajectoryStore>>& stores,
                        std::shared_ptr<model::MultiDMambaImpl> model) {
@@ -96,7 +112,11 @@ void bind_train(py::module_& m) {
           py::arg("folder"), ReleaseGil(), "Writes a checkpoint folder, whole or not at all.")
       .def(
           "load", [](train::Trainer& t, const std::string& folder) { t.load(folder); },
-          py::arg("folder"), ReleaseGil(), "Continues from a checkpoint folder.");
+          py::arg("folder"), ReleaseGil(), "Continues from a checkpoint folder.")
+      .def("synchronize", &train::Trainer::synchronize, ReleaseGil(),
+           "With ranks: takes parameters, moments and step from rank 0.")
+      .def("release", &train::Trainer::release, ReleaseGil(),
+           "Forgets the captured graph, without which NCCL cannot close.");
 
   m.def(
       "resolve_device",

@@ -3,7 +3,7 @@
 
     python scripts/benchmark_train.py [--d-model 128] [--context-length 20] [--batch-size 64]
     python scripts/benchmark_train.py --device cuda [--precision fp32|tf32|bf16] [--steps 200]
-        [--runs 8] [--graph off] [--data host] [--game FOLDER]
+        [--runs 8] [--graph off] [--data host] [--game FOLDER] [model.token_mixer=attention ...]
 
 The step is everything: drawing the batch, its way to the device, forward, loss, backward, clipping,
 AdamW. On the CPU it takes turns with the matrix products of the same step (forward, and twice in
@@ -63,6 +63,7 @@ def make_trainer(options: argparse.Namespace) -> tuple[_C.Trainer, _C.Config, _C
     config.training.precision = options.precision
     config.training.graph = options.graph
     config.training.data = options.data
+    config.override(options.settings)
     store: _C.EpisodeStore
     model: dmamba.nn.DMamba | dmamba.nn.AtariDMamba
     if options.game:
@@ -145,6 +146,7 @@ def report(options: argparse.Namespace, times: dict[str, list[float]]) -> None:
 def main() -> None:
     """Reads the options, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="of the configuration")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16", "tf32"), default="fp32")
     parser.add_argument("--d-model", type=int, default=128)

@@ -26,7 +26,11 @@ A finished run is kept and a stopped one continues, so the same command goes on 
         of: hopper-d128
         policy: recurrent
 
-Keys of an experiment may stand at the top, for all experiments that don't have their own.
+Keys of an experiment may stand at the top, for all experiments that don't have their own. With
+
+    variants: {mamba: [], attention: [model.token_mixer=attention]}
+
+there or in an experiment, each variant of it, NAME-mamba and so on, is an experiment of its own.
 """
 
 from __future__ import annotations
@@ -79,6 +83,7 @@ def read_file(path: Path) -> tuple[list[Experiment], dict[str, Any] | None]:
     experiments = []
     for entry in entries:
         merged = {**content, **entry}
+        variants = merged.pop("variants", None)
         merged["overrides"] = content.get("overrides", []) + entry.get("overrides", [])
         if unknown := set(merged) - known:
             raise SystemExit(f"{path}: unknown keys {sorted(unknown)}; known: {sorted(known)}")
@@ -87,7 +92,7 @@ def read_file(path: Path) -> tuple[list[Experiment], dict[str, Any] | None]:
         if "of" in entry:  # its loss is that of the other, and it trains nothing
             merged["reference_loss"] = None
         merged["begins"] = merged.pop("from", "")
-        experiments.append(Experiment(**merged))
+        experiments += expand(Experiment(**merged), variants)
     names = [experiment.name for experiment in experiments]
     for experiment in experiments:
         if names.count(experiment.name) > 1:
@@ -113,6 +118,20 @@ def depth(experiment: Experiment, experiments: list[Experiment]) -> int:
             raise SystemExit(f"{' -> '.join([*chain, experiment.name])}: leads back to itself")
         chain.append(experiment.name)
     return len(chain) - 1
+
+
+def expand(experiment: Experiment, variants: dict[str, list[str]] | None) -> list[Experiment]:
+    """An experiment's variants, or itself where there are none."""
+    if variants is None:
+        return [experiment]
+    return [
+        replace(
+            experiment,
+            name=f"{experiment.name}-{name}",
+            overrides=experiment.overrides + overrides,
+        )
+        for name, overrides in variants.items()
+    ]
 
 
 def train(runner: Runner, options: argparse.Namespace, experiment: Experiment, seed: int) -> str:

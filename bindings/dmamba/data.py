@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from dmamba import _C, envs, replays, scores, sources
 from dmamba.download import check
@@ -32,9 +35,9 @@ __all__ = [
     "load",
     "locate",
     "record",
+    "reshape",
     "resolve",
     "rtg_scale",
-    "select",
 ]
 
 
@@ -107,7 +110,7 @@ def _read(
 def load_configured(
     config: _C.DatasetConfig, *, progress: bool = True
 ) -> _C.TrajectoryStore | _C.FrameStore:
-    """Reads what a configuration's ``dataset`` says: :func:`load`, then :func:`select`."""
+    """Reads what a configuration's ``dataset`` says: :func:`load`, then :func:`reshape`."""
     path = sources.obtain(config.path, progress=progress)
     chosen: dict[str, Any] = {
         "buffers": config.buffers,
@@ -118,26 +121,43 @@ def load_configured(
         "game": replays.game_of(config.environment),
     }
     store = _read(path, "auto", chosen, config.cache, progress)
-    return select(store, config)
+    return reshape(store, config)
 
 
-def select(
+def reshape(
     store: _C.TrajectoryStore | _C.FrameStore, config: _C.DatasetConfig
 ) -> _C.TrajectoryStore | _C.FrameStore:
-    """The store of those episodes that a configuration trains on: ``dataset.fraction`` of them.
+    """What a configuration trains on: some of a store's episodes, or rewards that come late.
+
+    ``fraction`` keeps that share of the episodes, at least one, drawn with ``selection_seed``. Of
+    those, ``top_fraction`` keeps its share, at least one, with the highest returns, in their order;
+    of equal returns the earlier. ``rewards: delayed`` then gives each episode's whole return with
+    its last step.
+
+    Args:
+        store: As recorded; it stays as it is.
+        config: The settings.
 
     Raises:
-        ConfigError: A fraction of a recorded game.
+        ConfigError: A recorded game, whose frames are not copied.
     """
-    if config.fraction == 1:
+    if config.fraction == 1.0 and config.top_fraction == 1.0 and config.rewards == "dense":
         return store
     if isinstance(store, _C.FrameStore):
+        shares = [key for key in ("fraction", "top_fraction") if getattr(config, key) != 1.0]
+        key = (*shares, "rewards")[0]
         raise _C.ConfigError(
-            f"{store.name}: dataset.fraction is for states and actions that are vectors; choose "
-            "games with dataset.buffers, trajectories_per_buffer and transitions"
+            f"{store.name}: dataset.{key} is for states and actions that are vectors, not for "
+            "recorded games; leave it out"
         )
-    drawn = _C.draw_episodes(store, config.fraction, config.selection_seed)
-    return _C.keep_episodes(store, drawn)
+    if config.fraction < 1.0:
+        drawn = _C.draw_episodes(store, config.fraction, config.selection_seed)
+        store = _C.select_episodes(store, drawn)
+    if config.top_fraction < 1.0:
+        kept = math.ceil(config.top_fraction * store.num_episodes)
+        best = np.argsort(-store.episode_returns, kind="stable")[:kept]
+        store = _C.select_episodes(store, sorted(best.tolist()))
+    return _C.delay_rewards(store) if config.rewards == "delayed" else store
 
 
 def download(name: str, *, progress: bool = True) -> Path:
@@ -283,6 +303,10 @@ def resolve(config: _C.Config, store: _C.TrajectoryStore | _C.FrameStore) -> _C.
     (where it is a file's or a folder's) and transfer.init_from absolute, so that the run can be
     continued from another folder.
 
+    With ``model.rtg: none`` one target is enough, for nothing depends on it; with
+    ``dataset.rewards: delayed`` returns-to-go stay as they are during an episode
+    (``evaluation.rtg_rewards: none``).
+
     Raises:
         ConfigError: A value out of range, or a key that the kind of data has no use for.
     """
@@ -314,4 +338,7 @@ def _fill_in(config: _C.Config, store: _C.TrajectoryStore) -> None:
         dataset.max_episode_length = longest if known is None else known.max_episode_steps
     config.model.max_timestep = max(config.model.max_timestep, longest, dataset.max_episode_length)
     if not config.evaluation.targets:
-        config.evaluation.targets = default_targets(store)
+        targets = default_targets(store)
+        config.evaluation.targets = targets[-1:] if config.model.rtg == "none" else targets
+    if dataset.rewards == "delayed":
+        config.evaluation.rtg_rewards = "none"

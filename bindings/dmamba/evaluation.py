@@ -58,8 +58,8 @@ def evaluate_model(
         max_episode_length: Time limit in steps; 0, or one above the environment's own, leaves that.
         dataset: The training set's name or path, to label the score's constants.
         weights: ``fp32`` or ``bf16``; see :class:`dmamba.rollout.ArrayPolicy`.
-        temperature: Of games alone, as the next two: of the softmax that actions are drawn from.
-        rtg_rewards: ``raw`` or ``clipped``, what returns-to-go go down by.
+        rtg_rewards: ``raw``, ``clipped`` or ``none``: what returns-to-go go down by.
+        temperature: Of games alone, as the next: of the softmax that actions are drawn from.
         sticky_actions: Probability that a frame repeats the action before.
         progress: Whether to show a bar.
         check: Called after every step; may raise to stop.
@@ -67,7 +67,7 @@ def evaluate_model(
     check_request(targets, episodes, seed, num_envs, workers)
     started = time.perf_counter()
     choices = suites.Choices(
-        policy, weights, temperature, rtg_rewards, sticky_actions, max_episode_length
+        policy, weights, rtg_rewards, temperature, sticky_actions, max_episode_length
     )
     suite = suites.choose(model, info, environment, choices)
     environment = suite.environment
@@ -110,6 +110,24 @@ def evaluate_model(
     }
 
 
+def settings(config: _C.Config) -> dict[str, Any]:
+    """What :func:`evaluate_model` is asked for by a run's configuration."""
+    asked = config.evaluation
+    return {
+        "environment": config.dataset.environment,
+        "targets": asked.targets,
+        "episodes": asked.episodes,
+        "policy": asked.policy,
+        "seed": asked.seed,
+        "confidence": asked.confidence,
+        "temperature": asked.temperature,
+        "rtg_rewards": asked.rtg_rewards,
+        "sticky_actions": asked.sticky_actions,
+        "max_episode_length": config.dataset.max_episode_length,
+        "dataset": config.dataset.path,
+    }
+
+
 def evaluate(
     run: Run | str | Path,
     targets: Sequence[float] | None = None,
@@ -145,10 +163,11 @@ def evaluate(
         workers: Processes that step the environments, with the same results for any number; left
             out, as many as there are cores where the evaluation is long enough to gain by it. Of
             games, threads that play them.
-        temperature: Of games alone, as the next two: of the softmax that actions are drawn from; 0
+        rtg_rewards: ``raw``: returns-to-go go down by the rewards; ``none``: they stay the target,
+            as with delayed rewards; ``clipped``: of games, by those clipped to [-1, 1], as in the
+            recordings. Returns are always raw.
+        temperature: Of games alone, as the next: of the softmax that actions are drawn from; 0
             takes the best.
-        rtg_rewards: ``raw``: returns-to-go go down by the rewards, as in the author's evaluation;
-            ``clipped``: by those clipped to [-1, 1], as in the recordings. Returns are always raw.
         sticky_actions: Probability that a frame repeats the action before.
         set: Of a run on several sets, the one whose model acts in its own environment.
 

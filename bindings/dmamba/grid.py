@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dmamba import _C, data, replays
-from dmamba.beginning import check_environment
+from dmamba.beginning import check_environment, make_model
 from dmamba.training import flatten, load_config
 
 MAX_RUNS = 10_000
@@ -194,13 +194,15 @@ def _make_point(
     dataset = config.dataset
     chosen = (
         *(dataset.path, dataset.buffers, dataset.trajectories_per_buffer, dataset.transitions),
-        *(dataset.selection_seed, replays.game_of(dataset.environment), dataset.fraction),
+        *(dataset.selection_seed, replays.game_of(dataset.environment)),
+        *(dataset.fraction, dataset.top_fraction, dataset.rewards),
     )
     if chosen not in stores:
         stores[chosen] = data.load_configured(dataset)  # downloads what the runs would
     store = stores[chosen]
     resolved = data.resolve(config, store)
     _check_sampler(resolved, store)
+    make_model(resolved, store)  # unknown mixers, sizes that do not fit
     _C.resolve_device(resolved.training.device, "training.device")
     simulated = (dataset.path, resolved.dataset.environment, resolved.dataset.max_episode_length)
     if simulated not in environments:

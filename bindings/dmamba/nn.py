@@ -187,8 +187,9 @@ class DMamba(_CppModule, _C.DMamba):  # type: ignore[misc]
         state_dim: Components of a state.
         act_dim: Components of an action.
         **options: Any field of :class:`dmamba._C.ModelConfig`: d_model, n_layer, context_length,
-            token_mixer (one word, or one per layer), channel_mixing ("mlp" or "none"), padding
-            ("masked" or "paper"), initialization ("mamba" or "paper"), dropout, ... A ready
+            token_mixer ("mamba", "attention", "convolution", "s4d"; one word, or one per layer),
+            channel_mixing ("mlp", "ssm" or "none"), rtg and past_actions ("token" or "none"),
+            padding ("masked" or "paper"), initialization ("mamba" or "paper"), dropout, ... A ready
             ``config=ModelConfig`` is taken instead.
         trunk: A model whose layers, norms and embeddings of return and time become this one's too,
             the same parameters; only what the sizes of states and actions decide is its own. Its

@@ -40,7 +40,7 @@ CACHES = ("disk", "memory")
 GAME_KEYS = {
     "dataset": ("buffers", "trajectories_per_buffer", "transitions", "selection_seed", "cache"),
     "model": ("encoder", "position"),
-    "evaluation": ("temperature", "rtg_rewards", "sticky_actions"),
+    "evaluation": ("temperature", "sticky_actions"),
 }
 _CONVERTED = re.compile(r"-[0-9a-f]{16}\.h5$")  # Breakout-0123456789abcdef.h5
 

@@ -49,6 +49,7 @@ class ArrayPolicy:
         info: ``state_mean``, ``state_std``, ``rtg_scale``, as ``dmamba.nn.load`` gives.
         weights: ``fp32`` or, for the recurrent kind on the CPU, ``bf16``: of the matrices, half as
             much to read; the arithmetic is float32.
+        rtg_rewards: ``raw``, or ``none``: returns-to-go stay the target, as with delayed rewards.
 
     The model computes on the device where its parameters are.
     """
@@ -60,7 +61,9 @@ class ArrayPolicy:
         num_envs: int,
         info: dict[str, Any],
         weights: str = "fp32",
+        rtg_rewards: str = "raw",
     ) -> None:
+        self._rtg_rewards = rtg_rewards
         self._policy = _C.Policy(
             model.cpp_module,
             kind,
@@ -81,7 +84,19 @@ class ArrayPolicy:
 
     def observe(self, rewards: np.ndarray) -> None:
         """See :class:`Policy`."""
-        self._policy.observe(torch.from_numpy(rewards))
+        self._policy.observe(torch.from_numpy(counted(rewards, self._rtg_rewards)))
+
+
+def counted(rewards: np.ndarray, rtg_rewards: str) -> np.ndarray:
+    """What returns-to-go go down by.
+
+    Args:
+        rewards: (num_envs,) raw.
+        rtg_rewards: ``raw``, ``clipped`` to [-1, 1], or ``none``.
+    """
+    if rtg_rewards == "none":
+        return np.zeros_like(rewards)
+    return np.clip(rewards, -1.0, 1.0) if rtg_rewards == "clipped" else rewards
 
 
 class FramePolicy:
@@ -94,7 +109,7 @@ class FramePolicy:
         info: ``rtg_scale``, as ``dmamba.nn.load`` gives.
         temperature: Of the softmax that actions are drawn from; 0: the best.
         rtg_rewards: ``raw``: the return-to-go goes down by the rewards, as in the author's
-            evaluation; ``clipped``: by those clipped to [-1, 1], as in the recordings.
+            evaluation; ``clipped``: by those clipped to [-1, 1], as in the recordings; ``none``.
 
     The model computes on the device where its parameters are. What is drawn follows from the
     episode's seed and the step, not from the slot.
@@ -112,7 +127,7 @@ class FramePolicy:
         self._policy = _C.AtariPolicy(
             model.cpp_module, kind, num_envs, info["rtg_scale"], temperature
         )
-        self._clips = rtg_rewards == "clipped"
+        self._rtg_rewards = rtg_rewards
 
     def reset(self, mask: np.ndarray, targets: np.ndarray, seeds: np.ndarray) -> None:
         """See :class:`Policy`."""
@@ -126,9 +141,7 @@ class FramePolicy:
 
     def observe(self, rewards: np.ndarray) -> None:
         """See :class:`Policy`."""
-        if self._clips:
-            rewards = np.clip(rewards, -1.0, 1.0)
-        self._policy.observe(torch.from_numpy(rewards))
+        self._policy.observe(torch.from_numpy(counted(rewards, self._rtg_rewards)))
 
 
 class Batch(Protocol):

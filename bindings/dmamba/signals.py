@@ -4,10 +4,25 @@ from __future__ import annotations
 
 import signal
 import threading
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
 _Noted = TypeVar("_Noted", bound="NotedSignals")
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was stopped by a signal, and can be resumed.
+
+    Attributes:
+        signum: The signal's number.
+        folder: The run's folder.
+    """
+
+    def __init__(self, signum: int, folder: Path) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum
+        self.folder = folder
 
 
 class NotedSignals:
@@ -42,3 +57,24 @@ class NotedSignals:
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self.received = signum
         self.on_signal()
+
+
+class StopSignals(NotedSignals):
+    """While it is entered, SIGINT and SIGTERM are noted, and raised where a run can stop.
+
+    Args:
+        folder: The run's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def check(self) -> None:
+        """Raises Interrupted if a signal has come."""
+        self.stop_at(self.received)
+
+    def stop_at(self, signum: int) -> None:
+        """Raises Interrupted if there is such a signal."""
+        if signum:
+            raise Interrupted(signum, self.folder)

@@ -17,7 +17,7 @@ from dmamba.rollout import ArrayPolicy, FramePolicy, Policy
 # Fewer episodes than this don't pay for the start of a worker: on two cores that other programs
 # use, 40 episodes took 4.5 s without and 5.4 s with two workers; on quieter ones 3.6 and 3.3 s.
 EPISODES_PER_WORKER = 24
-RTG_REWARDS = ("raw", "clipped")
+RTG_REWARDS = ("raw", "clipped", "none")
 
 
 @dataclass(frozen=True)
@@ -27,18 +27,27 @@ class Choices:
     Attributes:
         policy: ``windowed`` or ``recurrent``.
         weights: ``fp32`` or, of vectors alone, ``bf16``; see :class:`ArrayPolicy`.
+        rtg_rewards: What returns-to-go go down by: ``raw`` rewards, ``none`` or, of games,
+            ``clipped`` to [-1, 1].
         temperature: Of games alone, as what follows; see :class:`FramePolicy`.
-        rtg_rewards: See :class:`FramePolicy`.
         sticky_actions: See :class:`dmamba.envs.atari.Environments`.
         max_episode_length: Time limit in steps; 0, or one above the environment's own, leaves that.
     """
 
     policy: str = "windowed"
     weights: str = "fp32"
-    temperature: float = 1.0
     rtg_rewards: str = "raw"
+    temperature: float = 1.0
     sticky_actions: float = 0.0
     max_episode_length: int = 0
+
+    def check_rtg_rewards(self) -> None:
+        """Raises ConfigError where rtg_rewards is unknown."""
+        if self.rtg_rewards not in RTG_REWARDS:
+            raise _C.ConfigError(
+                f"evaluation.rtg_rewards must be one of {', '.join(RTG_REWARDS)}, "
+                f"got {self.rtg_rewards!r}"
+            )
 
 
 class VectorSuite:
@@ -63,7 +72,12 @@ class VectorSuite:
         self, model: nn.DMamba, info: dict[str, Any], environment: str, choices: Choices
     ) -> None:
         usual = Choices()
-        for name in ("temperature", "rtg_rewards", "sticky_actions"):
+        choices.check_rtg_rewards()
+        if choices.rtg_rewards == "clipped":
+            raise _C.ConfigError(
+                "evaluation.rtg_rewards: clipped is for models of Atari games; choose raw or none"
+            )
+        for name in ("temperature", "sticky_actions"):
             value = getattr(choices, name)
             if value != getattr(usual, name):
                 raise _C.ConfigError(
@@ -97,11 +111,13 @@ class VectorSuite:
     def policy(self, slots: int) -> Policy:
         """The model's policy for a batch of environments."""
         choices = self._choices
-        return ArrayPolicy(self._model, choices.policy, slots, self._info, choices.weights)
+        return ArrayPolicy(
+            self._model, choices.policy, slots, self._info, choices.weights, choices.rtg_rewards
+        )
 
     def describe(self) -> dict[str, Any]:
         """What a result tells of the choices."""
-        return {}
+        return {"rtg_rewards": self._choices.rtg_rewards}
 
 
 class GameSuite:
@@ -121,11 +137,7 @@ class GameSuite:
             raise _C.ConfigError(
                 f"evaluation.temperature must be finite and at least 0, got {choices.temperature}"
             )
-        if choices.rtg_rewards not in RTG_REWARDS:
-            raise _C.ConfigError(
-                f"evaluation.rtg_rewards must be one of {', '.join(RTG_REWARDS)}, "
-                f"got {choices.rtg_rewards!r}"
-            )
+        choices.check_rtg_rewards()
         if not 0.0 <= choices.sticky_actions < 1.0:
             raise _C.ConfigError(
                 "evaluation.sticky_actions must be at least 0 and below 1, "

@@ -25,7 +25,8 @@ from dmamba.progress import bar
 from dmamba.run import Run, write_text
 from dmamba.runner import STOPPED, Runner
 from dmamba.scores import format_number, format_table
-from dmamba.training import UNSHAPING, Interrupted, changes
+from dmamba.signals import Interrupted
+from dmamba.training import UNSHAPING, changes
 
 JOBS_ON_A_GPU = 4  # small models leave most of a GPU to each other
 

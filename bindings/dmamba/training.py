@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,11 +19,11 @@ from dmamba.beside import Evaluator
 from dmamba.callbacks import Callback
 from dmamba.pretraining import Part
 from dmamba.progress import bar
+from dmamba.ranks import BURST_SECONDS, Team, join
 from dmamba.run import Run, RunWriter
-from dmamba.signals import NotedSignals
+from dmamba.signals import Interrupted, StopSignals
 
 CONFIG_FOLDER = Path(__file__).parent / "configs" / "experiment"
-BURST_SECONDS = 0.2
 EVALUATE = ("auto", "between", "beside")  # where evaluations take place
 
 # What may change when a run is continued: nothing that has shaped the steps already done.
@@ -39,20 +38,6 @@ UNSHAPING = (
     "dataset.cache",
 )
 RESUMABLE = (*UNSHAPING, "evaluation.")
-
-
-class Interrupted(KeyboardInterrupt):
-    """A run was stopped by a signal, and can be resumed.
-
-    Attributes:
-        signum: The signal's number.
-        folder: The run's folder.
-    """
-
-    def __init__(self, signum: int, folder: Path) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}")
-        self.signum = signum
-        self.folder = folder
 
 
 def load_config(
@@ -127,26 +112,57 @@ def train(
     """
     if isinstance(evaluate, str) and evaluate not in EVALUATE:
         raise _C.ConfigError(f"evaluate must be one of {', '.join(EVALUATE)}, got {evaluate!r}")
-    loaded, folder = _plan(config, list(overrides or ()), output, resume)
-    resolved, parts = beginning.load_parts(loaded, dataset, progress)
+    with join() as team:
+        loaded, folder = team.together(lambda: _plan(config, list(overrides or ()), output, resume))
+        if team.world > 1 and loaded.pretraining.sets:
+            raise _C.ConfigError("pretraining.sets: several sets are trained in one process")
+        if dataset is None:
+            shown = progress and team.leads
+            stores = team.in_turn(lambda: beginning.load_stores(loaded, progress=shown))
+        else:
+            stores = beginning.given_store(loaded, dataset)
+        resolved, parts = team.together(lambda: _resolve(loaded, stores, folder, evaluate, resume))
+        team.begin(resolved, stores[0])
+        latest = Run(folder).latest_checkpoint() if resume else None
+        resumed = latest[1] if latest else None
+        # What cannot train leaves no folder behind.
+        models, trainer, began = team.together(
+            lambda: beginning.make_trainer(resolved, parts, resumed, team.core)
+        )
+        if not team.leads:
+            return _follow(trainer, folder, team)
+        with RunWriter(folder, resume=resume) as writer:
+            session = _Session(resolved, parts, writer, tuple(callbacks), progress, evaluate, team)
+            session.prepare(models, trainer, began)
+            session.execute()
+        return writer.run
+
+
+def _resolve(
+    loaded: _C.Config,
+    stores: list[_C.TrajectoryStore | _C.FrameStore],
+    folder: Path,
+    evaluate: bool | str,
+    resume: bool,
+) -> tuple[_C.Config, list[Part]]:
+    """The configuration with what the data fill in and its parts, if the run can be done."""
+    resolved, parts = beginning.resolve(loaded, stores)
     if evaluate:
-        if evaluate == "beside" and len(parts) > 1:
-            raise _C.ConfigError(
-                "evaluate: several sets are evaluated between the steps, not beside"
-            )
-        for part in parts:
-            beginning.check_environment(part.config, part.store)
+        beginning.check_evaluation(parts, evaluate)
     if resume:
         _check_unchanged(Run(folder).config, resolved, folder)
-    latest = Run(folder).latest_checkpoint() if resume else None
-    resumed = latest[1] if latest else None
-    # What cannot train leaves no folder behind.
-    models, trainer, began = beginning.make_trainer(resolved, parts, resumed)
-    with RunWriter(folder, resume=resume) as writer:
-        session = _Session(resolved, parts, writer, tuple(callbacks), progress, evaluate)
-        session.prepare(models, trainer, began)
-        session.execute()
-    return writer.run
+    return resolved, parts
+
+
+def _follow(trainer: _C.Trainer, folder: Path, team: Team) -> Run:
+    """What a rank does that does not lead."""
+    with StopSignals(folder) as signals:
+        try:
+            team.connect(trainer)
+            team.follow(trainer, signals)
+        except _C.LostRankError as lost:
+            raise _C.LostRankError(team.explain(lost)) from lost
+    return Run(folder)
 
 
 class _Session:
@@ -160,6 +176,7 @@ class _Session:
         callbacks: tuple[Callback, ...],
         progress: bool,
         evaluate: bool | str,
+        team: Team,
     ) -> None:
         self.config = config
         self.parts = parts
@@ -168,6 +185,7 @@ class _Session:
         self.callbacks = callbacks
         self.progress = progress
         self.evaluate = evaluate
+        self.team = team
         self.seconds = {"training": 0.0, "evaluation": 0.0, "waiting": 0.0}
 
     def prepare(
@@ -188,6 +206,7 @@ class _Session:
         latest = self.run.latest_checkpoint()
         if latest is not None:
             self.trainer.load(str(latest[1]))
+        self.team.connect(self.trainer)
         self.first_step = self.trainer.step
         self.saved_step = self.first_step
         self.writer.start(self.config, self.first_step)
@@ -206,7 +225,7 @@ class _Session:
         pays = trainer.device != "cpu" and 0 < every < steps
         self.beside = self.evaluate == "beside" or (self.evaluate in (True, "auto") and pays)
         self.beside = self.beside and len(self.parts) == 1
-        self.evaluator = Evaluator(trainer.device, self._evaluation_settings(self.config))
+        self.evaluator = Evaluator(trainer.device, evaluation.settings(self.config))
 
     def execute(self) -> None:
         """Trains to the end, or until a signal; then says what came of it."""
@@ -217,14 +236,17 @@ class _Session:
                 f"{self.config.name}: training on {device}{name}, {self.config.training.precision}",
                 flush=True,
             )
-        with _Signals(self.run.folder) as signals:
+        with StopSignals(self.run.folder) as signals:
             self._call("on_start")
             try:
                 if self.evaluate:
                     self._make_up(signals)
                 self._loop(signals)
+            except _C.LostRankError as lost:
+                raise self._lost(self.team.explain(lost)) from lost
             except Interrupted as stop:
                 self._save()
+                self.team.end(stop.signum)
                 if self.progress:
                     print(
                         f"\n{stop} at step {self.trainer.step} of {self.config.training.steps}; "
@@ -247,21 +269,30 @@ class _Session:
         if self.progress:
             for writer in self.writers:
                 print(report.format_run(writer.run), flush=True)
+        self.team.end()
 
-    def _loop(self, signals: _Signals) -> None:
+    def _lost(self, reason: str) -> _C.LostRankError:
+        """The error of a run whose other ranks are gone; what can be saved is saved."""
+        if self.trainer.device == "cpu":  # a GPU may be in the middle of a step
+            self._save()
+        latest = self.run.latest_checkpoint()
+        advice = f"continue with --resume {self.run.folder}, from step {latest[0] if latest else 0}"
+        return _C.LostRankError(f"{reason}; {advice}")
+
+    def _loop(self, signals: StopSignals) -> None:
         steps = self.config.training.steps
         shown = bar(steps, "training", "step", initial=self.first_step, enabled=self.progress)
         with shown:
             while self.trainer.step < steps:
                 self._save_and_evaluate(signals)  # a run that continues may owe an evaluation
                 signals.check()
-                self._burst(shown)
+                self._burst(shown, signals)
                 signals.check()  # first: a signal to all processes ends the evaluation's, too
                 self._collect()
         self._save_and_evaluate(signals)
         self._await_evaluations(signals)
 
-    def _save_and_evaluate(self, signals: _Signals) -> None:
+    def _save_and_evaluate(self, signals: StopSignals) -> None:
         """What is due at this step. Saving comes first: a kill in an evaluation costs no steps."""
         step = self.trainer.step
         evaluates = self._evaluation_due(step)
@@ -270,9 +301,9 @@ class _Session:
         if evaluates:
             self._evaluate(signals)
 
-    def _burst(self, shown: Any) -> None:
+    def _burst(self, shown: Any, signals: StopSignals) -> None:
         started, before = time.perf_counter(), self.trainer.step
-        rows = self.trainer.run(seconds=BURST_SECONDS, max_steps=self._next_stop() - before)
+        rows = self.team.burst(self.trainer, self._next_stop() - before, signals)
         elapsed = time.perf_counter() - started
         self.seconds["training"] += elapsed
         done = self.trainer.step - before
@@ -310,7 +341,7 @@ class _Session:
         self.saved_step = self.trainer.step
         self._call("on_checkpoint", path)
 
-    def _evaluate(self, signals: _Signals) -> None:
+    def _evaluate(self, signals: StopSignals) -> None:
         """Evaluates the model as it is, just saved: now, or from a snapshot beside the training."""
         if self.beside:
             latest = self.run.latest_checkpoint()
@@ -339,7 +370,7 @@ class _Session:
             for part, statistics in zip(self.parts, own, strict=True)
         ]
 
-    def _make_up(self, signals: _Signals) -> None:
+    def _make_up(self, signals: StopSignals) -> None:
         """Evaluations that an earlier process of this run left undone."""
         for step, snapshot in self.run.snapshots():
             if self.beside:
@@ -359,33 +390,16 @@ class _Session:
         info: dict[str, Any],
         part: Part,
         writer: RunWriter,
-        signals: _Signals,
+        signals: StopSignals,
     ) -> None:
         result = evaluation.evaluate_model(
             model,
             info,
-            **self._evaluation_settings(part.config),
+            **evaluation.settings(part.config),
             progress=self.progress,
             check=signals.check,
         )
         self._record(result, writer)
-
-    @staticmethod
-    def _evaluation_settings(config: _C.Config) -> dict[str, Any]:
-        settings = config.evaluation
-        return {
-            "environment": config.dataset.environment,
-            "targets": settings.targets,
-            "episodes": settings.episodes,
-            "policy": settings.policy,
-            "seed": settings.seed,
-            "confidence": settings.confidence,
-            "temperature": settings.temperature,
-            "rtg_rewards": settings.rtg_rewards,
-            "sticky_actions": settings.sticky_actions,
-            "max_episode_length": config.dataset.max_episode_length,
-            "dataset": config.dataset.path,
-        }
 
     def _collect(self, wait_seconds: float = 0.0) -> None:
         try:
@@ -396,7 +410,7 @@ class _Session:
             self._save()  # the steps since the last checkpoint are good
             raise
 
-    def _await_evaluations(self, signals: _Signals) -> None:
+    def _await_evaluations(self, signals: StopSignals) -> None:
         started, total = time.perf_counter(), self.evaluator.pending
         with bar(total, "evaluating", "evaluation", enabled=self.progress and total > 0) as shown:
             while self.evaluator.pending:
@@ -413,19 +427,6 @@ class _Session:
     def _call(self, hook: str, *arguments: Any) -> None:
         for callback in self.callbacks:
             getattr(callback, hook)(self.run, *arguments)
-
-
-class _Signals(NotedSignals):
-    """While it is entered, SIGINT and SIGTERM are noted, and raised where the loop can stop."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self.folder = folder
-
-    def check(self) -> None:
-        """Raises Interrupted if a signal has come."""
-        if self.received:
-            raise Interrupted(self.received, self.folder)
 
 
 def _config_path(name: str) -> Path:

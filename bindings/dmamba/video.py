@@ -75,8 +75,8 @@ def record_video(
     choices = suites.Choices(
         policy or defaults.policy,
         weights,
-        defaults.temperature if temperature is None else temperature,
         rtg_rewards or defaults.rtg_rewards,
+        defaults.temperature if temperature is None else temperature,
         defaults.sticky_actions if sticky_actions is None else sticky_actions,
         config.dataset.max_episode_length,
     )

@@ -77,7 +77,7 @@ template <class T>
 __global__ void __launch_bounds__(kThreads)
     dropout_kernel(const T* __restrict__ x, T* __restrict__ out, int64_t count, uint64_t key,
                    const uint64_t* __restrict__ device_key, uint32_t threshold, float scale,
-                   bool aligned) {
+                   int64_t first, bool aligned) {
   constexpr int kElements = kLaneElements<T>;
   static_assert(kElements * kWarp % 128 == 0, "a warp's tile is whole pairs of stretches");
   if (device_key != nullptr) key = *device_key;
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kThreads)
   int64_t tile = (int64_t{blockIdx.x} * kThreads + threadIdx.x - lane) * kElements;
   for (; tile < count; tile += stride) {
     const uint32_t keep =
-        keep_bits<kElements>(static_cast<uint64_t>(tile) / 64, key, threshold, lane);
+        keep_bits<kElements>(static_cast<uint64_t>(first + tile) / 64, key, threshold, lane);
     const int64_t i = tile + lane * kElements;
     if (i >= count) continue;
     const Place place = lane_place<T>(i, count, aligned);
@@ -141,7 +141,7 @@ cudaError_t launch_dropout_stored(const DropoutParams& p, const uint64_t* device
                                   cudaStream_t stream) {
   dropout_kernel<T><<<blocks_for<T>(p.count), kThreads, 0, stream>>>(
       static_cast<const T*>(p.x), static_cast<T*>(p.out), p.count, p.key, device_key, p.threshold,
-      static_cast<float>(p.scale), aligned(p.x, 16) && aligned(p.out, 16));
+      static_cast<float>(p.scale), p.first, aligned(p.x, 16) && aligned(p.out, 16));
   return cudaGetLastError();
 }
 

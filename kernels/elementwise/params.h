@@ -58,7 +58,11 @@ struct DropoutParams {
   double scale;        // 1 / (1 - p)
   const void* x;
   void* out;
+  int64_t first;  // number of x's first element in a mask that begins elsewhere: whole stretches
 };
+
+/// Elements of a stretch.
+constexpr int64_t kDropoutStretch = 64;
 
 /// Elements that one unit of these ops covers: whole stretches of the dropout.
 constexpr int64_t kElementwiseUnit = 4096;

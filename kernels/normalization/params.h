@@ -10,6 +10,7 @@ struct DropoutMask {
   const int64_t* key;  // null: no dropout
   uint32_t threshold;  // round(p 2^32)
   float scale;         // 1 / (1 - p)
+  int64_t first;       // number of the first element in the mask, a multiple of 64
 };
 
 /// Widths that the kernels take: multiples of 64 up to this.

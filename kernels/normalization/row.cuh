@@ -59,7 +59,7 @@ __device__ __forceinline__ void store_row(T* p, const Row<kTurns>& row, const La
 template <int kTurns>
 __device__ __forceinline__ void apply_dropout(Row<kTurns>& row, const DropoutMask& mask,
                                               uint64_t key, int64_t row_index, const Lane& lane) {
-  const int64_t first = row_index * lane.width;  // a multiple of a stretch, 64
+  const int64_t first = mask.first + row_index * lane.width;  // a multiple of a stretch, 64
 #pragma unroll
   for (int i = 0; i < kTurns; ++i) {
     const auto stretch = static_cast<uint64_t>(first + i * kRowTurn) / 64;

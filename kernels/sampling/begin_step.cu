@@ -93,7 +93,9 @@ __global__ void __launch_bounds__(kThreads)
     begin_step_kernel(const __grid_constant__ BeginStepParams p) {
   const int64_t step = *p.step, sample = blockIdx.x;
   if (sample == p.batch.batch_size) return begin(p, step);
-  write_segment(p, sample, draw(p, static_cast<uint64_t>(step), static_cast<uint32_t>(sample)));
+  write_segment(
+      p, sample,
+      draw(p, static_cast<uint64_t>(step), static_cast<uint32_t>(p.first_sample + sample)));
 }
 
 }  // namespace

@@ -63,7 +63,8 @@ __device__ void write_frames(const DrawStripsParams& p, int64_t sample, const Se
 __global__ void __launch_bounds__(kThreads)
     draw_strips_kernel(const __grid_constant__ DrawStripsParams p) {
   const int64_t sample = blockIdx.x, begin = int64_t{blockIdx.y} * kFramesABlock;
-  const Segment s = draw(p, static_cast<uint64_t>(*p.step), static_cast<uint32_t>(sample));
+  const Segment s =
+      draw(p, static_cast<uint64_t>(*p.step), static_cast<uint32_t>(p.first_sample + sample));
   if (blockIdx.y == 0) write_columns(p, sample, s);
   write_frames(p, sample, s, begin, min(begin + kFramesABlock, kBefore + p.batch.context_length));
 }

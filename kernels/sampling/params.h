@@ -52,6 +52,7 @@ struct DrawStripsParams {
   const int64_t* step;      // on the device: optimizer steps done
   const int64_t* set_step;  // likewise, of those on the step's set; null: there is one set
   uint64_t seed;
+  int64_t first_sample;  // of the step's, which the first row of the batch is
   Games data;
   StripBatch batch;
 };
@@ -69,6 +70,7 @@ struct BeginStepParams {
   const int64_t* step;      // on the device: optimizer steps done
   const int64_t* set_step;  // likewise, of those on the step's set; null: there is one set
   uint64_t seed;
+  int64_t first_sample;  // of the step's, which the first row of the batch is
   common::LearningRate learning_rate;
   double beta1, beta2;
   StepScalars* scalars;   // (2,): of the step, and of what belongs to its set

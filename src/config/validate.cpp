@@ -93,6 +93,9 @@ void validate_dataset(const DatasetConfig& dataset) {
   check_range("dataset.trajectories_per_buffer", dataset.trajectories_per_buffer, 0);
   check_range("dataset.transitions", dataset.transitions, 0);
   check_choice("dataset.cache", dataset.cache, {"disk", "memory"});
+  check("dataset.top_fraction", dataset.top_fraction,
+        dataset.top_fraction > 0.0 && dataset.top_fraction <= 1.0, "greater than 0 and at most 1");
+  check_choice("dataset.rewards", dataset.rewards, {"dense", "delayed"});
 }
 
 void validate_model(const ModelConfig& model) {
@@ -108,7 +111,7 @@ void validate_model(const ModelConfig& model) {
       model.token_mixer.end()) {
     reject("model.token_mixer", "''", "the name of a token mixer, such as mamba");
   }
-  check_choice("model.channel_mixing", model.channel_mixing, {"mlp", "none"});
+  check_choice("model.channel_mixing", model.channel_mixing, {"mlp", "ssm", "none"});
   check_choice("model.padding", model.padding, {"masked", "paper"});
   check_choice("model.initialization", model.initialization, {"mamba", "paper"});
   check_fraction("model.dropout", model.dropout);
@@ -118,6 +121,11 @@ void validate_model(const ModelConfig& model) {
   check_range("model.expand", model.expand, 1, kMaxWidth);
   check_range("model.dt_rank", model.dt_rank, 0, kMaxWidth);
   check_range("model.max_timestep", model.max_timestep, 1, kMaxSteps);
+  check_range("model.n_head", model.n_head, 1, kMaxWidth);
+  check_range("model.conv_window", model.conv_window, 1, kMaxWidth);
+  check_range("model.channel_group", model.channel_group, 1, kMaxWidth);
+  check_choice("model.rtg", model.rtg, {"token", "none"});
+  check_choice("model.past_actions", model.past_actions, {"token", "none"});
   check_choice("model.encoder", model.encoder, {"nature", "impala"});
   check_choice("model.position", model.position, {"segment", "timestep"});
 }
@@ -231,7 +239,7 @@ void validate_evaluation(const EvaluationConfig& evaluation) {
   check("evaluation.confidence", confidence, confidence > 0.0 && confidence < 1.0,
         "greater than 0 and less than 1");
   check_not_negative("evaluation.temperature", evaluation.temperature);
-  check_choice("evaluation.rtg_rewards", evaluation.rtg_rewards, {"raw", "clipped"});
+  check_choice("evaluation.rtg_rewards", evaluation.rtg_rewards, {"raw", "clipped", "none"});
   check_fraction("evaluation.sticky_actions", evaluation.sticky_actions);
 }
 

@@ -44,12 +44,12 @@ Segment FrameSampler::segment(std::uint64_t step, std::int64_t index) const {
 }
 
 void FrameSampler::sample(std::uint64_t step, const FrameBatchView& out) const {
-  for (std::int64_t row = 0; row < options_.batch_size; ++row) sample_row(step, row, out);
+  for (std::int64_t row = 0; row < options_.batch_size; ++row) sample_row(step, row, row, out);
 }
 
-void FrameSampler::sample_row(std::uint64_t step, std::int64_t index,
+void FrameSampler::sample_row(std::uint64_t step, std::int64_t index, std::int64_t row,
                               const FrameBatchView& out) const {
-  write(segment(step, index), index, out);
+  write(segment(step, index), row, out);
 }
 
 void FrameSampler::write(const Segment& segment, std::int64_t row,

@@ -1,4 +1,5 @@
-// Fisher and Yates' shuffle, as far as it is needed, from counter-based draws.
+// Copies of stores, with fewer episodes or other rewards; a share of the episodes by Fisher and
+// Yates' shuffle, as far as it is needed, from counter-based draws.
 #include "dmamba/data/selection.h"
 
 #include <algorithm>
@@ -6,9 +7,34 @@
 #include <numeric>
 #include <utility>
 
+#include "dmamba/common/error.h"
 #include "dmamba/common/philox.h"
 
 namespace dmamba::data {
+namespace {
+
+/// Arrays with room for `rows` transitions.
+TransitionArrays make_arrays(const TrajectoryStore& store, std::int64_t rows) {
+  TransitionArrays arrays;
+  arrays.state_dim = store.state_dim();
+  arrays.act_dim = store.act_dim();
+  arrays.observations.resize(rows * arrays.state_dim);
+  arrays.actions.resize(rows * arrays.act_dim);
+  arrays.rewards.resize(rows);
+  arrays.terminals.resize(rows);
+  arrays.timeouts.resize(rows);
+  return arrays;
+}
+
+/// Copies an episode to the rows from `row` on.
+void copy_episode(const TrajectoryStore& store, const Episode& episode, std::int64_t row,
+                  TransitionArrays& to) {
+  store.read(episode.start, episode.length, to.observations.data() + row * to.state_dim,
+             to.actions.data() + row * to.act_dim, to.rewards.data() + row, nullptr);
+  (episode.terminated ? to.terminals : to.timeouts)[row + episode.length - 1] = 1;
+}
+
+}  // namespace
 
 std::vector<std::int64_t> draw_episodes(const EpisodeStore& store, double fraction,
                                         std::uint64_t seed) {
@@ -29,25 +55,28 @@ std::vector<std::int64_t> draw_episodes(const EpisodeStore& store, double fracti
   return episodes;
 }
 
-std::shared_ptr<MemoryStore> keep_episodes(const TrajectoryStore& store,
-                                           const std::vector<std::int64_t>& episodes) {
+std::shared_ptr<MemoryStore> select_episodes(const TrajectoryStore& store,
+                                             const std::vector<std::int64_t>& episodes) {
+  if (episodes.empty()) throw DataError(store.name() + ": no episode is chosen");
   std::int64_t rows = 0;
   for (const std::int64_t i : episodes) rows += store.episode(i).length;
-  TransitionArrays arrays;
-  arrays.state_dim = store.state_dim();
-  arrays.act_dim = store.act_dim();
-  arrays.observations.resize(rows * store.state_dim());
-  arrays.actions.resize(rows * store.act_dim());
-  arrays.rewards.resize(rows);
-  arrays.terminals.assign(rows, 0);
-  arrays.timeouts.assign(rows, 0);
+  TransitionArrays arrays = make_arrays(store, rows);
   std::int64_t row = 0;
   for (const std::int64_t i : episodes) {
     const Episode episode = store.episode(i);
-    store.read(episode.start, episode.length, arrays.observations.data() + row * store.state_dim(),
-               arrays.actions.data() + row * store.act_dim(), arrays.rewards.data() + row, nullptr);
+    copy_episode(store, episode, row, arrays);
     row += episode.length;
-    (episode.terminated ? arrays.terminals : arrays.timeouts)[row - 1] = 1;
+  }
+  return MemoryStore::create(std::move(arrays), store.name(), store.metadata());
+}
+
+std::shared_ptr<MemoryStore> delay_rewards(const TrajectoryStore& store) {
+  TransitionArrays arrays = make_arrays(store, store.num_transitions());
+  for (std::int64_t i = 0; i < store.num_episodes(); ++i) {
+    const Episode episode = store.episode(i);
+    copy_episode(store, episode, episode.start, arrays);
+    std::fill_n(arrays.rewards.begin() + episode.start, episode.length, 0.0F);
+    arrays.rewards[episode.start + episode.length - 1] = static_cast<float>(episode.ret);
   }
   return MemoryStore::create(std::move(arrays), store.name(), store.metadata());
 }

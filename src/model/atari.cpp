@@ -15,7 +15,7 @@ namespace dmamba::model {
 using torch::Tensor;
 
 AtariDMambaImpl::AtariDMambaImpl(int64_t num_actions, const config::ModelConfig& config)
-    : num_actions_(num_actions), config_(config) {
+    : num_actions_(num_actions), config_(config), kinds_(config) {
   check_positive("AtariDMamba", "num_actions", num_actions);
   if (config.position != "segment" && config.position != "timestep") {
     throw ConfigError("model.position: '" + config.position +
@@ -24,7 +24,8 @@ AtariDMambaImpl::AtariDMambaImpl(int64_t num_actions, const config::ModelConfig&
   const int64_t d = config.d_model;
   auto list = torch::nn::ModuleList();
   blocks_ = make_layers("AtariDMamba", config, list);
-  const int64_t places = counts_timesteps() ? 3 : 3 * config.context_length + 1;
+  const int64_t count = kinds_.count();
+  const int64_t places = counts_timesteps() ? count : count * config.context_length + 1;
   pos_emb_ = register_parameter("pos_emb", torch::zeros({1, places, d}));
   global_pos_emb_ = register_parameter("global_pos_emb", torch::zeros({1, config.max_timestep, d}));
   drop_ = register_module("drop", nn::Dropout(config.embedding_dropout));
@@ -38,8 +39,11 @@ AtariDMambaImpl::AtariDMambaImpl(int64_t num_actions, const config::ModelConfig&
     head_->weight.normal_(0.0, 0.02);
   }
   state_encoder_ = register_module("state_encoder", nn::make_frame_encoder(config.encoder, d));
-  ret_emb_ =
-      register_module("ret_emb", torch::nn::Sequential(torch::nn::Linear(1, d), torch::nn::Tanh()));
+  if (kinds_.rtg()) {
+    ret_emb_ = register_module("ret_emb",
+                               torch::nn::Sequential(torch::nn::Linear(1, d), torch::nn::Tanh()));
+  }
+  if (!kinds_.actions()) return;
   action_embeddings_ = register_module(
       "action_embeddings",
       torch::nn::Sequential(torch::nn::Embedding(num_actions, d), torch::nn::Tanh()));
@@ -70,30 +74,32 @@ void AtariDMambaImpl::check_inputs(const AtariWindow& window) const {
   if (window.mask.defined()) check("mask", window.mask, {batch, K}, torch::kBool);
 }
 
-/// Tokens (batch, K, 3, d_model) without their places.
+/// Tokens (batch, K, kinds, d_model) without their places.
 Tensor AtariDMambaImpl::kinds(const Tensor& states, const Tensor& actions,
                               const Tensor& returns_to_go) {
   const auto dtype = head_->weight.scalar_type();
-  return torch::stack({ret_emb_->forward(returns_to_go).to(dtype), states.to(dtype),
-                       action_embeddings_->forward(actions).to(dtype)},
-                      2);
+  std::vector<Tensor> tokens;
+  if (kinds_.rtg()) tokens.push_back(ret_emb_->forward(returns_to_go).to(dtype));
+  tokens.push_back(states.to(dtype));
+  if (kinds_.actions()) tokens.push_back(action_embeddings_->forward(actions).to(dtype));
+  return torch::stack(tokens, 2);
 }
 
-/// (batch, K, 3, d_model) for positions (batch, K) and the segments' first timesteps (batch,).
+/// (batch, K, kinds, d_model) for positions (batch, K) and the segments' first timesteps (batch,).
 Tensor AtariDMambaImpl::places(const Tensor& positions, const Tensor& timesteps) const {
   const Tensor local = pos_emb_.squeeze(0), global = global_pos_emb_.squeeze(0);
   const int64_t last = config_.max_timestep - 1;
   if (counts_timesteps()) {
     const Tensor times = (timesteps.unsqueeze(1) + positions).clamp(0, last);
-    return torch::embedding(global, times).unsqueeze(2) + local.view({1, 1, 3, -1});
+    return torch::embedding(global, times).unsqueeze(2) + local.view({1, 1, kinds_.count(), -1});
   }
-  const Tensor kind = torch::arange(3, positions.options());
+  const Tensor kind = torch::arange(kinds_.count(), positions.options());
   return torch::embedding(global, timesteps.clamp(0, last)).view({-1, 1, 1, local.size(1)}) +
-         torch::embedding(local, 3 * positions.unsqueeze(2) + kind);
+         torch::embedding(local, kinds_.count() * positions.unsqueeze(2) + kind);
 }
 
 bool AtariDMambaImpl::has_fused_embedding(const AtariWindow& window) const {
-  return device().is_cuda() && ops::built_with_cuda() && !counts_timesteps() &&
+  return kinds_.all() && device().is_cuda() && ops::built_with_cuda() && !counts_timesteps() &&
          head_->weight.scalar_type() == torch::kFloat &&
          ops::cuda_only::game_sizes_fit(config_.d_model, num_actions_) &&
          !(at::GradMode::is_enabled() && window.returns_to_go.requires_grad());
@@ -115,7 +121,9 @@ AtariDMambaImpl::Tokens AtariDMambaImpl::embed(const AtariWindow& window) {
     in.action_table = action_embeddings_->at<torch::nn::EmbeddingImpl>(0).weight;
     in.local = pos_emb_.squeeze(0);
     in.global = global_pos_emb_.squeeze(0);
-    if (drop_->active()) in.dropout = {drop_->p(), nn::next_dropout_key(device())};
+    if (drop_->active()) {
+      in.dropout = nn::next_dropout(drop_->p(), device(), 3 * K * config_.d_model);
+    }
     const auto out = nn::embed_game(in);
     return {out.out, masked ? out.token_mask : Tensor()};
   }
@@ -125,9 +133,10 @@ AtariDMambaImpl::Tokens AtariDMambaImpl::embed(const AtariWindow& window) {
           : torch::arange(K, window.timesteps.options()).unsqueeze(0).expand({batch, K});
   const Tensor tokens = kinds(window.states, window.actions, window.returns_to_go) +
                         places(positions, window.timesteps);
-  return {
-      drop_(tokens.view({batch, 3 * K, config_.d_model})),
-      masked ? window.mask.unsqueeze(2).expand({batch, K, 3}).reshape({batch, 3 * K}) : Tensor()};
+  const int64_t count = kinds_.count();
+  return {drop_(tokens.view({batch, count * K, config_.d_model})),
+          masked ? window.mask.unsqueeze(2).expand({batch, K, count}).reshape({batch, count * K})
+                 : Tensor()};
 }
 
 /// In float32 whatever the layers' arithmetic.
@@ -144,7 +153,8 @@ Tensor AtariDMambaImpl::run(const AtariWindow& window) {
   ops::TokenFlags flags;
   if (embedded.mask.defined()) flags.mask = embedded.mask;
   for (auto& block : blocks_) block->forward(x, flags);
-  return logits(x.norm(*ln_f_).view({batch, K, 3, config_.d_model}).select(2, 1));
+  return logits(
+      x.norm(*ln_f_).view({batch, K, kinds_.count(), config_.d_model}).select(2, kinds_.state()));
 }
 
 Tensor AtariDMambaImpl::encode(const Tensor& stacks) {
@@ -210,16 +220,17 @@ Tensor AtariDMambaImpl::step(const AtariInput& input, RecurrentState& state) {
                            as_window(input.returns_to_go));
   const Tensor here = places(as_window(input.positions), input.timesteps);
   const Tensor there = places(as_window(before), input.timesteps);
-  const auto token = [&](const Tensor& place, int64_t kind) {
-    return (now.select(2, kind) + place.select(2, kind)).squeeze(1);
-  };
-  nn::ResidualStream x(torch::stack({token(there, 2), token(here, 0), token(here, 1)}, 1));
-  const Tensor later = torch::zeros_like(input.starts);
-  ops::TokenFlags flags;
-  flags.mask = torch::stack({~input.starts, ~later, ~later}, 1);
-  flags.segment_starts = torch::stack({input.starts, later, later}, 1);
+  const int64_t count = kinds_.count();
+  std::vector<Tensor> tokens;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t kind = (kinds_.first_of_step() + i) % count;
+    const Tensor& place = kinds_.actions() && i == 0 ? there : here;
+    tokens.push_back((now.select(2, kind) + place.select(2, kind)).squeeze(1));
+  }
+  nn::ResidualStream x(torch::stack(tokens, 1));
+  const ops::TokenFlags flags = step_flags(input.starts, kinds_);
   for (size_t i = 0; i < blocks_.size(); ++i) blocks_[i]->step(x, flags, *state[i]);
-  return logits(x.norm(*ln_f_).select(1, 2));
+  return logits(x.norm(*ln_f_).select(1, count - 1));
 }
 
 void AtariDMambaImpl::begin_with(const AtariWindow& window, const Tensor& which,
@@ -227,7 +238,8 @@ void AtariDMambaImpl::begin_with(const AtariWindow& window, const Tensor& which,
   torch::NoGradGuard no_grad;
   check_inputs(window);
   // The last action is the next step's to take in.
-  nn::ResidualStream x(embed(window).tokens.slice(1, 0, 3 * window.states.size(1) - 1));
+  const int64_t taken = kinds_.count() * window.states.size(1) - (kinds_.actions() ? 1 : 0);
+  nn::ResidualStream x(embed(window).tokens.slice(1, 0, taken));
   RecurrentState fresh = initial_state(window.states.size(0));
   for (size_t i = 0; i < blocks_.size(); ++i) {
     blocks_[i]->step(x, {}, *fresh[i]);

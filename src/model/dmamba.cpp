@@ -14,7 +14,7 @@ namespace dmamba::model {
 using torch::Tensor;
 
 DMambaImpl::DMambaImpl(int64_t state_dim, int64_t act_dim, const config::ModelConfig& config)
-    : state_dim_(state_dim), act_dim_(act_dim), config_(config) {
+    : state_dim_(state_dim), act_dim_(act_dim), config_(config), kinds_(config) {
   check_positive("DMamba", "state_dim", state_dim);
   check_positive("DMamba", "act_dim", act_dim);
   const int64_t d = config.d_model;
@@ -25,9 +25,11 @@ DMambaImpl::DMambaImpl(int64_t state_dim, int64_t act_dim, const config::ModelCo
       transformer->register_module("ln_f", torch::nn::LayerNorm(torch::nn::LayerNormOptions({d})));
   if (config.initialization == "paper") initialize_as_paper(blocks_);
   embed_timestep_ = register_module("embed_timestep", torch::nn::Embedding(config.max_timestep, d));
-  embed_return_ = register_module("embed_return", torch::nn::Linear(1, d));
+  if (kinds_.rtg()) embed_return_ = register_module("embed_return", torch::nn::Linear(1, d));
   embed_state_ = register_module("embed_state", torch::nn::Linear(state_dim, d));
-  embed_action_ = register_module("embed_action", torch::nn::Linear(act_dim, d));
+  if (kinds_.actions()) {
+    embed_action_ = register_module("embed_action", torch::nn::Linear(act_dim, d));
+  }
   embed_ln_ = register_module("embed_ln", torch::nn::LayerNorm(torch::nn::LayerNormOptions({d})));
   embedding_dropout_ = register_module("embedding_dropout", nn::Dropout(config.embedding_dropout));
   predict_action_ = register_module(
@@ -35,16 +37,22 @@ DMambaImpl::DMambaImpl(int64_t state_dim, int64_t act_dim, const config::ModelCo
 }
 
 DMambaImpl::DMambaImpl(int64_t state_dim, int64_t act_dim, const DMambaImpl& trunk)
-    : state_dim_(state_dim), act_dim_(act_dim), config_(trunk.config_), blocks_(trunk.blocks_) {
+    : state_dim_(state_dim),
+      act_dim_(act_dim),
+      config_(trunk.config_),
+      kinds_(trunk.kinds_),
+      blocks_(trunk.blocks_) {
   check_positive("DMamba", "state_dim", state_dim);
   check_positive("DMamba", "act_dim", act_dim);
   const int64_t d = config_.d_model;
   ln_f_ = trunk.ln_f_;
   register_module("transformer", trunk.named_children()["transformer"]);
   embed_timestep_ = register_module("embed_timestep", trunk.embed_timestep_);
-  embed_return_ = register_module("embed_return", trunk.embed_return_);
+  if (kinds_.rtg()) embed_return_ = register_module("embed_return", trunk.embed_return_);
   embed_state_ = register_module("embed_state", torch::nn::Linear(state_dim, d));
-  embed_action_ = register_module("embed_action", torch::nn::Linear(act_dim, d));
+  if (kinds_.actions()) {
+    embed_action_ = register_module("embed_action", torch::nn::Linear(act_dim, d));
+  }
   embed_ln_ = register_module("embed_ln", trunk.embed_ln_);
   embedding_dropout_ = register_module("embedding_dropout", trunk.embedding_dropout_);
   predict_action_ = register_module(
@@ -142,17 +150,23 @@ DMambaImpl::Window DMambaImpl::embed_window(const Tensor& states, const Tensor& 
     in.timesteps = timesteps;
     in.mask = mask;
     if (embedding_dropout_->active()) {
-      in.dropout = {embedding_dropout_->p(), nn::next_dropout_key(device())};
+      in.dropout = nn::next_dropout(embedding_dropout_->p(), device(), 3 * K * config_.d_model);
     }
     const nn::EmbeddedTokens embedded = nn::embed_tokens(in);
     return {embedded.tokens, embedded.mask};
   }
   const Tensor time = embed_timestep_(timesteps);
-  const Tensor tokens = torch::stack({embed_return_(returns_to_go) + time,
-                                      embed_state_(states) + time, embed_action_(actions) + time},
-                                     2);
-  return {embed_tokens(tokens.view({batch, 3 * K, config_.d_model})),
-          mask.defined() ? mask.unsqueeze(2).expand({batch, K, 3}).reshape({batch, 3 * K}) : mask};
+  const auto inputs = kinds_.choose(returns_to_go, states, actions);
+  const auto layers = kinds_.choose(embed_return_, embed_state_, embed_action_);
+  std::vector<Tensor> tokens;
+  for (size_t k = 0; k < inputs.size(); ++k) {
+    auto layer = layers[k];
+    tokens.push_back(layer(inputs[k]) + time);
+  }
+  const int64_t count = kinds_.count();
+  return {embed_tokens(torch::stack(tokens, 2).view({batch, count * K, config_.d_model})),
+          mask.defined() ? mask.unsqueeze(2).expand({batch, K, count}).reshape({batch, count * K})
+                         : mask};
 }
 
 ops::cuda_only::EmbeddingInputs DMambaImpl::fused_embedding(
@@ -170,7 +184,7 @@ ops::cuda_only::EmbeddingInputs DMambaImpl::fused_embedding(
 }
 
 bool DMambaImpl::has_fused_steps() const {
-  return device().is_cuda() && ops::built_with_cuda() &&
+  return kinds_.all() && device().is_cuda() && ops::built_with_cuda() &&
          embed_state_->weight.scalar_type() == torch::kFloat &&
          ops::cuda_only::norm_width_fits(config_.d_model);
 }
@@ -193,7 +207,8 @@ Tensor DMambaImpl::forward(const Tensor& states, const Tensor& actions, const Te
                            const Tensor& timesteps, const ops::OptionalTensor& mask) {
   const Tensor y = run_window(states, actions, returns_to_go, timesteps, mask);
   const Tensor state_tokens =
-      y.view({states.size(0), states.size(1), 3, config_.d_model}).select(2, 1);
+      y.view({states.size(0), states.size(1), kinds_.count(), config_.d_model})
+          .select(2, kinds_.state());
   return predict_action_->forward(state_tokens);
 }
 
@@ -217,7 +232,7 @@ RecurrentState DMambaImpl::initial_state(int64_t batch) const {
   return state;
 }
 
-/// Tokens (batch, 3, d_model): the previous action, return-to-go, state.
+/// Tokens (batch, 3 at most, d_model): the previous action, return-to-go, state.
 Tensor DMambaImpl::embed_step(const RecurrentInput& input) {
   // The previous action belongs to the timestep before; at an episode's start there is none, and
   // its token only opens the new segment.
@@ -232,11 +247,14 @@ Tensor DMambaImpl::embed_step(const RecurrentInput& input) {
     in.first_timesteps = as_window(before);
     return nn::embed_tokens(in).tokens;
   }
-  const Tensor time = embed_timestep_(input.timesteps), earlier = embed_timestep_(before);
-  return embed_tokens(
-      torch::stack({embed_action_(input.previous_actions) + earlier,
-                    embed_return_(input.returns_to_go) + time, embed_state_(input.states) + time},
-                   1));
+  const Tensor time = embed_timestep_(input.timesteps);
+  std::vector<Tensor> tokens;
+  if (kinds_.actions()) {
+    tokens.push_back(embed_action_(input.previous_actions) + embed_timestep_(before));
+  }
+  if (kinds_.rtg()) tokens.push_back(embed_return_(input.returns_to_go) + time);
+  tokens.push_back(embed_state_(input.states) + time);
+  return embed_tokens(torch::stack(tokens, 1));
 }
 
 Tensor DMambaImpl::step(const RecurrentInput& input, RecurrentState& state) {
@@ -247,13 +265,10 @@ Tensor DMambaImpl::step(const RecurrentInput& input, RecurrentState& state) {
                  {"timesteps", &input.timesteps},
                  {"first", &input.first}});
   const Tensor x = embed_step(input);
-  const Tensor later = torch::zeros_like(input.first);
-  ops::TokenFlags flags;
-  flags.mask = torch::stack({~input.first, ~later, ~later}, 1);
-  flags.segment_starts = torch::stack({input.first, later, later}, 1);
+  const ops::TokenFlags flags = step_flags(input.first, kinds_);
   nn::ResidualStream stream(x);
   for (size_t i = 0; i < blocks_.size(); ++i) blocks_[i]->step(stream, flags, *state[i]);
-  return predict_action_->forward(stream.norm(*ln_f_).select(1, 2));
+  return predict_action_->forward(stream.norm(*ln_f_).select(1, kinds_.count() - 1));
 }
 
 }  // namespace dmamba::model

@@ -63,4 +63,12 @@ void initialize_as_paper(const std::vector<nn::Block>& layers) {
   }
 }
 
+ops::TokenFlags step_flags(const torch::Tensor& first, const nn::TokenKinds& kinds) {
+  const torch::Tensor later = torch::zeros_like(first), real = ~later;
+  std::vector<torch::Tensor> mask(kinds.count(), real), starts(kinds.count(), later);
+  if (kinds.actions()) mask[0] = ~first;
+  starts[0] = first;
+  return {torch::stack(mask, 1), torch::stack(starts, 1), kinds.first_of_step()};
+}
+
 }  // namespace dmamba::model

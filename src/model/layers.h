@@ -7,6 +7,7 @@
 
 #include "dmamba/config/config.h"
 #include "dmamba/nn/block.h"
+#include "dmamba/nn/token_kinds.h"
 
 namespace dmamba::model {
 
@@ -21,5 +22,10 @@ std::vector<nn::Block> make_layers(const char* model, const config::ModelConfig&
 /// The author's code passes its layers through GPT-2's initialiser, which also overwrites dt_proj:
 /// linear weights normal with deviation 0.02, biases zero.
 void initialize_as_paper(const std::vector<nn::Block>& layers);
+
+/// What a step of recurrent inference says of its tokens: (previous action, return-to-go, state) or
+/// fewer, the first of them opening a segment where `first` (batch,) bool, and then without an
+/// action before it.
+ops::TokenFlags step_flags(const torch::Tensor& first, const nn::TokenKinds& kinds);
 
 }  // namespace dmamba::model

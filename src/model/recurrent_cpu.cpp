@@ -79,7 +79,8 @@ struct RecurrentCpu::Group {
 
 bool RecurrentCpu::supports(const DMambaImpl& model) {
   const auto& mixers = model.config().token_mixer;
-  return std::ranges::all_of(mixers, [](const std::string& name) { return name == "mamba"; }) &&
+  return nn::TokenKinds(model.config()).all() && model.config().channel_mixing != "ssm" &&
+         std::ranges::all_of(mixers, [](const std::string& name) { return name == "mamba"; }) &&
          std::ranges::all_of(model.parameters(), [](const Tensor& t) {
            return t.is_cpu() && t.scalar_type() == torch::kFloat;
          });

@@ -4,6 +4,7 @@
 #include "dmamba/common/error.h"
 #include "dmamba/nn/elementwise.h"
 #include "src/nn/channel_mlp.h"
+#include "src/nn/channel_ssm.h"
 #include "src/nn/residual_stream.h"
 
 namespace dmamba::nn {
@@ -20,13 +21,18 @@ BlockImpl::BlockImpl(const std::string& mixer, const config::ModelConfig& config
   if (config.channel_mixing == "mlp") {
     ln_2_ = register_module("ln_2", torch::nn::LayerNorm(norm_options));
     mlp_ = register_module("mlp_channels", make_channel_mlp(config.d_model, config.dropout));
+  } else if (config.channel_mixing == "ssm") {
+    ln_2_ = register_module("ln_2", torch::nn::LayerNorm(norm_options));
+    ssm_ = register_module("ssm_channels", std::make_shared<ChannelSsmImpl>(config));
+    channel_dropout_ = register_module("channel_dropout", Dropout(config.dropout));
   } else if (config.channel_mixing != "none") {
     throw ConfigError("model.channel_mixing: '" + config.channel_mixing +
-                      "' is unknown; choose one of mlp, none");
+                      "' is unknown; choose one of mlp, ssm, none");
   }
 }
 
 void BlockImpl::mix_channels(ResidualStream& x) {
+  if (ssm_) x.add(ssm_->forward(x.norm(*ln_2_)), {}, *channel_dropout_);
   if (!mlp_) return;
   const auto &first = mlp_->at<torch::nn::LinearImpl>(0),
              &second = mlp_->at<torch::nn::LinearImpl>(2);

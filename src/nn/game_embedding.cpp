@@ -27,6 +27,7 @@ struct EmbedGame : torch::autograd::Function<EmbedGame> {
                                 in->dropout.key});
     context->set_materialize_grads(false);
     context->saved_data["p"] = in->dropout.p;
+    context->saved_data["first"] = in->dropout.first;
     context->saved_data["side"] = side_stream_handle();
     if (!out.token_mask.defined()) return {out.out};
     context->mark_non_differentiable({out.token_mask});
@@ -48,7 +49,8 @@ struct EmbedGame : torch::autograd::Function<EmbedGame> {
     in.action_table = saved[7];
     in.local = saved[8];
     in.global = saved[9];
-    in.dropout = {context->saved_data["p"].toDouble(), saved[10]};
+    in.dropout = {context->saved_data["p"].toDouble(), saved[10],
+                  context->saved_data["first"].toInt()};
     const auto out = cuda_only::game_embed_backward(gradients[0].contiguous(), in);
     const int64_t actions = in.action_table.size(0);
     Tensor sums;

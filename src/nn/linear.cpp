@@ -14,14 +14,18 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 struct Linear : torch::autograd::Function<Linear> {
-  static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& weight) {
+  static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& weight,
+                        const std::optional<Tensor>& bias) {
     const auto type = product_type(x);
     const PlainDispatch guard;
     const Tensor input = rows(x).to(type), factor = cast_parameter(weight, type);
     context->save_for_backward({input, factor});
     context->saved_data["x_type"] = x.scalar_type();
     context->saved_data["side"] = side_stream_handle();
-    return at::mm(input, factor.t()).view({x.size(0), x.size(1), weight.size(0)});
+    context->saved_data["bias"] = bias.has_value();
+    const Tensor y =
+        bias.has_value() ? at::addmm(bias->to(type), input, factor.t()) : at::mm(input, factor.t());
+    return y.view({x.size(0), x.size(1), weight.size(0)});
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
@@ -30,11 +34,12 @@ struct Linear : torch::autograd::Function<Linear> {
     const auto saved = context->get_saved_variables();
     const Tensor &x = saved[0], &weight = saved[1];
     const Tensor dy = rows(gradients[0]);
-    Tensor dweight;
+    Tensor dweight, dbias;
+    if (context->saved_data["bias"].toBool()) dbias = dy.sum(0, false, at::kFloat);
     run_beside(context->saved_data["side"].toInt(), [&] { dweight = weight_gradient(dy, x); },
                {dy, x});
     const Tensor dx = at::mm(dy, weight).to(context->saved_data["x_type"].toScalarType());
-    return {dx.view({gradients[0].size(0), gradients[0].size(1), x.size(1)}), dweight};
+    return {dx.view({gradients[0].size(0), gradients[0].size(1), x.size(1)}), dweight, dbias};
   }
 };
 
@@ -42,8 +47,8 @@ struct Linear : torch::autograd::Function<Linear> {
 
 Tensor linear(torch::nn::LinearImpl& layer, const Tensor& x) {
   if (!x.is_cuda() || layer.weight.scalar_type() != at::kFloat) return layer.forward(x);
-  TORCH_INTERNAL_ASSERT(!layer.bias.defined(), "the layer has a bias");
-  return Linear::apply(x, layer.weight);
+  return Linear::apply(x, layer.weight,
+                       layer.bias.defined() ? std::optional<Tensor>(layer.bias) : std::nullopt);
 }
 
 }  // namespace dmamba::nn

@@ -24,15 +24,16 @@ struct AddNorm : torch::autograd::Function<AddNorm> {
   static variable_list forward(AutogradContext* context, const Tensor& residual,
                                const OptionalTensor& branch_or_none,
                                const OptionalTensor& bias_or_none, const Tensor& weight,
-                               const Tensor& norm_bias, const OptionalTensor& key_or_none, double p,
-                               double epsilon, at::ScalarType type) {
+                               const Tensor& norm_bias, const OptionalTensor& key,
+                               const cuda_only::Dropout* dropout, double epsilon,
+                               at::ScalarType type) {
     const PlainDispatch guard;
     const Tensor branch = branch_or_none.value_or(Tensor()), bias = bias_or_none.value_or(Tensor());
-    const Tensor key = key_or_none.value_or(Tensor());
     const auto out =
-        cuda_only::add_norm(residual, branch, bias, {p, key}, weight, norm_bias, epsilon, type);
-    context->save_for_backward({out.sum, out.statistics, weight, key});
-    context->saved_data["p"] = p;
+        cuda_only::add_norm(residual, branch, bias, *dropout, weight, norm_bias, epsilon, type);
+    context->save_for_backward({out.sum, out.statistics, weight, key.value_or(Tensor())});
+    context->saved_data["p"] = dropout->p;
+    context->saved_data["first"] = dropout->first;
     context->saved_data["branch"] = branch.defined();
     context->saved_data["bias"] = bias.defined();
     context->saved_data["side"] = side_stream_handle();
@@ -47,15 +48,16 @@ struct AddNorm : torch::autograd::Function<AddNorm> {
     const Tensor &sum = saved[0], &statistics = saved[1], &weight = saved[2];
     const bool has_bias = context->saved_data["bias"].toBool();
     const bool has_branch = context->saved_data["branch"].toBool();
-    const double p = context->saved_data["p"].toDouble();
+    const cuda_only::Dropout dropout{context->saved_data["p"].toDouble(), saved[3],
+                                     context->saved_data["first"].toInt()};
     Tensor dsum = gradients[0], dnormed = gradients[1];
     if (!dnormed.defined()) dnormed = at::zeros_like(sum);
     if (dsum.defined()) dsum = dsum.contiguous();
     // Without dropout, in one type, the branch's gradient is the residual's.
-    const bool same = has_branch && p == 0.0 && dnormed.scalar_type() == at::kFloat && !has_bias;
-    const auto out =
-        cuda_only::add_norm_backward(dnormed.contiguous(), dsum, sum, statistics, weight,
-                                     {p, saved[3]}, has_bias, has_branch && !same);
+    const bool same =
+        has_branch && dropout.p == 0.0 && dnormed.scalar_type() == at::kFloat && !has_bias;
+    const auto out = cuda_only::add_norm_backward(dnormed.contiguous(), dsum, sum, statistics,
+                                                  weight, dropout, has_bias, has_branch && !same);
     Tensor sums;
     run_beside(context->saved_data["side"].toInt(), [&] { sums = cuda_only::sum_parts(out.parts); },
                {out.parts});
@@ -98,8 +100,7 @@ void ResidualStream::add(Tensor branch, Tensor bias, const DropoutImpl& dropout)
   add(std::move(branch));
   bias_ = std::move(bias);
   if (dropout.active()) {
-    p_ = dropout.p();
-    key_ = next_dropout_key(x_.device());
+    dropout_ = next_dropout(dropout.p(), x_.device(), x_.size(1) * x_.size(2));
   }
 }
 
@@ -114,13 +115,13 @@ Tensor ResidualStream::norm(torch::nn::LayerNormImpl& layer) {
   Tensor normed;
   if (at::GradMode::is_enabled()) {
     const auto out = AddNorm::apply(x_, optional(branch_), optional(bias_), layer.weight,
-                                    layer.bias, optional(key_), p_, epsilon, type);
+                                    layer.bias, optional(dropout_.key), &dropout_, epsilon, type);
     x_ = out[0];
     normed = out[1];
   } else {
     const PlainDispatch guard;
-    const auto out = cuda_only::add_norm(x_, branch_, bias_, {p_, key_}, layer.weight, layer.bias,
-                                         epsilon, type);
+    const auto out =
+        cuda_only::add_norm(x_, branch_, bias_, dropout_, layer.weight, layer.bias, epsilon, type);
     x_ = out.sum;
     normed = out.normed;
   }
@@ -131,15 +132,15 @@ Tensor ResidualStream::norm(torch::nn::LayerNormImpl& layer) {
 Tensor ResidualStream::value() {
   if (branch_.defined()) {
     const Tensor sum = bias_.defined() ? branch_ + bias_ : branch_;
-    x_ = x_ + (key_.defined() ? keyed_dropout(sum, key_, p_) : sum);
+    x_ = x_ + (dropout_.key.defined() ? keyed_dropout(sum, dropout_) : sum);
     forget_branch();
   }
   return x_;
 }
 
 void ResidualStream::forget_branch() {
-  branch_ = bias_ = key_ = Tensor();
-  p_ = 0.0;
+  branch_ = bias_ = Tensor();
+  dropout_ = {};
 }
 
 }  // namespace dmamba::nn

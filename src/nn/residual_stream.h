@@ -4,6 +4,7 @@
 #include <torch/nn.h>
 
 #include "dmamba/nn/elementwise.h"
+#include "src/ops/cuda_only.h"
 
 namespace dmamba::nn {
 
@@ -34,8 +35,8 @@ class ResidualStream {
 
   bool fused_;
   torch::Tensor x_;
-  torch::Tensor branch_, bias_, key_;  // held back; undefined: nothing
-  double p_ = 0.0;
+  torch::Tensor branch_, bias_;      // held back; undefined: nothing
+  ops::cuda_only::Dropout dropout_;  // of them
 };
 
 }  // namespace dmamba::nn

@@ -52,11 +52,16 @@ int64_t next_dropout_key() {
   return current_context->dropout_keys.const_data_ptr<int64_t>()[use_key(*current_context)];
 }
 
-torch::Tensor next_dropout_key(torch::Device device) {
-  if (current_context != nullptr) {
-    return current_context->dropout_keys.select(0, use_key(*current_context));
+ops::cuda_only::Dropout next_dropout(double p, torch::Device device, int64_t row_elements) {
+  if (current_context == nullptr) {
+    return {p, at::full({}, draw_key(), at::TensorOptions(device).dtype(at::kLong))};
   }
-  return at::full({}, draw_key(), at::TensorOptions(device).dtype(at::kLong));
+  return {p, current_context->dropout_keys.select(0, use_key(*current_context)),
+          first_element(row_elements)};
+}
+
+int64_t first_element(int64_t row_elements) {
+  return current_context == nullptr ? 0 : current_context->first_row * row_elements;
 }
 
 torch::Tensor decay_rates(const torch::Tensor& A_log) {

@@ -15,6 +15,7 @@ namespace dmamba::nn {
 struct StepContext {
   torch::Tensor dropout_keys;  // (n,) int64 on the parameters' device: a step's, in order of use
   int64_t keys_used = 0;
+  int64_t first_row = 0;  // of the step's whole batch, which the layers' first row is
   /// What the optimizer keeps beside parameters: matrices in bfloat16, so that none is cast at its
   /// use, and -exp(A_log).
   std::unordered_map<const c10::TensorImpl*, torch::Tensor> mirrors;
@@ -43,8 +44,12 @@ class StepScope {
 /// torch's default generator.
 int64_t next_dropout_key();
 
-/// The same as an int64 scalar on a CUDA device; the host does not read it there.
-torch::Tensor next_dropout_key(torch::Device device);
+/// The next dropout of this thread on a CUDA device, of rows of `row_elements` elements each; the
+/// host does not read the key there.
+ops::cuda_only::Dropout next_dropout(double p, torch::Device device, int64_t row_elements);
+
+/// The number of the first element, in the step's whole batch, of rows of `row_elements` each.
+int64_t first_element(int64_t row_elements);
 
 /// The parameter in another type, which is its mirror where there is one.
 torch::Tensor cast_parameter(const torch::Tensor& parameter, at::ScalarType type);

@@ -29,6 +29,7 @@ struct TokenEmbedding : torch::autograd::Function<TokenEmbedding> {
                                 out.tokens, out.statistics});
     context->set_materialize_grads(false);
     context->saved_data["p"] = in->dropout.p;
+    context->saved_data["first"] = in->dropout.first;
     context->saved_data["side"] = side_stream_handle();
     if (!out.token_mask.defined()) return {out.out};
     context->mark_non_differentiable({out.token_mask});
@@ -47,7 +48,8 @@ struct TokenEmbedding : torch::autograd::Function<TokenEmbedding> {
     in.timesteps = saved[6];
     in.time = saved[7];
     in.norm_weight = saved[8];
-    in.dropout = {context->saved_data["p"].toDouble(), saved[9]};
+    in.dropout = {context->saved_data["p"].toDouble(), saved[9],
+                  context->saved_data["first"].toInt()};
     const auto norm = cuda_only::embed_norm_backward(
         gradients[0].contiguous(), {Tensor(), saved[10], saved[11], Tensor()}, in);
     const Tensor &dtokens = norm[0], &norm_parts = norm[1];

@@ -3,6 +3,9 @@
 
 #include "dmamba/common/error.h"
 #include "dmamba/nn/mamba.h"
+#include "src/nn/attention.h"
+#include "src/nn/convolution.h"
+#include "src/nn/s4d.h"
 
 namespace dmamba::nn {
 namespace {
@@ -14,6 +17,11 @@ std::shared_ptr<TokenMixer> make_mamba(const config::ModelConfig& c) {
       MambaOptions{c.d_model, c.d_state, c.d_conv, c.expand, c.dt_rank});
 }
 
+template <class Mixer>
+std::shared_ptr<TokenMixer> make(const config::ModelConfig& c) {
+  return std::make_shared<Mixer>(c);
+}
+
 struct Row {
   const char* name;
   Factory make;
@@ -21,6 +29,9 @@ struct Row {
 
 constexpr Row kMixers[] = {
     {"mamba", make_mamba},
+    {"attention", make<AttentionImpl>},
+    {"convolution", make<ConvolutionImpl>},
+    {"s4d", make<S4dImpl>},
 };
 
 }  // namespace

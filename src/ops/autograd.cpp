@@ -117,16 +117,19 @@ struct Gelu : torch::autograd::Function<Gelu> {
 };
 
 struct Dropout : torch::autograd::Function<Dropout> {
-  static Tensor forward(AutogradContext* context, const Tensor& x, double p, int64_t key) {
+  static Tensor forward(AutogradContext* context, const Tensor& x, double p, int64_t key,
+                        int64_t first) {
     at::AutoDispatchBelowADInplaceOrView guard;
     context->saved_data["p"] = p;
     context->saved_data["key"] = key;
-    return calls::dropout(x, p, key);
+    context->saved_data["first"] = first;
+    return calls::dropout(x, p, key, first);
   }
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    return {calls::dropout(gradients[0], context->saved_data["p"].toDouble(),
-                           context->saved_data["key"].toInt()),
-            Tensor(), Tensor()};
+    return {
+        calls::dropout(gradients[0], context->saved_data["p"].toDouble(),
+                       context->saved_data["key"].toInt(), context->saved_data["first"].toInt()),
+        Tensor(), Tensor(), Tensor()};
   }
 };
 
@@ -168,8 +171,8 @@ std::tuple<Tensor, Tensor> causal_conv1d_autograd(const Tensor& x, const Tensor&
 }
 
 Tensor gelu_autograd(const Tensor& x) { return Gelu::apply(x); }
-Tensor dropout_autograd(const Tensor& x, double p, int64_t key) {
-  return Dropout::apply(x, p, key);
+Tensor dropout_autograd(const Tensor& x, double p, int64_t key, int64_t first) {
+  return Dropout::apply(x, p, key, first);
 }
 
 }  // namespace

@@ -115,9 +115,9 @@ inline Tensor multiply_sum_(const Tensor& dy, const Tensor& slope) {
   return op.call(dy, slope);
 }
 
-inline Tensor dropout(const Tensor& x, double p, int64_t key) {
+inline Tensor dropout(const Tensor& x, double p, int64_t key, int64_t first) {
   static const auto op = find_op<decltype(dropout)>("dmamba::dropout");
-  return op.call(x, p, key);
+  return op.call(x, p, key, first);
 }
 
 }  // namespace dmamba::ops::calls

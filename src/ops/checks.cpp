@@ -9,6 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/elementwise/params.h"
+
 namespace dmamba::ops {
 namespace {
 
@@ -81,6 +83,12 @@ void check_bias_gelu(const char* op, const at::Tensor& x, const at::Tensor& bias
               ": bias must be (channels,) = ", x.sizes().slice(1), " ", parameter, ", got ",
               bias.sizes(), " ", bias.scalar_type());
   check_device(op, "bias", bias, x, "x");
+}
+
+void check_dropout(const char* op, double p, int64_t first) {
+  TORCH_CHECK(p >= 0.0 && p < 1.0, op, ": p must be in [0, 1), got ", p);
+  TORCH_CHECK(first >= 0 && first % kernels::kDropoutStretch == 0, op,
+              ": first must be a multiple of ", kernels::kDropoutStretch, ", got ", first);
 }
 
 void check_multiply_sum(const char* op, const at::Tensor& dy, const at::Tensor& slope) {

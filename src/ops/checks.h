@@ -34,6 +34,9 @@ void check_bias_gelu(const char* op, const at::Tensor& x, const at::Tensor& bias
 /// The same for multiply_sum_: dy and slope (rows, channels) contiguous.
 void check_multiply_sum(const char* op, const at::Tensor& dy, const at::Tensor& slope);
 
+/// Checks the arguments of dropout beside its tensor.
+void check_dropout(const char* op, double p, int64_t first);
+
 /// Checks that t is float32, bfloat16 or float64.
 void check_activation(const char* op, const char* name, const at::Tensor& t);
 

@@ -21,6 +21,7 @@ using at::Tensor;
 struct Dropout {
   double p = 0.0;
   Tensor key;
+  int64_t first = 0;  // number of the first element in the mask, as in ops::dropout
 };
 
 /// x / (1 - p) or 0; the mask of ops::dropout with that key. Its own derivative.
@@ -192,6 +193,7 @@ struct BeginStep {
   common::LearningRate learning_rate;
   double beta1, beta2;
   int64_t max_timestep;
+  int64_t first_sample;  // of the step's batch, to which the first row belongs
 };
 
 /// Writes scalars and dropout keys of the step, and the batch where the trajectories are there.
@@ -209,8 +211,8 @@ struct StripTensors {
 };
 
 /// Writes the batch of the state's step.
-void draw_strips(uint64_t seed, int64_t max_timestep, const StepState& state,
-                 const GameTensors& games, const StripTensors& batch);
+void draw_strips(const BeginStep& options, const StepState& state, const GameTensors& games,
+                 const StripTensors& batch);
 
 /// What the optimizer moves: lists of one length. A mirror is undefined, or of the parameter's
 /// size: bfloat16, the parameter rounded; float32, its decay_rates.

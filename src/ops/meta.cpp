@@ -100,7 +100,9 @@ Tensor bias_gelu_meta(const Tensor& x, const Tensor& bias) { return contiguous_l
 Tensor multiply_sum_meta(const Tensor& dy, const Tensor& slope) {
   return at::empty_symint({dy.sym_size(1)}, dy.options().dtype(parameter_dtype(dy.scalar_type())));
 }
-Tensor dropout_meta(const Tensor& x, double p, int64_t key) { return contiguous_like(x); }
+Tensor dropout_meta(const Tensor& x, double p, int64_t key, int64_t first) {
+  return contiguous_like(x);
+}
 
 }  // namespace
 

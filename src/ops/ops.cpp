@@ -40,6 +40,8 @@ at::Tensor causal_conv1d_update(at::Tensor& state, const at::Tensor& x, const at
 
 at::Tensor gelu(const at::Tensor& x) { return calls::gelu(x); }
 
-at::Tensor dropout(const at::Tensor& x, double p, int64_t key) { return calls::dropout(x, p, key); }
+at::Tensor dropout(const at::Tensor& x, double p, int64_t key, int64_t first) {
+  return calls::dropout(x, p, key, first);
+}
 
 }  // namespace dmamba::ops

@@ -58,5 +58,5 @@ TORCH_LIBRARY(dmamba, m) {
   // (channels,) in the parameters' dtype.
   m.def("multiply_sum_(Tensor(a!) dy, Tensor slope) -> Tensor");
   // Linear in x: its own derivative.
-  m.def("dropout(Tensor x, float p, int key) -> Tensor");
+  m.def("dropout(Tensor x, float p, int key, int first=0) -> Tensor");
 }

@@ -27,10 +27,10 @@ ops::cuda_only::StepState make_state(int64_t dropouts, torch::Device device) {
 }  // namespace
 
 DeviceRun::DeviceRun(const config::Config& config, Task& task, AdamW& optimizer,
-                     torch::Device device)
+                     torch::Device device, Share share, const std::shared_ptr<Ranks>& ranks)
     : training_(config.training),
-      begin_{config.seed, learning_rate(config), config.training.beta1, config.training.beta2,
-             config.model.max_timestep},
+      begin_{config.seed,           learning_rate(config),     config.training.beta1,
+             config.training.beta2, config.model.max_timestep, share.first},
       device_(device),
       task_(task),
       optimizer_(optimizer),
@@ -43,9 +43,13 @@ DeviceRun::DeviceRun(const config::Config& config, Task& task, AdamW& optimizer,
     works_.emplace_back(capture_mode(config.training.graph), "a training step");
   }
   context_.dropout_keys = state_.dropout_keys;
+  context_.first_row = share.first;
   context_.side = &side_;
   context_.mirrors = optimizer_.make_mirrors(training_.precision == "bf16");
   for (size_t i = 0; i < kQueuedSteps; ++i) queued_.emplace_back(device.type());
+  if (ranks) {
+    sum_ = std::make_unique<GradientSum>(task.model(), ranks, 1.0 / training_.batch_size, &side_);
+  }
 }
 
 void DeviceRun::set_step(const TrainingState& done) {
@@ -70,6 +74,7 @@ void DeviceRun::begin_burst() {
     identity.push_back(slot.parameter.requires_grad());
   }
   for (ops::CapturedWork& work : works_) work.expect(identity);
+  if (sum_) sum_->prepare();
 }
 
 void DeviceRun::launch() {
@@ -78,8 +83,12 @@ void DeviceRun::launch() {
   const nn::StepScope scope(context_);
   const ops::cuda_only::StepState state = state_of_set();
   task_.begin_step(begin_, state);
-  const torch::Tensor loss = loss_of(task_, device_, training_.precision == "bf16");
-  loss.backward(one_);
+  torch::Tensor loss = loss_of(task_, device_, training_.precision == "bf16");
+  if (sum_) {
+    loss = sum_->backward(loss, task_.real_steps());
+  } else {
+    loss.backward(one_);
+  }
   side_.join();
   optimizer_.step_on_device(loss.detach(), state, static_cast<int64_t>(set_));
 }

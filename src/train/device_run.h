@@ -3,6 +3,7 @@
 
 #include <c10/core/Event.h>
 
+#include <memory>
 #include <vector>
 
 #include "dmamba/config/config.h"
@@ -11,19 +12,23 @@
 #include "src/ops/captured_work.h"
 #include "src/ops/cuda_only.h"
 #include "src/ops/graph.h"
+#include "src/train/gradient_sum.h"
 #include "src/train/task.h"
 
 namespace dmamba::train {
 
 /// A step launches, in this order: begin_step (batch, dropout keys, scalars), the model forward and
-/// backward, with the weights' gradients on a stream beside, and the optimizer. All that a step
+/// backward, with the weights' gradients on a stream beside and their sums over the ranks, if there
+/// are several, on another, and the optimizer. All that a step
 /// depends on lies on the device, so a graph of one step, replayed, is the next step.
 ///
 /// The first two steps run op by op; they are steps like any other. Keeps references to task and
 /// optimizer.
 class DeviceRun {
  public:
-  DeviceRun(const config::Config& config, Task& task, AdamW& optimizer, torch::Device device);
+  /// `ranks` may be null: then the share is the whole batch.
+  DeviceRun(const config::Config& config, Task& task, AdamW& optimizer, torch::Device device,
+            Share share, const std::shared_ptr<Ranks>& ranks);
 
   /// Runs the enclosed steps on this run's own stream. Between bursts parameters may be changed,
   /// frozen, or given other memory.
@@ -40,6 +45,11 @@ class DeviceRun {
 
   /// Goes on after the steps that have been done, on each of several sets too.
   void set_step(const TrainingState& done);
+
+  /// Forgets the captured graph.
+  void release() {
+    for (ops::CapturedWork& work : works_) work.expect({});
+  }
 
   const ops::cuda_only::StepState& state() const { return state_; }
   bool uses_graph() const { return works_[set_].captured(); }
@@ -60,6 +70,7 @@ class DeviceRun {
   ops::WorkStream stream_;
   ops::SideStream side_;
   nn::StepContext context_;
+  std::unique_ptr<GradientSum> sum_;      // over the ranks; null: one process
   std::vector<ops::CapturedWork> works_;  // one a set
   size_t set_ = 0;                        // of the last step
   std::vector<c10::Event> queued_;

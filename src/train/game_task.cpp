@@ -20,8 +20,8 @@ data::FrameSamplerOptions sampler_options(const config::Config& config) {
 }
 
 /// Strips, actions, returns-to-go, timesteps, mask; shapes as data::FrameBatchView.
-std::vector<StagedBatch::Part> parts_of(const data::FrameSamplerOptions& o) {
-  const int64_t batch = o.batch_size, K = o.context_length;
+std::vector<StagedBatch::Part> parts_of(const data::FrameSamplerOptions& o, int64_t batch) {
+  const int64_t K = o.context_length;
   return {{{batch, K + data::kFrameStack - 1, data::kFrameSide, data::kFrameSide}, at::kByte},
           {{batch, K}, at::kLong},
           {{batch, K, 1}, at::kFloat},
@@ -82,13 +82,13 @@ class Digest {
 class GameTask final : public Task {
  public:
   GameTask(const config::Config& config, std::shared_ptr<const data::FrameStore> store,
-           model::AtariDMamba model, torch::Device device)
+           model::AtariDMamba model, torch::Device device, Share share)
       : model_(std::move(model)),
-        seed_(config.seed),
         sampler_(store, sampler_options(config)),
+        share_(share),
         has_padding_(shortest_episode(*store) < config.model.context_length),
         resident_(keep_on_device(config.training, store->name(), resident_bytes(*store), device)),
-        batch_(parts_of(sampler_.options()), device, !resident_) {
+        batch_(parts_of(sampler_.options(), share.count), device, !resident_) {
     if (resident_) recording_ = on_device(*store, config.dataset.rtg_scale, device);
     if (model_->device() != device) model_->to(device);
   }
@@ -113,9 +113,9 @@ class GameTask final : public Task {
           t[0].mutable_data_ptr<uint8_t>(), t[1].mutable_data_ptr<int64_t>(),
           t[2].mutable_data_ptr<float>(), t[3].mutable_data_ptr<int64_t>(),
           t[4].mutable_data_ptr<bool>()};
-      at::parallel_for(0, sampler_.options().batch_size, 1, [&](int64_t begin, int64_t end) {
+      at::parallel_for(0, share_.count, 1, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i)
-          sampler_.sample_row(static_cast<uint64_t>(step), i, view);
+          sampler_.sample_row(static_cast<uint64_t>(step), share_.first + i, i, view);
       });
     });
   }
@@ -124,8 +124,7 @@ class GameTask final : public Task {
     cuda_only::begin_step(options, state, nullptr, {});
     if (!resident_) return;
     const auto& t = batch_.tensors();
-    cuda_only::draw_strips(seed_, options.max_timestep, state, recording_,
-                           {t[0], t[1], t[2], t[3], t[4]});
+    cuda_only::draw_strips(options, state, recording_, {t[0], t[1], t[2], t[3], t[4]});
   }
 
   Tensor loss() override {
@@ -133,12 +132,14 @@ class GameTask final : public Task {
     return model_->loss(t[0], t[1], t[2], t[3], has_padding_ ? t[4] : Tensor());
   }
 
+  Tensor real_steps() override { return batch_.tensors()[4].sum(at::kFloat); }
+
   bool resident() const override { return resident_; }
 
  private:
   model::AtariDMamba model_;
-  uint64_t seed_;
   data::FrameSampler sampler_;
+  Share share_;
   bool has_padding_;  // whether a segment can be shorter than K: without, no flag is looked at
   bool resident_;
   StagedBatch batch_;
@@ -149,7 +150,7 @@ class GameTask final : public Task {
 
 std::unique_ptr<Task> make_task(const config::Config& config,
                                 std::shared_ptr<const data::FrameStore> store,
-                                model::AtariDMamba model, torch::Device device) {
+                                model::AtariDMamba model, torch::Device device, Share share) {
   if (store->num_actions() > model->num_actions()) {
     throw ConfigError(store->name() + ": has actions up to " +
                       std::to_string(store->num_actions() - 1) + ", but the model was made for " +
@@ -160,7 +161,7 @@ std::unique_ptr<Task> make_task(const config::Config& config,
         "the model was made with other settings than the configuration's section "
         "model; make it with AtariDMamba(num_actions, config.model)");
   }
-  return std::make_unique<GameTask>(config, std::move(store), std::move(model), device);
+  return std::make_unique<GameTask>(config, std::move(store), std::move(model), device, share);
 }
 
 }  // namespace dmamba::train

@@ -49,7 +49,8 @@ class MultiTask final : public Task {
         shares_(cumulative_shares(stores, config.pretraining.temperature)) {
     for (size_t i = 0; i < stores.size(); ++i) {
       tasks_.push_back(
-          make_task(config_of(config, i), stores[i], model_->models()[i], device));
+          make_task(config_of(config, i), stores[i], model_->models()[i], device,
+                    Share{0, config.training.batch_size}));
     }
   }
 
@@ -76,6 +77,7 @@ class MultiTask final : public Task {
   }
 
   torch::Tensor loss() override { return tasks_[current_]->loss(); }
+  torch::Tensor real_steps() override { return tasks_[current_]->real_steps(); }
 
   bool resident() const override {
     return std::all_of(tasks_.begin(), tasks_.end(), [](const auto& t) { return t->resident(); });

@@ -16,7 +16,7 @@ namespace {
 
 using torch::Tensor;
 
-/// Parameters that weight decay only harms: A_log and D by name, vectors (norms, biases) by shape,
+/// Parameters that weight decay only harms: A by name, vectors (D, norms, biases) by shape,
 /// embeddings by module or, of places, by name.
 std::unordered_set<std::string> undecayed_names(const torch::nn::Module& model) {
   std::unordered_set<std::string> names;
@@ -25,7 +25,9 @@ std::unordered_set<std::string> undecayed_names(const torch::nn::Module& model) 
   }
   for (const auto& item : model.named_parameters()) {
     const std::string& name = item.key();
-    if (item.value().dim() < 2 || name.ends_with("A_log") || name.ends_with("pos_emb")) {
+    const bool is_A =
+        name.ends_with("A_log") || name.ends_with("log_A_real") || name.ends_with("A_imag");
+    if (item.value().dim() < 2 || is_A || name.ends_with("pos_emb")) {
       names.insert(name);
     }
   }

@@ -21,6 +21,11 @@
 
 namespace dmamba::train {
 
+/// The segments of a step's batch that this process trains on: all, or one rank's.
+struct Share {
+  int64_t first, count;
+};
+
 /// Batches come
 ///   to the CPU: drawn where they are used;
 ///   to a CUDA device, host: drawn on the CPU into pinned memory, copied while the host goes on;
@@ -53,6 +58,9 @@ class Task {
   /// The loss of the batch, a float32 scalar.
   virtual torch::Tensor loss() = 0;
 
+  /// The steps of the batch that are no padding, a float32 scalar.
+  virtual torch::Tensor real_steps() = 0;
+
   virtual bool resident() const = 0;
 
   /// Sets that steps take turns at: a step trains the trunk and what belongs to its set, and
@@ -68,11 +76,11 @@ torch::Tensor loss_of(Task& task, torch::Device device, bool bf16);
 /// moved to the device. States are standardised with `statistics`, the store's own where absent.
 std::unique_ptr<Task> make_task(const config::Config& config,
                                 std::shared_ptr<const data::TrajectoryStore> store,
-                                model::DMamba model, torch::Device device,
+                                model::DMamba model, torch::Device device, Share share,
                                 const std::optional<data::StateStatistics>& statistics = {});
 std::unique_ptr<Task> make_task(const config::Config& config,
                                 std::shared_ptr<const data::FrameStore> store,
-                                model::AtariDMamba model, torch::Device device);
+                                model::AtariDMamba model, torch::Device device, Share share);
 
 std::unique_ptr<Task> make_task(const config::Config& config,
                                 std::vector<std::shared_ptr<const data::TrajectoryStore>> stores,

@@ -26,6 +26,7 @@
 #include "dmamba/train/transfer.h"
 #include "src/ops/convolution.h"
 #include "src/train/device_run.h"
+#include "src/train/gradient_sum.h"
 #include "src/train/memory.h"
 #include "src/train/precision.h"
 #include "src/train/task.h"
@@ -103,27 +104,47 @@ torch::Device device_of(const config::Config& config) {
   return device;
 }
 
+/// This rank's part of every batch.
+Share share_of(const config::Config& config, const Ranks* ranks) {
+  const int64_t batch = config.training.batch_size;
+  if (ranks == nullptr) return {0, batch};
+  const int64_t world = ranks->world(), share = batch / world;
+  if (batch % world != 0) {
+    throw ConfigError("training.batch_size: " + std::to_string(batch) + " segments for " +
+                      std::to_string(world) + " ranks, which need equal shares; use " +
+                      (share > 0 ? std::to_string(share * world) + " or " : "") +
+                      std::to_string((share + 1) * world) + ", or another number of ranks");
+  }
+  return {ranks->rank() * share, share};
+}
+
 }  // namespace
 
 Trainer::Trainer(const config::Config& config, std::shared_ptr<const data::TrajectoryStore> store,
-                 model::DMamba model, const std::optional<data::StateStatistics>& statistics)
+                 model::DMamba model, std::shared_ptr<Ranks> ranks,
+                 const std::optional<data::StateStatistics>& statistics)
     : Trainer(config, device_of(config),
               make_task(config, std::move(store), std::move(model), device_of(config),
-                        statistics)) {}
+                        share_of(config, ranks.get()), statistics),
+              ranks) {}
 
 Trainer::Trainer(const config::Config& config, std::shared_ptr<const data::FrameStore> store,
-                 model::AtariDMamba model)
+                 model::AtariDMamba model, std::shared_ptr<Ranks> ranks)
     : Trainer(config, device_of(config),
-              make_task(config, std::move(store), std::move(model), device_of(config))) {}
+              make_task(config, std::move(store), std::move(model), device_of(config),
+                        share_of(config, ranks.get())),
+              ranks) {}
 
 Trainer::Trainer(const config::Config& config,
                  std::vector<std::shared_ptr<const data::TrajectoryStore>> stores,
                  model::MultiDMamba model)
     : Trainer(config, device_of(config),
-              make_task(config, std::move(stores), std::move(model), device_of(config))) {}
+              make_task(config, std::move(stores), std::move(model), device_of(config)), nullptr) {}
 
-Trainer::Trainer(const config::Config& config, torch::Device device, std::unique_ptr<Task> task)
-    : task_(std::move(task)),
+Trainer::Trainer(const config::Config& config, torch::Device device, std::unique_ptr<Task> task,
+                 std::shared_ptr<Ranks> ranks)
+    : ranks_(std::move(ranks)),
+      task_(std::move(task)),
       state_(initial_state(config, *task_)),
       device_(device),
       optimizer_(task_->model(), config.training, config.transfer.learning_rates) {
@@ -131,13 +152,19 @@ Trainer::Trainer(const config::Config& config, torch::Device device, std::unique
   if (config.training.threads > 0) at::set_num_threads(static_cast<int>(config.training.threads));
   keep_freed_memory();
   if (device_.is_cuda()) {
-    on_device_ = std::make_unique<DeviceRun>(config, *task_, optimizer_, device_);
+    on_device_ = std::make_unique<DeviceRun>(config, *task_, optimizer_, device_,
+                                             share_of(config, ranks_.get()), ranks_);
     loss_sum_ = on_device_->state().loss_sum;
     norm_sum_ = on_device_->state().norm_sum;
     return;
   }
   host_ = std::make_unique<nn::StepContext>();
   host_->dropout_keys = torch::zeros({nn::count_dropouts(task_->model())}, torch::kLong);
+  host_->first_row = share_of(config, ranks_.get()).first;
+  if (ranks_) {
+    sum_ = std::make_unique<GradientSum>(task_->model(), ranks_, 1.0 / config.training.batch_size,
+                                         /*side=*/nullptr);
+  }
   loss_sum_ = torch::zeros({}, torch::kDouble);
   norm_sum_ = torch::zeros({}, torch::kDouble);
 }
@@ -157,9 +184,14 @@ void Trainer::step_on_host() {
   }
   const nn::StepScope scope(*host_);
   task_->load(state_.step);
-  const Tensor loss = loss_of(*task_, device_, config.training.precision == "bf16");
-  loss.backward();
-  const Tensor norm = optimizer_.step(learning_rate(config, state_.step), task_->set_of(state_.step));
+  Tensor loss = loss_of(*task_, device_, config.training.precision == "bf16");
+  if (sum_) {
+    loss = sum_->backward(loss, task_->real_steps());
+  } else {
+    loss.backward();
+  }
+  const Tensor norm =
+      optimizer_.step(learning_rate(config, state_.step), task_->set_of(state_.step));
   loss_sum_ += loss.detach();
   norm_sum_ += norm;
 }
@@ -203,6 +235,7 @@ std::vector<MetricsRow> Trainer::run(double seconds, int64_t max_steps) {
     convolutions.emplace();
     burst.emplace(*on_device_);
   }
+  if (sum_) sum_->prepare();
   // A region of the caller's would also cast the backward pass.
   const Autocast no_autocast(device_.type(), false);
   task_->model().train();
@@ -232,13 +265,40 @@ void Trainer::load(const std::filesystem::path& folder) {
   const TrainingState saved = read_training_state(folder);
   check_same_run(folder, saved, state_, task_->store().name());
   load_parameters(folder, task_->model());
-  load_optimizer(folder, optimizer_, saved);
-  state_.step = saved.step;
+  load_optimizer(folder, optimizer_);
   state_.sets = saved.sets;
-  if (on_device_) on_device_->set_step(saved);
+  set_step(saved.step);
   loss_sum_.fill_(saved.loss_sum);
   norm_sum_.fill_(saved.gradient_norm_sum);
   state_.steps_summed = saved.steps_summed;
+}
+
+void Trainer::synchronize() {
+  if (!ranks_) return;
+  const torch::NoGradGuard no_grad;
+  const Tensor counts = torch::tensor({state_.step, state_.steps_summed}, torch::kLong).to(device_);
+  std::vector<Tensor> shared{counts, loss_sum_, norm_sum_};
+  for (const Slot& slot : optimizer_.slots()) {
+    for (const Tensor& t : {slot.parameter.detach(), slot.first_moment, slot.second_moment}) {
+      shared.push_back(t);
+    }
+  }
+  ranks_->take_from_first(shared);
+  state_.steps_summed = counts[1].item<int64_t>();
+  set_step(counts[0].item<int64_t>());
+}
+
+void Trainer::release() {
+  if (on_device_) on_device_->release();
+}
+
+void Trainer::set_step(int64_t step) {
+  state_.step = step;
+  optimizer_.set_steps(step);
+  for (size_t i = 0; i < state_.sets.size(); ++i) {
+    optimizer_.set_steps_of_set(i, state_.sets[i].steps);
+  }
+  if (on_device_) on_device_->set_step(state_);
 }
 
 }  // namespace dmamba::train

@@ -30,8 +30,8 @@ data::SamplerOptions sampler_options(const config::Config& config,
 }
 
 /// States, actions, returns-to-go, timesteps, mask; shapes as data::BatchView.
-std::vector<StagedBatch::Part> parts_of(const data::SegmentSampler& sampler) {
-  const int64_t batch = sampler.options().batch_size, K = sampler.options().context_length;
+std::vector<StagedBatch::Part> parts_of(const data::SegmentSampler& sampler, int64_t batch) {
+  const int64_t K = sampler.options().context_length;
   return {{{batch, K, sampler.store().state_dim()}, at::kFloat},
           {{batch, K, sampler.store().act_dim()}, at::kFloat},
           {{batch, K, 1}, at::kFloat},
@@ -66,12 +66,13 @@ cuda_only::TrajectoryTensors on_device(const data::SegmentSampler& sampler, torc
 class TrajectoryTask final : public Task {
  public:
   TrajectoryTask(const config::Config& config, std::shared_ptr<const data::TrajectoryStore> store,
-                 model::DMamba model, torch::Device device,
+                 model::DMamba model, torch::Device device, Share share,
                  const std::optional<data::StateStatistics>& statistics)
       : model_(std::move(model)),
         sampler_(store, sampler_options(config, *store, statistics)),
+        share_(share),
         resident_(keep_on_device(config.training, store->name(), resident_bytes(*store), device)),
-        batch_(parts_of(sampler_), device, !resident_) {
+        batch_(parts_of(sampler_, share.count), device, !resident_) {
     if (resident_) recording_ = on_device(sampler_, device);
     if (model_->device() != device) model_->to(device);
   }
@@ -89,10 +90,10 @@ class TrajectoryTask final : public Task {
   void load(int64_t step) override {
     if (resident_) return;
     batch_.stage([&](const StagedBatch::Tensors& t) {
-      sampler_.sample(static_cast<uint64_t>(step),
-                      {t[0].mutable_data_ptr<float>(), t[1].mutable_data_ptr<float>(),
-                       t[2].mutable_data_ptr<float>(), t[3].mutable_data_ptr<int64_t>(),
-                       t[4].mutable_data_ptr<bool>()});
+      sampler_.sample_range(static_cast<uint64_t>(step), share_.first, share_.count,
+                            {t[0].mutable_data_ptr<float>(), t[1].mutable_data_ptr<float>(),
+                             t[2].mutable_data_ptr<float>(), t[3].mutable_data_ptr<int64_t>(),
+                             t[4].mutable_data_ptr<bool>()});
     });
   }
 
@@ -107,11 +108,14 @@ class TrajectoryTask final : public Task {
     return model_->loss(t[0], t[1], t[2], t[3], t[4]);
   }
 
+  Tensor real_steps() override { return batch_.tensors()[4].sum(at::kFloat); }
+
   bool resident() const override { return resident_; }
 
  private:
   model::DMamba model_;
   data::SegmentSampler sampler_;
+  Share share_;
   bool resident_;
   StagedBatch batch_;
   cuda_only::TrajectoryTensors recording_;
@@ -121,7 +125,7 @@ class TrajectoryTask final : public Task {
 
 std::unique_ptr<Task> make_task(const config::Config& config,
                                 std::shared_ptr<const data::TrajectoryStore> store,
-                                model::DMamba model, torch::Device device,
+                                model::DMamba model, torch::Device device, Share share,
                                 const std::optional<data::StateStatistics>& statistics) {
   if (model->state_dim() != store->state_dim() || model->act_dim() != store->act_dim()) {
     throw ConfigError(store->name() + ": states have " + std::to_string(store->state_dim()) +
@@ -130,7 +134,7 @@ std::unique_ptr<Task> make_task(const config::Config& config,
                       " and " + std::to_string(model->act_dim()));
   }
   return std::make_unique<TrajectoryTask>(config, std::move(store), std::move(model), device,
-                                          statistics);
+                                          share, statistics);
 }
 
 }  // namespace dmamba::train

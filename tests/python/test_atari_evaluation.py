@@ -131,7 +131,7 @@ def test_the_settings_reach_the_policy(monkeypatch):
     assert spy.arguments[1] == ("windowed", 6, 1.0, 1.0)
 
 
-def test_rtg_goes_down_by_raw_or_clipped_rewards(monkeypatch):
+def test_rtg_goes_down_by_raw_or_clipped_rewards_or_not(monkeypatch):
     spy = Spy(monkeypatch)
     for rtg_rewards in suites.RTG_REWARDS:
         policy = FramePolicy(make_model(), "windowed", 2, INFO, 1.0, rtg_rewards)
@@ -139,7 +139,7 @@ def test_rtg_goes_down_by_raw_or_clipped_rewards(monkeypatch):
         policy.reset(np.array([True, True]), np.array([90.0, 90.0]), np.array([1, 2]))
         policy.act(frames)
         policy.observe(np.array([4.0, -7.0]))
-    np.testing.assert_array_equal(spy.rewards, [[4.0, -7.0], [1.0, -1.0]])
+    np.testing.assert_array_equal(spy.rewards, [[4.0, -7.0], [1.0, -1.0], [0.0, 0.0]])
 
 
 def test_returns_are_raw_whatever_rtg_goes_down_by():
@@ -171,7 +171,7 @@ def test_the_seed_matters_to_games_and_draws(monkeypatch):
             "temperature must be finite and at least 0, got -1",
         ),
         ({"temperature": float("nan")}, dmamba.ConfigError, "temperature must be .* got nan"),
-        ({"rtg_rewards": "none"}, dmamba.ConfigError, "one of raw, clipped, got 'none'"),
+        ({"rtg_rewards": "half"}, dmamba.ConfigError, "one of raw, clipped, none, got 'half'"),
         ({"sticky_actions": 1.0}, dmamba.ConfigError, "at least 0 and below 1, got 1.0"),
         ({"environment": ""}, dmamba.ConfigError, "names no environment"),
     ],

@@ -199,7 +199,7 @@ def test_autocast():
         ({"token_mixer": "mumba"}, dmamba.ConfigError, "mumba.*mamba"),
         ({"token_mixer": ["mamba", "mamba", "mamba"]}, dmamba.ConfigError, "3 mixers for 2 layers"),
         ({"padding": "none"}, dmamba.ConfigError, "masked, paper"),
-        ({"channel_mixing": "conv"}, dmamba.ConfigError, "mlp, none"),
+        ({"channel_mixing": "conv"}, dmamba.ConfigError, "mlp, ssm, none"),
         ({"d_model": 0}, dmamba.ConfigError, "d_model"),
         ({"depth": 3}, TypeError, "depth.*d_model"),
     ],

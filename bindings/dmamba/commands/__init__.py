@@ -13,7 +13,7 @@ from types import ModuleType
 
 from dmamba import _C, _build_info
 from dmamba.commands import data, evaluate, info, sweep, train
-from dmamba.training import Interrupted
+from dmamba.signals import Interrupted
 
 COMMANDS: dict[str, ModuleType] = {
     "train": train,

@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rtg-rewards",
         choices=RTG_REWARDS,
-        help="of games: what returns-to-go go down by (the run's own)",
+        help="what returns-to-go go down by; clipped: of games (the run's own)",
     )
     parser.add_argument(
         "--sticky-actions",

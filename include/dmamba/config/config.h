@@ -23,6 +23,8 @@ struct DatasetConfig {
   std::int64_t transitions = 0;              // reading ends once so many are chosen; 0: no limit
   std::uint64_t selection_seed = 0;          // of the order of visits, and of `fraction`
   std::string cache = "disk";                // disk | memory: where the chosen frames are kept
+  double top_fraction = 1.0;                 // of the episodes, those with the highest returns
+  std::string rewards = "dense";             // dense | delayed: all of them with the last step
 
   bool operator==(const DatasetConfig&) const = default;
 };
@@ -33,7 +35,7 @@ struct ModelConfig {
   std::int64_t n_layer = 3;
   std::int64_t context_length = 20;               // K environment steps, so L = 3 K tokens
   std::vector<std::string> token_mixer{"mamba"};  // one word for all layers, or one per layer
-  std::string channel_mixing = "mlp";             // mlp | none
+  std::string channel_mixing = "mlp";             // mlp | ssm | none
   std::string padding = "masked";                 // masked | paper
   std::string initialization = "mamba";           // mamba | paper
   double dropout = 0.1;                           // after the channel mixer
@@ -43,6 +45,13 @@ struct ModelConfig {
   std::int64_t expand = 2;           // d_inner = expand * d_model
   std::int64_t dt_rank = 0;          // 0: ceil(d_model / 16)
   std::int64_t max_timestep = 1000;  // rows of the timestep embedding
+  // Of single mixers alone.
+  std::int64_t n_head = 1;          // attention
+  std::int64_t conv_window = 6;     // convolution: taps over tokens
+  std::int64_t channel_group = 16;  // channel_mixing ssm: channels of a step along the channels
+  // Which tokens there are beside the states'.
+  std::string rtg = "token";           // token | none: behaviour cloning
+  std::string past_actions = "token";  // token | none
   // Of models that see frames alone.
   std::string encoder = "nature";    // nature | impala
   std::string position = "segment";  // segment | timestep
@@ -117,12 +126,12 @@ struct EvaluationConfig {
   std::int64_t episodes = 20;       // per target
   std::int64_t every = 0;           // training steps; 0: only after training
   std::string policy = "windowed";  // windowed | recurrent
+  std::string rtg_rewards = "raw";  // raw | clipped | none: what returns-to-go go down by
   double confidence = 0.95;         // of the bootstrap intervals
   std::uint64_t seed = 0;           // of the environments, apart from the training's
   // Of discrete actions alone.
-  double temperature = 1.0;         // of the softmax that actions are drawn from; 0: the best
-  std::string rtg_rewards = "raw";  // raw | clipped: what returns-to-go go down by
-  double sticky_actions = 0.0;      // probability that a frame repeats the action before
+  double temperature = 1.0;     // of the softmax that actions are drawn from; 0: the best
+  double sticky_actions = 0.0;  // probability that a frame repeats the action before
 
   bool operator==(const EvaluationConfig&) const = default;
 };

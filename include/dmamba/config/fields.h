@@ -41,6 +41,10 @@ void for_each_field(F&& f, Tag<DatasetConfig>) {
     "seed of the episodes of fraction; DQN-replay: of the order of visits");
   f("cache", &S::cache,
     "DQN-replay: disk: chosen frames are kept in a file, mapped by later starts | memory");
+  f("top_fraction", &S::top_fraction,
+    "share of the episodes that is trained on, those with the highest returns; 1: all");
+  f("rewards", &S::rewards,
+    "dense: as recorded | delayed: an episode's whole return comes with its last step");
 }
 
 template <class F>
@@ -50,7 +54,8 @@ void for_each_field(F&& f, Tag<ModelConfig>) {
   f("n_layer", &S::n_layer, "blocks of token mixing and channel mixing");
   f("context_length", &S::context_length, "K, environment steps the model sees; 3 K tokens");
   f("token_mixer", &S::token_mixer, "one name for all layers, or a list with one per layer");
-  f("channel_mixing", &S::channel_mixing, "mlp | none");
+  f("channel_mixing", &S::channel_mixing,
+    "mlp: as in the authors' code | ssm: a selective state space along the channels | none");
   f("padding", &S::padding,
     "masked: padded tokens touch neither convolution nor state | paper: they do, as in the paper");
   f("initialization", &S::initialization,
@@ -62,6 +67,12 @@ void for_each_field(F&& f, Tag<ModelConfig>) {
   f("expand", &S::expand, "inner channels per channel of a token");
   f("dt_rank", &S::dt_rank, "rank of the step-size projection; 0: ceil(d_model / 16)");
   f("max_timestep", &S::max_timestep, "rows of the timestep embedding");
+  f("n_head", &S::n_head, "attention: heads; they divide d_model");
+  f("conv_window", &S::conv_window, "convolution: tokens that a filter sees");
+  f("channel_group", &S::channel_group,
+    "channel_mixing ssm: channels that make up a step along the channels; they divide d_model");
+  f("rtg", &S::rtg, "token: conditioned on returns-to-go | none: behaviour cloning");
+  f("past_actions", &S::past_actions, "token: the model sees its past actions | none");
   f("encoder", &S::encoder,
     "of frames: nature: three convolutions, as in the paper | impala: a small residual network");
   f("position", &S::position,
@@ -143,12 +154,13 @@ void for_each_field(F&& f, Tag<EvaluationConfig>) {
   f("every", &S::every, "training steps between evaluations; 0: only after training");
   f("policy", &S::policy,
     "windowed: re-reads the last K steps | recurrent: carries the state, O(1) a step");
+  f("rtg_rewards", &S::rtg_rewards,
+    "returns-to-go go down by raw rewards | none: they stay, as with delayed rewards | clipped: "
+    "of games, by the data's");
   f("confidence", &S::confidence, "level of the bootstrap intervals");
   f("seed", &S::seed, "seed of the environments");
   f("temperature", &S::temperature,
     "discrete actions: of the softmax that they are drawn from; 0: the likeliest");
-  f("rtg_rewards", &S::rtg_rewards,
-    "Atari: returns-to-go go down by raw rewards, as in the paper | clipped, as in the data");
   f("sticky_actions", &S::sticky_actions,
     "Atari: probability that a frame repeats the action before it");
 }

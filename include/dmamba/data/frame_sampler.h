@@ -50,8 +50,10 @@ class FrameSampler {
   /// Writes the whole batch of `step`: batch_size samples.
   void sample(std::uint64_t step, const FrameBatchView& out) const;
 
-  /// Writes sample `index` of `step` to row `index` of `out`: several threads can share a batch.
-  void sample_row(std::uint64_t step, std::int64_t index, const FrameBatchView& out) const;
+  /// Writes sample `index` of `step` to row `row` of `out`: several threads, and several ranks, can
+  /// share a batch.
+  void sample_row(std::uint64_t step, std::int64_t index, std::int64_t row,
+                  const FrameBatchView& out) const;
 
   const FrameSamplerOptions& options() const { return options_; }
   const FrameStore& store() const { return *store_; }

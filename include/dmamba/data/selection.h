@@ -1,4 +1,4 @@
-// Training on some of a store's episodes: which, and a store of those alone.
+// Stores made of another: some of its episodes, or its rewards at other times.
 #pragma once
 
 #include <cstdint>
@@ -15,10 +15,14 @@ namespace dmamba::data {
 std::vector<std::int64_t> draw_episodes(const EpisodeStore& store, double fraction,
                                         std::uint64_t seed);
 
-/// A store of the episodes with these indices, in this order, under the old name; what the others
-/// held counts as neither data nor dropped. Throws DataError where there is none, std::out_of_range
-/// for an index of no episode.
-std::shared_ptr<MemoryStore> keep_episodes(const TrajectoryStore& store,
-                                           const std::vector<std::int64_t>& episodes);
+/// A store of these episodes of another, in the order given; its transitions are copied. Throws
+/// DataError where there are none, std::out_of_range for a number that is not an episode's.
+std::shared_ptr<MemoryStore> select_episodes(const TrajectoryStore& store,
+                                             const std::vector<std::int64_t>& episodes);
+
+/// The same episodes with delayed rewards: all of an episode's come with its last step (the sparse
+/// setting of the Decision Transformer, arXiv 2106.01345, section 5.3), so that the return-to-go is
+/// the return at every step.
+std::shared_ptr<MemoryStore> delay_rewards(const TrajectoryStore& store);
 
 }  // namespace dmamba::data

@@ -88,7 +88,7 @@ class AtariDMambaImpl : public torch::nn::Module {
                       const torch::Tensor& returns_to_go);
   torch::Tensor places(const torch::Tensor& positions, const torch::Tensor& timesteps) const;
   bool has_fused_embedding(const AtariWindow& window) const;
-  /// Tokens (batch, 3 K, d_model) and, where padding is masked, their mask (batch, 3 K).
+  /// Tokens (batch, kinds K, d_model) and, where padding is masked, their mask (batch, kinds K).
   struct Tokens {
     torch::Tensor tokens, mask;
   };
@@ -98,7 +98,8 @@ class AtariDMambaImpl : public torch::nn::Module {
 
   int64_t num_actions_;
   config::ModelConfig config_;
-  torch::Tensor pos_emb_;         // (1, 3 K + 1, d_model), or (1, 3, d_model): of a token's place
+  nn::TokenKinds kinds_;
+  torch::Tensor pos_emb_;  // (1, kinds K + 1, d_model), or (1, kinds, d_model): of a token's place
   torch::Tensor global_pos_emb_;  // (1, max_timestep, d_model)
   nn::Dropout drop_{nullptr};
   std::vector<nn::Block> blocks_;

@@ -14,6 +14,7 @@
 #include "dmamba/config/config.h"
 #include "dmamba/nn/block.h"
 #include "dmamba/nn/elementwise.h"
+#include "dmamba/nn/token_kinds.h"
 
 namespace dmamba::ops::cuda_only {
 struct EmbeddingInputs;
@@ -35,7 +36,8 @@ struct RecurrentInput {
 
 /// Embeddings, layers and a tanh head, named as in the author's gym code: tokens are
 /// (R_1, s_1, a_1, R_2, ...), each with the embedding of its timestep, and the action is read off
-/// the state's token.
+/// the state's token. With `rtg: none` or `past_actions: none` those tokens and their embedding are
+/// left out; the arguments stay.
 class DMambaImpl : public torch::nn::Module {
  public:
   /// Parameters come from torch's default generator. Throws ConfigError for sizes below 1 or an
@@ -92,7 +94,7 @@ class DMambaImpl : public torch::nn::Module {
       const std::array<torch::nn::Linear, 3>& kinds) const;
   torch::Tensor embed_step(const RecurrentInput& input);
   torch::Tensor embed_tokens(const torch::Tensor& tokens);
-  /// Tokens (batch, 3 K, d_model) and, where there is a mask, theirs (batch, 3 K).
+  /// Tokens (batch, kinds K, d_model) and, where there is a mask, theirs (batch, kinds K).
   struct Window {
     torch::Tensor tokens, mask;
   };
@@ -105,6 +107,7 @@ class DMambaImpl : public torch::nn::Module {
 
   int64_t state_dim_, act_dim_;
   config::ModelConfig config_;
+  nn::TokenKinds kinds_;
   torch::nn::Embedding embed_timestep_{nullptr};
   torch::nn::Linear embed_return_{nullptr}, embed_state_{nullptr}, embed_action_{nullptr};
   torch::nn::LayerNorm embed_ln_{nullptr}, ln_f_{nullptr};

@@ -27,6 +27,8 @@ class DropoutImpl : public torch::nn::Module {
   bool active() const { return is_training() && p_ > 0.0; }
 
  private:
+  torch::Tensor draw(const torch::Tensor& x, int64_t row, int64_t before) const;
+
   double p_;
 };
 TORCH_MODULE(Dropout);

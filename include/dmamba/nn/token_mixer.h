@@ -1,5 +1,5 @@
-// The token mixer: what mixes information along the sequence inside a layer. A seam: mamba stands
-// behind it now, attention, convolution and others join by a row in src/nn/token_mixer.cpp.
+// The token mixer: what mixes information along the sequence inside a layer. A seam: mamba,
+// attention, convolution and s4d stand behind it, others join by a row in src/nn/token_mixer.cpp.
 #pragma once
 
 #include <torch/nn.h>

@@ -23,6 +23,8 @@ using OptionalTensor = std::optional<at::Tensor>;
 struct TokenFlags {
   OptionalTensor mask;  ///< false: padding. dt = 0 in the scan, input 0 in the convolution.
   OptionalTensor segment_starts;  ///< true: state and convolution window restart before this token.
+  /// Which of a step's kinds of token the first one is; they follow each other in turn.
+  int64_t first_kind = 0;
 };
 
 /// Selective scan (Gu and Dao, arXiv 2312.00752, section 3.2; equations in
@@ -66,8 +68,9 @@ at::Tensor gelu(const at::Tensor& x);
 
 /// x / (1 - p) where the Philox stream of `key` says so, with probability 1 - p, else 0. The same
 /// key and size give the same mask on any processor; the mask is drawn again in the backward pass
-/// and not kept. p in [0, 1).
-at::Tensor dropout(const at::Tensor& x, double p, int64_t key);
+/// and not kept. p in [0, 1). x may be a piece of what the mask is for: `first`, a multiple of 64,
+/// is the number of its first element there.
+at::Tensor dropout(const at::Tensor& x, double p, int64_t key, int64_t first = 0);
 
 /// Instruction sets whose kernels this processor can run, best first: "avx512", "avx2", "portable".
 std::vector<std::string> cpu_capabilities();

@@ -23,6 +23,8 @@ struct StepContext;
 namespace dmamba::train {
 
 class DeviceRun;
+class GradientSum;
+class Ranks;
 class Task;
 
 /// One row of metrics: means over the steps since the row before.
@@ -43,6 +45,11 @@ struct MetricsRow {
 /// current stream's work and which the current stream waits for; the host reads from the device
 /// only for rows of metrics and checkpoints. The same bits come from run to run on one model of
 /// GPU, with and without the graph; segments and dropout masks are those of the CPU.
+///
+/// With ranks, several processes train one model: each has its share of every batch, and all make
+/// the same step from the sum of their gradients. Segments, dropout masks and loss are those of one
+/// process; the same number of ranks gives the same bits. Every rank must make the same calls of
+/// run() with the same max_steps and no limit of time, and of synchronize().
 class Trainer {
  public:
   /// Throws ConfigError where the config is out of range or does not fit the data, the model or the
@@ -50,10 +57,11 @@ class Trainer {
   /// the store's own where absent. What transfer.freeze names requires no gradient from then on;
   /// parameters begin as the model has them, whatever transfer.init_from says.
   Trainer(const config::Config& config, std::shared_ptr<const data::TrajectoryStore> store,
-          model::DMamba model, const std::optional<data::StateStatistics>& statistics = {});
+          model::DMamba model, std::shared_ptr<Ranks> ranks = nullptr,
+          const std::optional<data::StateStatistics>& statistics = {});
   Trainer(const config::Config& config, std::shared_ptr<const data::FrameStore> store,
-          model::AtariDMamba model);
-  /// On several sets, config.pretraining's, with a store and a model for each.
+          model::AtariDMamba model, std::shared_ptr<Ranks> ranks = nullptr);
+  /// On several sets, config.pretraining's, with a store and a model for each; in one process.
   Trainer(const config::Config& config,
           std::vector<std::shared_ptr<const data::TrajectoryStore>> stores,
           model::MultiDMamba model);
@@ -76,6 +84,14 @@ class Trainer {
   /// schedule the number of steps.
   void load(const std::filesystem::path& folder);
 
+  /// Takes parameters, moments and step from rank 0. With ranks, before the first step and after
+  /// load(), which rank 0 alone has to call.
+  void synchronize();
+
+  /// Gives back what holds on to the ranks' connection, a captured graph: without it NCCL cannot
+  /// close. run() makes another.
+  void release();
+
   const TrainingState& state() const { return state_; }
 
   /// Where the model is and the steps are computed.
@@ -86,17 +102,21 @@ class Trainer {
   bool uses_graph() const;
 
  private:
-  Trainer(const config::Config& config, torch::Device device, std::unique_ptr<Task> task);
+  Trainer(const config::Config& config, torch::Device device, std::unique_ptr<Task> task,
+          std::shared_ptr<Ranks> ranks);
   void step_on_host();
+  void set_step(int64_t step);
   void read_sums();
   MetricsRow take_row();
 
+  std::shared_ptr<Ranks> ranks_;  // null: one process
   std::unique_ptr<Task> task_;
   TrainingState state_;
   torch::Device device_;
   AdamW optimizer_;
   torch::Tensor loss_sum_, norm_sum_;      // float64 scalars on the device, since the last row
   std::unique_ptr<nn::StepContext> host_;  // dropout keys of a run on the CPU
+  std::unique_ptr<GradientSum> sum_;       // over the ranks, of a run on the CPU
   std::unique_ptr<DeviceRun> on_device_;   // of a run on CUDA
 };
 

@@ -79,9 +79,9 @@ Tensor multiply_sum_cpu(const Tensor& dy, const Tensor& slope) {
   return sum_parts(sums);
 }
 
-Tensor dropout_cpu(const Tensor& x, double p, int64_t key) {
+Tensor dropout_cpu(const Tensor& x, double p, int64_t key, int64_t first) {
   check_activation("dropout", "x", x);
-  TORCH_CHECK(p >= 0.0 && p < 1.0, "dropout: p must be in [0, 1), got ", p);
+  check_dropout("dropout", p, first);
   const Tensor input = x.contiguous();
   Tensor y = at::empty(x.sizes(), x.options());
   const kernels::DropoutParams params{input.numel(),
@@ -90,7 +90,8 @@ Tensor dropout_cpu(const Tensor& x, double p, int64_t key) {
                                       kernels::dropout_threshold(p),
                                       1.0 / (1.0 - p),
                                       input.const_data_ptr(),
-                                      y.mutable_data_ptr()};
+                                      y.mutable_data_ptr(),
+                                      first};
   const KernelTable& table = kernels_for(params.storage);
   for_elements(params.count,
                [&](int64_t begin, int64_t end) { table.dropout(params, begin, end); });

@@ -8,9 +8,9 @@
 namespace dmamba::ops::cuda {
 
 inline kernels::DropoutMask mask_of(const cuda_only::Dropout& dropout) {
-  if (!dropout.key.defined() || dropout.p == 0.0) return {nullptr, 0, 1.0F};
+  if (!dropout.key.defined() || dropout.p == 0.0) return {nullptr, 0, 1.0F, 0};
   return {dropout.key.const_data_ptr<int64_t>(), kernels::dropout_threshold(dropout.p),
-          static_cast<float>(1.0 / (1.0 - dropout.p))};
+          static_cast<float>(1.0 / (1.0 - dropout.p)), dropout.first};
 }
 
 }  // namespace dmamba::ops::cuda

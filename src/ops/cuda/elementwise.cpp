@@ -74,16 +74,16 @@ Tensor multiply_sum_cuda(const Tensor& dy, const Tensor& slope) {
   return sums;
 }
 
-Tensor dropout_cuda(const Tensor& x, double p, int64_t key) {
+Tensor dropout_cuda(const Tensor& x, double p, int64_t key, int64_t first) {
   constexpr const char* kOp = "dropout";
   check_cuda_storage(kOp, "x", x);
-  TORCH_CHECK(p >= 0.0 && p < 1.0, kOp, ": p must be in [0, 1), got ", p);
+  check_dropout(kOp, p, first);
   Call call(kOp, x);
   const Tensor input = x.contiguous();
   Tensor y = at::empty(x.sizes(), x.options());
   call.check(kernels::launch_dropout(
       {input.numel(), storage_of(input), static_cast<uint64_t>(key), kernels::dropout_threshold(p),
-       1.0 / (1.0 - p), input.const_data_ptr(), y.mutable_data_ptr()},
+       1.0 / (1.0 - p), input.const_data_ptr(), y.mutable_data_ptr(), first},
       /*device_key=*/nullptr, call.stream()));
   return y;
 }

@@ -83,12 +83,13 @@ GameEmbeddingGradients game_embed_backward(const Tensor& dout, const GameInputs&
   return out;
 }
 
-void draw_strips(uint64_t seed, int64_t max_timestep, const StepState& state,
-                 const GameTensors& games, const StripTensors& batch) {
+void draw_strips(const BeginStep& options, const StepState& state, const GameTensors& games,
+                 const StripTensors& batch) {
   Call call("draw_strips", state.step);
   kernels::DrawStripsParams p{};
   p.step = state.step.const_data_ptr<int64_t>();
-  p.seed = seed;
+  p.seed = options.seed;
+  p.first_sample = options.first_sample;
   p.data = {games.frames.const_data_ptr<uint8_t>(), games.actions.const_data_ptr<int32_t>(),
             games.returns_to_go.const_data_ptr<float>(), games.starts.const_data_ptr<int64_t>(),
             games.starts.numel() - 1};
@@ -99,7 +100,7 @@ void draw_strips(uint64_t seed, int64_t max_timestep, const StepState& state,
              batch.mask.mutable_data_ptr<bool>(),
              batch.mask.size(0),
              batch.mask.size(1),
-             max_timestep};
+             options.max_timestep};
   call.check(kernels::launch_draw_strips(p, call.stream()));
 }
 

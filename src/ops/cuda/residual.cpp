@@ -37,7 +37,7 @@ Tensor dropout(const Tensor& x, const Dropout& dropout) {
   Tensor y = at::empty(x.sizes(), x.options());
   call.check(kernels::launch_dropout(
       {input.numel(), storage_of(input), 0, kernels::dropout_threshold(dropout.p),
-       1.0 / (1.0 - dropout.p), input.const_data_ptr(), y.mutable_data_ptr()},
+       1.0 / (1.0 - dropout.p), input.const_data_ptr(), y.mutable_data_ptr(), dropout.first},
       reinterpret_cast<const uint64_t*>(dropout.key.const_data_ptr<int64_t>()), call.stream()));
   return y;
 }

@@ -31,6 +31,7 @@ void begin_step(const BeginStep& options, const StepState& state,
   p.step = state.step.const_data_ptr<int64_t>();
   p.set_step = set_step_of(state);
   p.seed = options.seed;
+  p.first_sample = options.first_sample;
   p.learning_rate = options.learning_rate;
   p.beta1 = options.beta1;
   p.beta2 = options.beta2;

@@ -45,7 +45,7 @@ std::array<Tensor, 2> action_head_backward(const Tensor&, const Tensor&, const T
 void begin_step(const BeginStep&, const StepState&, const TrajectoryTensors*, const BatchTensors&) {
   refuse("begin_step");
 }
-void draw_strips(uint64_t, int64_t, const StepState&, const GameTensors&, const StripTensors&) {
+void draw_strips(const BeginStep&, const StepState&, const GameTensors&, const StripTensors&) {
   refuse("draw_strips");
 }
 GameEmbedding game_embed(const GameInputs&) { refuse("game_embed"); }

@@ -61,7 +61,8 @@ TEST(Keys, SuggestsTheNearest) {
             "unknown; allowed: model.d_model, model.n_layer, model.context_length, "
             "model.token_mixer, model.channel_mixing, model.padding, model.initialization, "
             "model.dropout, model.embedding_dropout, model.d_state, model.d_conv, model.expand, "
-            "model.dt_rank, model.max_timestep, model.encoder, model.position");
+            "model.dt_rank, model.max_timestep, model.n_head, model.conv_window, "
+            "model.channel_group, model.rtg, model.past_actions, model.encoder, model.position");
   EXPECT_EQ(explain("optimizer"),
             "unknown; allowed: name, seed, dataset, model, training, transfer, "
             "pretraining, evaluation");

@@ -121,7 +121,7 @@ TEST(Validate, Choices) {
   EXPECT_EQ(error_after([](Config& c) { c.model.padding = "left"; }),
             "key 'model.padding': 'left' is not allowed; must be one of masked, paper");
   EXPECT_EQ(error_after([](Config& c) { c.model.channel_mixing = ""; }),
-            "key 'model.channel_mixing': '' is not allowed; must be one of mlp, none");
+            "key 'model.channel_mixing': '' is not allowed; must be one of mlp, ssm, none");
   EXPECT_EQ(error_after([](Config& c) { c.model.initialization = "zero"; }),
             "key 'model.initialization': 'zero' is not allowed; must be one of mamba, paper");
   EXPECT_EQ(error_after([](Config& c) { c.training.decay = "none"; }),

@@ -249,7 +249,7 @@ TEST(Yaml, EveryFieldIsWritten) {
   disturb_all(config.transfer);
   disturb_all(config.pretraining);
   disturb_all(config.evaluation);
-  EXPECT_EQ(fields, 69);
+  EXPECT_EQ(fields, 76);
 }
 
 TEST(Yaml, DoublesKeepTheirBits) {
@@ -338,8 +338,8 @@ TEST(Overrides, Errors) {
   EXPECT_EQ(override_error({"evaluation={seed: 3}"}),
             "override 'evaluation={seed: 3}': key 'evaluation': is a section; set its keys: "
             "evaluation.targets, evaluation.episodes, evaluation.every, evaluation.policy, "
-            "evaluation.confidence, evaluation.seed, evaluation.temperature, "
-            "evaluation.rtg_rewards, evaluation.sticky_actions");
+            "evaluation.rtg_rewards, evaluation.confidence, evaluation.seed, "
+            "evaluation.temperature, evaluation.sticky_actions");
   EXPECT_EQ(override_error({"steps=many"}),
             "override 'steps=many': key 'training.steps': expected an integer, got 'many'");
   EXPECT_EQ(override_error({"steps="}),

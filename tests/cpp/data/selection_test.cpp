@@ -1,15 +1,55 @@
-// A share of the episodes: which are drawn, and what the store of them holds.
+// Stores made of another.
 #include "dmamba/data/selection.h"
 
 #include <map>
+#include <stdexcept>
 
 #include "dmamba/common/error.h"
-#include "tests/cpp/data/test_support.h"
+#include "test_support.h"
 
 namespace dmamba::data {
 namespace {
 
 using testing::make_arrays;
+using testing::message_of;
+
+struct Rows {
+  explicit Rows(const TrajectoryStore& store)
+      : states(store.num_transitions() * store.state_dim()),
+        actions(store.num_transitions() * store.act_dim()),
+        rewards(store.num_transitions()),
+        rtg(store.num_transitions()) {
+    store.read(0, store.num_transitions(), states.data(), actions.data(), rewards.data(),
+               rtg.data());
+  }
+  std::vector<float> states, actions, rewards, rtg;
+};
+
+TEST(Selection, HasTheEpisodesInTheOrderGiven) {
+  // Rows 0 to 2, 3 and 4, 5 to 9; the second ends by a timeout.
+  const auto store = MemoryStore::create(make_arrays({3, 2, 5}, 1), "toy", {{"environment", "E"}});
+  const auto chosen = select_episodes(*store, {1, 0});
+  EXPECT_EQ(chosen->name(), "toy");
+  EXPECT_EQ(chosen->metadata().at("environment"), "E");
+  EXPECT_EQ(chosen->dropped_transitions(), 0);
+  ASSERT_EQ(chosen->num_episodes(), 2);
+  EXPECT_EQ(chosen->episode(0).length, 2);
+  EXPECT_FALSE(chosen->episode(0).terminated);
+  EXPECT_TRUE(chosen->episode(1).terminated);
+  EXPECT_EQ(chosen->episode(1).start, 2);
+  EXPECT_EQ(chosen->episode(1).ret, 1 + 2 + 3);
+  const Rows rows(*chosen);
+  EXPECT_EQ(rows.states, (std::vector<float>{3, 6, 4, 8, 0, 0, 1, 2, 2, 4}));
+  EXPECT_EQ(rows.actions, (std::vector<float>{-3, -4, 0, -1, -2}));
+  EXPECT_EQ(rows.rtg, (std::vector<float>{9, 5, 6, 5, 3}));
+}
+
+TEST(Selection, OfNothingOrOfWhatIsNotThereIsRefused) {
+  const auto store = MemoryStore::create(make_arrays({3}), "toy");
+  EXPECT_EQ(message_of<DataError>([&] { select_episodes(*store, {}); }),
+            "toy: no episode is chosen");
+  EXPECT_THROW(select_episodes(*store, {1}), std::out_of_range);
+}
 
 std::shared_ptr<MemoryStore> store_of(std::int64_t episodes) {
   return MemoryStore::create(make_arrays(std::vector<std::int64_t>(episodes, 2)), "numbers");
@@ -47,35 +87,19 @@ TEST(DrawEpisodes, EveryPairIsEquallyLikely) {
   EXPECT_LT(chi_squared, 27.9);  // 9 degrees of freedom, one in a thousand
 }
 
-TEST(KeepEpisodes, HoldsThoseEpisodesAsTheyWere) {
-  const std::vector<std::int64_t> lengths{3, 1, 4, 2};
-  const auto whole = MemoryStore::create(make_arrays(lengths, 2), "numbers", {{"k", "v"}});
-  const auto some = keep_episodes(*whole, {1, 2});
-  EXPECT_EQ(some->name(), "numbers");
-  EXPECT_EQ(some->metadata(), whole->metadata());
-  EXPECT_EQ(some->num_transitions(), 5);
-  EXPECT_EQ(some->dropped_transitions(), 0);
-  ASSERT_EQ(some->num_episodes(), 2);
-  for (std::int64_t i = 0; i < 2; ++i) {
-    const Episode kept = some->episode(i), old = whole->episode(i + 1);
-    EXPECT_EQ(kept.length, old.length);
-    EXPECT_EQ(kept.ret, old.ret);
-    EXPECT_EQ(kept.terminated, old.terminated);
-    std::vector<float> mine(kept.length * 2), theirs(mine.size()), a(kept.length), b(kept.length),
-        r(kept.length), s(kept.length), g(kept.length), h(kept.length);
-    some->read(kept.start, kept.length, mine.data(), a.data(), r.data(), g.data());
-    whole->read(old.start, old.length, theirs.data(), b.data(), s.data(), h.data());
-    EXPECT_EQ(mine, theirs);
-    EXPECT_EQ(a, b);
-    EXPECT_EQ(r, s);
-    EXPECT_EQ(g, h);
+TEST(DelayedRewards, ComeWithTheLastStep) {
+  const auto store = MemoryStore::create(make_arrays({3, 2}), "toy");
+  const auto delayed = delay_rewards(*store);
+  const Rows rows(*delayed), before(*store);
+  EXPECT_EQ(rows.rewards, (std::vector<float>{0, 0, 6, 0, 9}));
+  EXPECT_EQ(rows.rtg, (std::vector<float>{6, 6, 6, 9, 9}));
+  EXPECT_EQ(rows.states, before.states);
+  EXPECT_EQ(rows.actions, before.actions);
+  for (int64_t i = 0; i < 2; ++i) {
+    EXPECT_EQ(delayed->episode(i).length, store->episode(i).length);
+    EXPECT_EQ(delayed->episode(i).terminated, store->episode(i).terminated);
+    EXPECT_EQ(delayed->episode(i).ret, store->episode(i).ret);
   }
-}
-
-TEST(KeepEpisodes, NoneAndUnknownOnesAreErrors) {
-  const auto whole = store_of(2);
-  EXPECT_THROW(keep_episodes(*whole, {}), DataError);
-  EXPECT_THROW(keep_episodes(*whole, {2}), std::out_of_range);
 }
 
 }  // namespace

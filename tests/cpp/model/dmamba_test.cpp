@@ -164,8 +164,9 @@ TEST(DMamba, TokenMixerIsOneWordOrOnePerLayer) {
             "model.token_mixer names 3 mixers for 2 layers (model.n_layer): give one word, or one "
             "per layer");
   config.token_mixer = {"mamba", "hyena"};
-  EXPECT_EQ(message_of<ConfigError>([&] { DMamba model(3, 2, config); }),
-            "model.token_mixer: 'hyena' is unknown; choose one of mamba");
+  EXPECT_EQ(
+      message_of<ConfigError>([&] { DMamba model(3, 2, config); }),
+      "model.token_mixer: 'hyena' is unknown; choose one of mamba, attention, convolution, s4d");
 }
 
 TEST(DMamba, PaperInitialisationIsGpt2sInTheLayers) {

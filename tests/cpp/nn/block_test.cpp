@@ -70,11 +70,12 @@ TEST(Block, StepsEqualForward) {
 
 TEST(Block, UnknownChoicesAreErrorsThatListWhatThereIs) {
   config::ModelConfig config = small_config();
-  EXPECT_EQ(config_error([&] { Block block("hyena", config); }),
-            "model.token_mixer: 'hyena' is unknown; choose one of mamba");
+  EXPECT_EQ(
+      config_error([&] { Block block("hyena", config); }),
+      "model.token_mixer: 'hyena' is unknown; choose one of mamba, attention, convolution, s4d");
   config.channel_mixing = "moe";
   EXPECT_EQ(config_error([&] { Block block("mamba", config); }),
-            "model.channel_mixing: 'moe' is unknown; choose one of mlp, none");
+            "model.channel_mixing: 'moe' is unknown; choose one of mlp, ssm, none");
 }
 
 TEST(TokenMixers, EachNameOfTheTableMakesOneThatKeepsTheShape) {

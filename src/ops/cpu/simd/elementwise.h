@@ -160,11 +160,11 @@ void philox_lanes(uint64_t first, uint64_t key, uint32_t (&word)[64]) {
 template <class V, class T>
 void dropout_typed(const DropoutParams& p, int64_t begin, int64_t end) {
   using R = typename V::Real;
-  constexpr int64_t kStretch = 64;
+  constexpr int64_t kStretch = kernels::kDropoutStretch;
   const V scale = V::set1(static_cast<R>(p.scale));
   for (int64_t i = begin; i < end; i += kStretch) {
     uint32_t word[kStretch];
-    philox_lanes<V>(static_cast<uint64_t>(i / kStretch) * 16, p.key, word);
+    philox_lanes<V>(static_cast<uint64_t>((p.first + i) / kStretch) * 16, p.key, word);
     const int64_t stop = end - i < kStretch ? end - i : kStretch;
     for (int64_t e = 0; e < stop; e += V::kLanes) {
       const int n = static_cast<int>(stop - e < V::kLanes ? stop - e : V::kLanes);
