@@ -59,18 +59,17 @@ void bind_train(py::module_& m) {
                              "Gradients are summed in buckets of about this size.");
 
   py::class_<train::Trainer>(m, "Trainer", "Trains a model on a store, in bursts.")
-      .def(py::init([](const config::Config& config, std::shared_ptr<data::TrajectoryStore> store,
-                       std::shared_ptr<model::DMambaImpl> model,
-                       std::shared_ptr<train::Ranks> ranks,
-                       const std::optional<Statistics>& statistics) {
-             std::optional<data::StateStatistics> given;
-             if (statistics) given = {statistics->first, statistics->second};
-             return std::make_unique<train::Trainer>(config, std::move(store),
-                                                     model::DMamba(std::move(model)),
-                                                     std::move(ranks), given);
-           }),
-           py::arg("config"), py::arg("store").none(false), py::arg("model").none(false),
-           py::arg("ranks") = nullptr, py::arg("statistics") = py::none(), ReleaseGil())
+      .def(
+          py::init([](const config::Config& config, std::shared_ptr<data::TrajectoryStore> store,
+                      std::shared_ptr<model::DMambaImpl> model, std::shared_ptr<train::Ranks> ranks,
+                      const std::optional<Statistics>& statistics) {
+            std::optional<data::StateStatistics> given;
+            if (statistics) given = {statistics->first, statistics->second};
+            return std::make_unique<train::Trainer>(
+                config, std::move(store), model::DMamba(std::move(model)), std::move(ranks), given);
+          }),
+          py::arg("config"), py::arg("store").none(false), py::arg("model").none(false),
+          py::arg("ranks") = nullptr, py::arg("statistics") = py::none(), ReleaseGil())
       .def(py::init([](const config::Config& config, std::shared_ptr<data::FrameStore> store,
                        std::shared_ptr<model::AtariDMambaImpl> model,
                        std::shared_ptr<train::Ranks> ranks) {

@@ -99,12 +99,9 @@ std::map<std::string, Tensor> parameters_of(const torch::nn::Module& model) {
 }
 
 json to_json(const SetState& s) {
-  return {{"name", s.name},
-          {"state_dim", s.state_dim},
-          {"act_dim", s.act_dim},
-          {"state_mean", s.state_mean},
-          {"state_std", s.state_std},
-          {"steps", s.steps}};
+  return {{"name", s.name},           {"state_dim", s.state_dim},
+          {"act_dim", s.act_dim},     {"state_mean", s.state_mean},
+          {"state_std", s.state_std}, {"steps", s.steps}};
 }
 
 SetState read_set(const json& j) {

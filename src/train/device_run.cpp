@@ -19,9 +19,9 @@ ops::CapturedWork::Mode capture_mode(const std::string& graph) {
 
 ops::cuda_only::StepState make_state(int64_t dropouts, torch::Device device) {
   const auto on = [&](at::ScalarType type) { return torch::TensorOptions(device).dtype(type); };
-  return {torch::zeros({}, on(at::kLong)), torch::Tensor(), torch::zeros({6}, on(at::kFloat)),
-          torch::zeros({dropouts}, on(at::kLong)), torch::zeros({}, on(at::kDouble)),
-          torch::zeros({}, on(at::kDouble))};
+  return {torch::zeros({}, on(at::kLong)),   torch::Tensor(),
+          torch::zeros({6}, on(at::kFloat)), torch::zeros({dropouts}, on(at::kLong)),
+          torch::zeros({}, on(at::kDouble)), torch::zeros({}, on(at::kDouble))};
 }
 
 }  // namespace

@@ -66,7 +66,7 @@ class DeviceRun {
   AdamW& optimizer_;
   ops::cuda_only::StepState state_;
   torch::Tensor set_steps_;  // (sets,) int64, done on each of several sets
-  torch::Tensor one_;  // the loss' own gradient
+  torch::Tensor one_;        // the loss' own gradient
   ops::WorkStream stream_;
   ops::SideStream side_;
   nn::StepContext context_;

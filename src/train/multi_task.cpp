@@ -48,9 +48,8 @@ class MultiTask final : public Task {
         random_{config.seed},
         shares_(cumulative_shares(stores, config.pretraining.temperature)) {
     for (size_t i = 0; i < stores.size(); ++i) {
-      tasks_.push_back(
-          make_task(config_of(config, i), stores[i], model_->models()[i], device,
-                    Share{0, config.training.batch_size}));
+      tasks_.push_back(make_task(config_of(config, i), stores[i], model_->models()[i], device,
+                                 Share{0, config.training.batch_size}));
     }
   }
 

@@ -88,7 +88,8 @@ void check_same_run(const std::filesystem::path& folder, const TrainingState& sa
   };
   if (!std::equal(saved.sets.begin(), saved.sets.end(), mine.sets.begin(), mine.sets.end(),
                   same_set)) {
-    throw CheckpointError(folder.string() + ": was written with other data than pretraining.sets: "
+    throw CheckpointError(folder.string() +
+                          ": was written with other data than pretraining.sets: "
                           "names, sizes, mean or deviation of the states differ");
   }
   if (saved.num_actions != mine.num_actions || saved.data_digest != mine.data_digest) {

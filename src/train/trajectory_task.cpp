@@ -133,8 +133,8 @@ std::unique_ptr<Task> make_task(const config::Config& config,
                       ", but the model was made for " + std::to_string(model->state_dim()) +
                       " and " + std::to_string(model->act_dim()));
   }
-  return std::make_unique<TrajectoryTask>(config, std::move(store), std::move(model), device,
-                                          share, statistics);
+  return std::make_unique<TrajectoryTask>(config, std::move(store), std::move(model), device, share,
+                                          statistics);
 }
 
 }  // namespace dmamba::train

@@ -95,7 +95,8 @@ class Origin {
         names_[name] = name;
         continue;
       }
-      const std::string its = name.substr(kSets.size(), name.size() - kSets.size() - own.size() - 1);
+      const std::string its =
+          name.substr(kSets.size(), name.size() - kSets.size() - own.size() - 1);
       sets.insert(its);
       if (its == set) names_[own] = name;
       names_[name] = name;
@@ -159,9 +160,9 @@ class Origin {
     if (wanted.empty() || sets.count(wanted) > 0) return;
     std::string known;
     for (const std::string& set : sets) known += (known.empty() ? "" : ", ") + set;
-    throw CheckpointError(path_.string() + ": has no set '" + wanted + "' (transfer.set); " +
-                          (known.empty() ? "it was trained on one set: leave the key out"
-                                         : "it has " + known));
+    throw CheckpointError(
+        path_.string() + ": has no set '" + wanted + "' (transfer.set); " +
+        (known.empty() ? "it was trained on one set: leave the key out" : "it has " + known));
   }
 
   fs::path path_;

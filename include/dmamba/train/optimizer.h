@@ -63,7 +63,7 @@ class AdamW {
   const std::vector<Slot>& slots() const { return slots_; }
 
  private:
-  double weight_decay(size_t i) const;                // of slot i
+  double weight_decay(size_t i) const;                   // of slot i
   bool is_trained(const Slot& slot, int64_t set) const;  // in a step on that set
 
   config::TrainingConfig training_;
