@@ -11,21 +11,64 @@ from dmamba import _C, data, episodes, nn, pretraining, replays, suites, transfe
 from dmamba.pretraining import Part
 
 
-def load_parts(
-    config: _C.Config, dataset: _C.TrajectoryStore | _C.FrameStore | None, progress: bool
-) -> tuple[_C.Config, list[Part]]:
-    """The resolved configuration, and the sets that it trains on."""
+def load_stores(config: _C.Config, *, progress: bool) -> list[_C.TrajectoryStore | _C.FrameStore]:
+    """The sets that a configuration names: one, or several."""
     if config.pretraining.sets:
-        if dataset is not None:
-            raise _C.ConfigError("pretraining.sets names files; it and dataset= exclude each other")
-        return pretraining.resolve(config, pretraining.load(config, progress=progress))
-    if dataset is None:
-        store = data.load_configured(config.dataset, progress=progress)
-    else:
-        config.dataset.path = episodes.config_path(dataset)
-        store = data.select(dataset, config.dataset)
-    resolved = data.resolve(config, store)
-    return resolved, [Part("", resolved, store)]
+        return [*pretraining.load(config, progress=progress)]
+    return [data.load_configured(config.dataset, progress=progress)]
+
+
+def given_store(
+    config: _C.Config, dataset: _C.TrajectoryStore | _C.FrameStore
+) -> list[_C.TrajectoryStore | _C.FrameStore]:
+    """A store that was given in place of a file; its name goes into the configuration."""
+    if config.pretraining.sets:
+        raise _C.ConfigError("pretraining.sets names files; it and dataset= exclude each other")
+    config.dataset.path = episodes.config_path(dataset)
+    return [data.reshape(dataset, config.dataset)]
+
+
+def resolve(
+    config: _C.Config, stores: list[_C.TrajectoryStore | _C.FrameStore]
+) -> tuple[_C.Config, list[Part]]:
+    """The configuration with what follows from the data, and its parts."""
+    if config.pretraining.sets:
+        return pretraining.resolve(config, _vectors(stores))
+    resolved = data.resolve(config, stores[0])
+    return resolved, [Part("", resolved, stores[0])]
+
+
+def _vectors(stores: list[_C.TrajectoryStore | _C.FrameStore]) -> list[_C.TrajectoryStore]:
+    """Of several sets all are of this kind: pretraining.load() refuses games."""
+    return [store for store in stores if isinstance(store, _C.TrajectoryStore)]
+
+
+def make_model(
+    config: _C.Config, store: _C.TrajectoryStore | _C.FrameStore
+) -> nn.DMamba | nn.AtariDMamba:
+    """A model of a dataset's sizes, on the CPU, with the parameters that ``config.seed`` draws.
+
+    Raises:
+        ConfigError: An unknown mixer, or sizes that do not fit each other.
+    """
+    with torch.random.fork_rng(devices=[]):  # the caller's generator is left as it was
+        torch.manual_seed(config.seed)
+        if isinstance(store, _C.FrameStore):
+            actions = replays.num_actions(store, config.dataset.environment)
+            return nn.AtariDMamba(actions, config=config.model)
+        return nn.DMamba(store.state_dim, store.act_dim, config=config.model)
+
+
+def _make_models(config: _C.Config, parts: list[Part]) -> nn.MultiDMamba:
+    """The same for several sets."""
+    stores = _vectors([part.store for part in parts])
+    sizes = {
+        part.name: (store.state_dim, store.act_dim)
+        for part, store in zip(parts, stores, strict=True)
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return nn.MultiDMamba(sizes, config.model)
 
 
 def make_model(
@@ -52,6 +95,12 @@ def make_trainer(
     ``ranks`` are those that train it together. A run that continues from a checkpoint has no need
     of what it began from, which may be gone.
     """
+    begins = bool(config.transfer.init_from) and resumed is None
+    if config.pretraining.sets:
+        multi = _make_models(config, parts)
+        began = transfer.begin(config, multi) if begins else None
+        stores = _vectors([part.store for part in parts])
+        return list(multi.models.values()), _C.Trainer(config, stores, multi.cpp_module), began
     store = parts[0].store
     # Of several sets all are: pretraining.load() refuses games.
     stores = [part.store for part in parts if isinstance(part.store, _C.TrajectoryStore)]

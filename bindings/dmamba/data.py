@@ -37,7 +37,6 @@ __all__ = [
     "record",
     "resolve",
     "rtg_scale",
-    "select",
 ]
 
 
@@ -121,10 +120,10 @@ def load_configured(
         "game": replays.game_of(config.environment),
     }
     store = _read(path, "auto", chosen, config.cache, progress)
-    return select(store, config)
+    return reshape(store, config)
 
 
-def select(
+def reshape(
     store: _C.TrajectoryStore | _C.FrameStore, config: _C.DatasetConfig
 ) -> _C.TrajectoryStore | _C.FrameStore:
     """What a configuration trains on: some of a store's episodes, or rewards that come late.

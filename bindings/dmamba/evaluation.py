@@ -110,6 +110,24 @@ def evaluate_model(
     }
 
 
+def settings(config: _C.Config) -> dict[str, Any]:
+    """What :func:`evaluate_model` is asked for by a run's configuration."""
+    asked = config.evaluation
+    return {
+        "environment": config.dataset.environment,
+        "targets": asked.targets,
+        "episodes": asked.episodes,
+        "policy": asked.policy,
+        "seed": asked.seed,
+        "confidence": asked.confidence,
+        "temperature": asked.temperature,
+        "rtg_rewards": asked.rtg_rewards,
+        "sticky_actions": asked.sticky_actions,
+        "max_episode_length": config.dataset.max_episode_length,
+        "dataset": config.dataset.path,
+    }
+
+
 def evaluate(
     run: Run | str | Path,
     targets: Sequence[float] | None = None,

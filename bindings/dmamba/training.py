@@ -147,12 +147,7 @@ def _check(
             "pretraining.sets: a run on several sets takes one process; start it without torchrun"
         )
     if evaluate:
-        if evaluate == "beside" and len(parts) > 1:
-            raise _C.ConfigError(
-                "evaluate: several sets are evaluated between the steps, not beside"
-            )
-        for part in parts:
-            beginning.check_environment(part.config, part.store)
+        beginning.check_evaluation(parts, evaluate)
     if resume:
         _check_unchanged(Run(folder).config, resolved, folder)
 
@@ -228,7 +223,7 @@ class _Session:
         pays = trainer.device != "cpu" and 0 < every < steps
         self.beside = self.evaluate == "beside" or (self.evaluate in (True, "auto") and pays)
         self.beside = self.beside and len(self.parts) == 1
-        self.evaluator = Evaluator(trainer.device, self._evaluation_settings(self.config))
+        self.evaluator = Evaluator(trainer.device, evaluation.settings(self.config))
 
     def execute(self) -> None:
         """Trains to the end, or until a signal; then says what came of it."""
@@ -405,28 +400,11 @@ class _Session:
         result = evaluation.evaluate_model(
             model,
             info,
-            **self._evaluation_settings(part.config),
+            **evaluation.settings(part.config),
             progress=self.progress,
             check=signals.check,
         )
         self._record(result, writer)
-
-    @staticmethod
-    def _evaluation_settings(config: _C.Config) -> dict[str, Any]:
-        settings = config.evaluation
-        return {
-            "environment": config.dataset.environment,
-            "targets": settings.targets,
-            "episodes": settings.episodes,
-            "policy": settings.policy,
-            "seed": settings.seed,
-            "confidence": settings.confidence,
-            "temperature": settings.temperature,
-            "rtg_rewards": settings.rtg_rewards,
-            "sticky_actions": settings.sticky_actions,
-            "max_episode_length": config.dataset.max_episode_length,
-            "dataset": config.dataset.path,
-        }
 
     def _collect(self, wait_seconds: float = 0.0) -> None:
         try:

@@ -193,10 +193,8 @@ void load_parameters(const fs::path& folder, torch::nn::Module& model) {
   read_tensors(folder / "model.safetensors", parameters_of(model));
 }
 
-void load_optimizer(const fs::path& folder, AdamW& optimizer, const TrainingState& state) {
+void load_optimizer(const fs::path& folder, AdamW& optimizer) {
   read_tensors(folder / "optimizer.safetensors", moments(optimizer));
-  optimizer.set_steps(state.step);
-  for (size_t i = 0; i < state.sets.size(); ++i) optimizer.set_steps_of_set(i, state.sets[i].steps);
 }
 
 }  // namespace dmamba::train

@@ -223,8 +223,8 @@ def test_the_seed_of_a_selection_needs_a_fraction(dataset):
         data.resolve(config, dmamba.data.load(dataset))
 
 
-def test_recorded_games_have_their_own_choice(monkeypatch):
+def test_recorded_games_have_their_own_choice():
     store = dmamba.data.load("samples/Breakout", cache="memory", progress=False)
     config = dmamba.training.load_config({"dataset": {"fraction": 0.5}})
-    with pytest.raises(_C.ConfigError, match="dataset.fraction.*trajectories_per_buffer"):
-        data.select(store, config.dataset)
+    with pytest.raises(_C.ConfigError, match="dataset.fraction is for states and actions"):
+        data.reshape(store, config.dataset)

@@ -50,8 +50,7 @@ TrainingState read_training_state(const std::filesystem::path& folder);
 /// that is missing, superfluous, or of another shape or dtype; the model is unchanged then.
 void load_parameters(const std::filesystem::path& folder, torch::nn::Module& model);
 
-/// Copies optimizer.safetensors and the step counts likewise.
-void load_optimizer(const std::filesystem::path& folder, AdamW& optimizer,
-                    const TrainingState& state);
+/// Copies optimizer.safetensors into the moments likewise.
+void load_optimizer(const std::filesystem::path& folder, AdamW& optimizer);
 
 }  // namespace dmamba::train

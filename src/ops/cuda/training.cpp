@@ -75,8 +75,8 @@ Tensor adamw(const AdamWTensors& tensors, const AdamWOptions& options, const Ten
          !mirror.defined()                       ? kernels::Mirror::kNone
          : mirror.scalar_type() == at::kBFloat16 ? kernels::Mirror::kBFloat16
                                                  : kernels::Mirror::kDecayRates,
-         tensors.of_set[i], tensors.parameters[i].numel(), static_cast<float>(tensors.weight_decays[i]),
-         static_cast<float>(tensors.rates[i])});
+         tensors.of_set[i], tensors.parameters[i].numel(),
+         static_cast<float>(tensors.weight_decays[i]), static_cast<float>(tensors.rates[i])});
   }
   const auto count = static_cast<int>(list.size());
   const Tensor norm = at::empty({}, loss.options().dtype(at::kFloat));

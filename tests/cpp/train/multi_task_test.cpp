@@ -61,8 +61,7 @@ TEST(MultiDMamba, HasTheTrunkOnceAndEachSetsOwn) {
 
 TEST(MultiDMamba, ImpossibleNamesAndForeignTrunksAreErrors) {
   const config::Config config = two_sets();
-  const model::DMamba first(3, 2, config.model), foreign(5, 1, config.model),
-      second(5, 1, *first);
+  const model::DMamba first(3, 2, config.model), foreign(5, 1, config.model), second(5, 1, *first);
   const auto message = [&](std::vector<model::DMamba> models, std::vector<std::string> names) {
     return message_of<ConfigError>([&] { model::MultiDMamba(models, names); });
   };
@@ -116,8 +115,8 @@ TEST(MultiTask, MomentsAreAsOldAsTheStepsOnTheirSet) {
     for (size_t set = 0; set < 2; ++set) {
       if (trainer.state().sets[set].steps != 1 || done[set] != 0) continue;
       seen[set] = true;
-      const std::string name = set == 0 ? "sets.waves.predict_action.0.bias"
-                                        : "sets.ripples.predict_action.0.bias";
+      const std::string name =
+          set == 0 ? "sets.waves.predict_action.0.bias" : "sets.ripples.predict_action.0.bias";
       const Tensor moved = (multi->named_parameters()[name].detach() - before.at(name)).abs();
       EXPECT_NEAR(moved.max().item<double>(), config.training.learning_rate, 1e-5) << name;
     }
@@ -198,9 +197,8 @@ TEST(MultiTask, ItsCheckpointGivesTheTrunkAndANamedSet) {
 
 TEST(MultiTask, NumbersOfSetsStoresAndModelsAgree) {
   config::Config config = two_sets();
-  expect_contains(message_of<ConfigError>([&] {
-                    Trainer(config, Stores{make_store(3, 2)}, make_models(config));
-                  }),
+  expect_contains(message_of<ConfigError>(
+                      [&] { Trainer(config, Stores{make_store(3, 2)}, make_models(config)); }),
                   {"pretraining.sets names 2 sets, but 1 stores and 2 models"});
   config.pretraining.rtg_scales = {};
   expect_contains(

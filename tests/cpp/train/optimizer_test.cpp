@@ -122,8 +122,9 @@ TEST(AdamW, AFactorScalesStepAndDecayOfItsParametersAlone) {
 
 TEST(AdamW, AFactorThatMatchesNothingIsAnError) {
   model::DMamba model = make_model(small_run());
-  expect_contains(message_of<ConfigError>([&] { AdamW(*model, small_run().training, {"head.*=2"}); }),
-                  {"transfer.learning_rates", "'head.*' matches no parameter"});
+  expect_contains(
+      message_of<ConfigError>([&] { AdamW(*model, small_run().training, {"head.*=2"}); }),
+      {"transfer.learning_rates", "'head.*' matches no parameter"});
 }
 
 TEST(AdamW, DecayedParametersComeFirst) {

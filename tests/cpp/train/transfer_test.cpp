@@ -91,8 +91,8 @@ TEST_F(InitParameters, EmbeddingsAndHeadOfOtherSizesBeginAnew) {
 }
 
 TEST_F(InitParameters, AnotherEnvironmentOfTheSameSizesBeginsAnewToo) {
-  const Names all{"embed_state.weight",  "embed_state.bias",        "embed_action.weight",
-                  "embed_action.bias",   "predict_action.0.weight", "predict_action.0.bias"};
+  const Names all{"embed_state.weight", "embed_state.bias",        "embed_action.weight",
+                  "embed_action.bias",  "predict_action.0.weight", "predict_action.0.bias"};
   config::Config config = origin_config_;
   config.dataset.environment = "Walker2d-v4";
   model::DMamba model = make_model(config, 2);
@@ -120,8 +120,9 @@ TEST_F(InitParameters, WithoutAutoOtherSizesAreErrors) {
   config::Config config = origin_config_;
   config.transfer.fresh = {};
   model::DMamba model(7, 2, config.model);
-  expect_contains(message_of<CheckpointError>([&] { init_parameters(checkpoint(), *model, config); }),
-                  {"'embed_state.weight' is [16, 3] there, [16, 7] here", "transfer.fresh"});
+  expect_contains(
+      message_of<CheckpointError>([&] { init_parameters(checkpoint(), *model, config); }),
+      {"'embed_state.weight' is [16, 3] there, [16, 7] here", "transfer.fresh"});
 }
 
 TEST_F(InitParameters, AnythingElseIsAnErrorThatNamesParameterAndShapes) {
@@ -181,8 +182,9 @@ TEST(Freeze, PatternsThatMatchNothingAndNothingLeftAreErrors) {
     config.transfer.freeze = patterns;
     return message_of<ConfigError>([&] { Trainer(config, make_store(), make_model(config)); });
   };
-  expect_contains(message({"transformer.*", "embedding*"}),
-                  {"'transfer.freeze': 'embedding*' matches no parameter", "embed_timestep.weight"});
+  expect_contains(
+      message({"transformer.*", "embedding*"}),
+      {"'transfer.freeze': 'embedding*' matches no parameter", "embed_timestep.weight"});
   expect_contains(message({"*"}), {"transfer.freeze", "nothing is left to train"});
 }
 
@@ -191,7 +193,8 @@ TEST(Resume, AFineTuningRunContinuesToTheSameBits) {
   config::Config config = small_run();
   config.transfer.freeze = {"embed_*"};
   config.transfer.learning_rates = {"transformer.*=0.25", "*.A_log=0.5"};
-  model::DMamba whole = make_model(config), first = make_model(config), second = make_model(config, 9);
+  model::DMamba whole = make_model(config), first = make_model(config),
+                second = make_model(config, 9);
   Trainer(config, make_store(), whole).run(100.0);
   Trainer stopped(config, make_store(), first);
   stopped.run(100.0, 7);
