@@ -108,6 +108,18 @@ def read_file(path: Path) -> tuple[list[Experiment], dict[str, Any] | None]:
     return experiments, author
 
 
+def depth(experiment: Experiment, experiments: list[Experiment]) -> int:
+    """How many experiments have to run before this one, each after the one before."""
+    by_name = {entry.name: entry for entry in experiments}
+    chain = [experiment.name]
+    while experiment.base:
+        experiment = by_name[experiment.base]
+        if experiment.name in chain:
+            raise SystemExit(f"{' -> '.join([*chain, experiment.name])}: leads back to itself")
+        chain.append(experiment.name)
+    return len(chain) - 1
+
+
 def expand(experiment: Experiment, variants: dict[str, list[str]] | None) -> list[Experiment]:
     """An experiment's variants, or itself where there are none."""
     if variants is None:
@@ -120,18 +132,6 @@ def expand(experiment: Experiment, variants: dict[str, list[str]] | None) -> lis
         )
         for name, overrides in variants.items()
     ]
-
-
-def depth(experiment: Experiment, experiments: list[Experiment]) -> int:
-    """How many experiments have to run before this one, each after the one before."""
-    by_name = {entry.name: entry for entry in experiments}
-    chain = [experiment.name]
-    while experiment.base:
-        experiment = by_name[experiment.base]
-        if experiment.name in chain:
-            raise SystemExit(f"{' -> '.join([*chain, experiment.name])}: leads back to itself")
-        chain.append(experiment.name)
-    return len(chain) - 1
 
 
 def train(runner: Runner, options: argparse.Namespace, experiment: Experiment, seed: int) -> str:

@@ -71,29 +71,17 @@ def _make_models(config: _C.Config, parts: list[Part]) -> nn.MultiDMamba:
         return nn.MultiDMamba(sizes, config.model)
 
 
-def make_model(
-    config: _C.Config, store: _C.TrajectoryStore | _C.FrameStore
-) -> nn.DMamba | nn.AtariDMamba:
-    """A model of a dataset's sizes, on the CPU, with the parameters that ``config.seed`` draws.
-
-    Raises:
-        ConfigError: An unknown mixer, or sizes that do not fit each other.
-    """
-    with torch.random.fork_rng(devices=[]):  # the caller's generator is left as it was
-        torch.manual_seed(config.seed)
-        if isinstance(store, _C.FrameStore):
-            actions = replays.num_actions(store, config.dataset.environment)
-            return nn.AtariDMamba(actions, config=config.model)
-        return nn.DMamba(store.state_dim, store.act_dim, config=config.model)
-
-
 def make_trainer(
-    config: _C.Config, parts: list[Part], resumed: Path | None, ranks: _C.Ranks | None = None
+    config: _C.Config, parts: list[Part], resumed: Path | None, ranks: _C.Ranks | None
 ) -> tuple[list[nn.DMamba | nn.AtariDMamba], _C.Trainer, dict[str, Any] | None]:
     """Each set's model as it begins, their trainer at step 0, and what another run has given.
 
-    ``ranks`` are those that train it together. A run that continues from a checkpoint has no need
-    of what it began from, which may be gone.
+    Args:
+        config: Resolved.
+        parts: Its sets.
+        resumed: The checkpoint that the run continues from, if it does: it has no need of what it
+            began from, which may be gone.
+        ranks: Of one set alone: the processes that train together.
     """
     begins = bool(config.transfer.init_from) and resumed is None
     if config.pretraining.sets:
@@ -102,26 +90,25 @@ def make_trainer(
         stores = _vectors([part.store for part in parts])
         return list(multi.models.values()), _C.Trainer(config, stores, multi.cpp_module), began
     store = parts[0].store
-    # Of several sets all are: pretraining.load() refuses games.
-    stores = [part.store for part in parts if isinstance(part.store, _C.TrajectoryStore)]
-    model: nn.DMamba | nn.AtariDMamba | nn.MultiDMamba
-    if config.pretraining.sets:
-        sizes = {
-            part.name: (of_set.state_dim, of_set.act_dim)
-            for part, of_set in zip(parts, stores, strict=True)
-        }
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            model = nn.MultiDMamba(sizes, config.model)
-    else:
-        model = make_model(config, store)
-    began = transfer.begin(config, model) if config.transfer.init_from and not resumed else None
-    if isinstance(model, nn.MultiDMamba):
-        return list(model.models.values()), _C.Trainer(config, stores, model.cpp_module), began
+    model = make_model(config, store)
+    began = transfer.begin(config, model) if begins else None
     statistics = transfer.statistics(config, store, resumed)
     if isinstance(store, _C.FrameStore):
         return [model], _C.Trainer(config, store, model.cpp_module, ranks), began
     return [model], _C.Trainer(config, store, model.cpp_module, ranks, statistics), began
+
+
+def check_evaluation(parts: list[Part], evaluate: bool | str) -> None:
+    """Finds out before the training, not after it, that an evaluation cannot work.
+
+    Args:
+        parts: The sets.
+        evaluate: As for :func:`dmamba.train`.
+    """
+    if evaluate == "beside" and len(parts) > 1:
+        raise _C.ConfigError("evaluate: several sets are evaluated between the steps, not beside")
+    for part in parts:
+        check_environment(part.config, part.store)
 
 
 def check_environment(config: _C.Config, store: _C.TrajectoryStore | _C.FrameStore) -> None:

@@ -35,6 +35,7 @@ __all__ = [
     "load",
     "locate",
     "record",
+    "reshape",
     "resolve",
     "rtg_scale",
 ]
@@ -109,7 +110,7 @@ def _read(
 def load_configured(
     config: _C.DatasetConfig, *, progress: bool = True
 ) -> _C.TrajectoryStore | _C.FrameStore:
-    """Reads what a configuration's ``dataset`` says: :func:`load`, then :func:`select`."""
+    """Reads what a configuration's ``dataset`` says: :func:`load`, then :func:`reshape`."""
     path = sources.obtain(config.path, progress=progress)
     chosen: dict[str, Any] = {
         "buffers": config.buffers,
@@ -128,9 +129,10 @@ def reshape(
 ) -> _C.TrajectoryStore | _C.FrameStore:
     """What a configuration trains on: some of a store's episodes, or rewards that come late.
 
-    ``fraction`` draws that share of the episodes. Of these ``top_fraction`` keeps that share, at
-    least one, those with the highest returns, in their order; of equal returns the earlier.
-    ``rewards: delayed`` then gives each episode's whole return with its last step.
+    ``fraction`` keeps that share of the episodes, at least one, drawn with ``selection_seed``. Of
+    those, ``top_fraction`` keeps its share, at least one, with the highest returns, in their order;
+    of equal returns the earlier. ``rewards: delayed`` then gives each episode's whole return with
+    its last step.
 
     Args:
         store: As recorded; it stays as it is.
@@ -139,16 +141,15 @@ def reshape(
     Raises:
         ConfigError: A recorded game, whose frames are not copied.
     """
-    usual = _C.DatasetConfig()
-    if isinstance(store, _C.FrameStore):
-        for key in ("fraction", "top_fraction", "rewards"):
-            if getattr(config, key) != getattr(usual, key):
-                raise _C.ConfigError(
-                    f"{store.name}: dataset.{key} is for states and actions that are vectors, not "
-                    "for recorded games; choose games with dataset.buffers, "
-                    "trajectories_per_buffer and transitions"
-                )
+    if config.fraction == 1.0 and config.top_fraction == 1.0 and config.rewards == "dense":
         return store
+    if isinstance(store, _C.FrameStore):
+        shares = [key for key in ("fraction", "top_fraction") if getattr(config, key) != 1.0]
+        key = (*shares, "rewards")[0]
+        raise _C.ConfigError(
+            f"{store.name}: dataset.{key} is for states and actions that are vectors, not for "
+            "recorded games; leave it out"
+        )
     if config.fraction < 1.0:
         drawn = _C.draw_episodes(store, config.fraction, config.selection_seed)
         store = _C.select_episodes(store, drawn)

@@ -114,10 +114,15 @@ def train(
         raise _C.ConfigError(f"evaluate must be one of {', '.join(EVALUATE)}, got {evaluate!r}")
     with join() as team:
         loaded, folder = team.together(lambda: _plan(config, list(overrides or ()), output, resume))
-        shown = progress and team.leads
-        resolved, parts = team.in_turn(lambda: beginning.load_parts(loaded, dataset, shown))
-        team.together(lambda: _check(resolved, parts, folder, evaluate, resume, team))
-        team.begin(resolved, parts[0].store)
+        if team.world > 1 and loaded.pretraining.sets:
+            raise _C.ConfigError("pretraining.sets: several sets are trained in one process")
+        if dataset is None:
+            shown = progress and team.leads
+            stores = team.in_turn(lambda: beginning.load_stores(loaded, progress=shown))
+        else:
+            stores = beginning.given_store(loaded, dataset)
+        resolved, parts = team.together(lambda: _resolve(loaded, stores, folder, evaluate, resume))
+        team.begin(resolved, stores[0])
         latest = Run(folder).latest_checkpoint() if resume else None
         resumed = latest[1] if latest else None
         # What cannot train leaves no folder behind.
@@ -133,23 +138,20 @@ def train(
         return writer.run
 
 
-def _check(
-    resolved: _C.Config,
-    parts: list[Part],
+def _resolve(
+    loaded: _C.Config,
+    stores: list[_C.TrajectoryStore | _C.FrameStore],
     folder: Path,
     evaluate: bool | str,
     resume: bool,
-    team: Team,
-) -> None:
-    """Raises where the run cannot be done, before anything of it is."""
-    if team.world > 1 and len(parts) > 1:
-        raise _C.ConfigError(
-            "pretraining.sets: a run on several sets takes one process; start it without torchrun"
-        )
+) -> tuple[_C.Config, list[Part]]:
+    """The configuration with what the data fill in and its parts, if the run can be done."""
+    resolved, parts = beginning.resolve(loaded, stores)
     if evaluate:
         beginning.check_evaluation(parts, evaluate)
     if resume:
         _check_unchanged(Run(folder).config, resolved, folder)
+    return resolved, parts
 
 
 def _follow(trainer: _C.Trainer, folder: Path, team: Team) -> Run:

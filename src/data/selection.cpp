@@ -1,4 +1,5 @@
-// Copies of stores, with fewer episodes or other rewards.
+// Copies of stores, with fewer episodes or other rewards; a share of the episodes by Fisher and
+// Yates' shuffle, as far as it is needed, from counter-based draws.
 #include "dmamba/data/selection.h"
 
 #include <algorithm>
@@ -35,7 +36,6 @@ void copy_episode(const TrajectoryStore& store, const Episode& episode, std::int
 
 }  // namespace
 
-/// Fisher and Yates' shuffle, as far as it is needed, from counter-based draws.
 std::vector<std::int64_t> draw_episodes(const EpisodeStore& store, double fraction,
                                         std::uint64_t seed) {
   const std::int64_t all = store.num_episodes();

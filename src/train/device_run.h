@@ -46,7 +46,7 @@ class DeviceRun {
   /// Goes on after the steps that have been done, on each of several sets too.
   void set_step(const TrainingState& done);
 
-  /// Forgets the captured graphs.
+  /// Forgets the captured graph.
   void release() {
     for (ops::CapturedWork& work : works_) work.expect({});
   }

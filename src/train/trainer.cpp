@@ -266,10 +266,9 @@ void Trainer::load(const std::filesystem::path& folder) {
   const TrainingState saved = read_training_state(folder);
   check_same_run(folder, saved, state_, task_->store().name());
   load_parameters(folder, task_->model());
-  load_optimizer(folder, optimizer_, saved);
-  state_.step = saved.step;
+  load_optimizer(folder, optimizer_);
   state_.sets = saved.sets;
-  if (on_device_) on_device_->set_step(saved);
+  set_step(saved.step);
   loss_sum_.fill_(saved.loss_sum);
   norm_sum_.fill_(saved.gradient_norm_sum);
   state_.steps_summed = saved.steps_summed;
@@ -297,6 +296,9 @@ void Trainer::release() {
 void Trainer::set_step(int64_t step) {
   state_.step = step;
   optimizer_.set_steps(step);
+  for (size_t i = 0; i < state_.sets.size(); ++i) {
+    optimizer_.set_steps_of_set(i, state_.sets[i].steps);
+  }
   if (on_device_) on_device_->set_step(state_);
 }
 

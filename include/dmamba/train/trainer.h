@@ -61,7 +61,7 @@ class Trainer {
           const std::optional<data::StateStatistics>& statistics = {});
   Trainer(const config::Config& config, std::shared_ptr<const data::FrameStore> store,
           model::AtariDMamba model, std::shared_ptr<Ranks> ranks = nullptr);
-  /// On several sets, config.pretraining's, with a store and a model for each.
+  /// On several sets, config.pretraining's, with a store and a model for each; in one process.
   Trainer(const config::Config& config,
           std::vector<std::shared_ptr<const data::TrajectoryStore>> stores,
           model::MultiDMamba model);

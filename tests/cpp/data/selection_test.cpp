@@ -25,6 +25,32 @@ struct Rows {
   std::vector<float> states, actions, rewards, rtg;
 };
 
+TEST(Selection, HasTheEpisodesInTheOrderGiven) {
+  // Rows 0 to 2, 3 and 4, 5 to 9; the second ends by a timeout.
+  const auto store = MemoryStore::create(make_arrays({3, 2, 5}, 1), "toy", {{"environment", "E"}});
+  const auto chosen = select_episodes(*store, {1, 0});
+  EXPECT_EQ(chosen->name(), "toy");
+  EXPECT_EQ(chosen->metadata().at("environment"), "E");
+  EXPECT_EQ(chosen->dropped_transitions(), 0);
+  ASSERT_EQ(chosen->num_episodes(), 2);
+  EXPECT_EQ(chosen->episode(0).length, 2);
+  EXPECT_FALSE(chosen->episode(0).terminated);
+  EXPECT_TRUE(chosen->episode(1).terminated);
+  EXPECT_EQ(chosen->episode(1).start, 2);
+  EXPECT_EQ(chosen->episode(1).ret, 1 + 2 + 3);
+  const Rows rows(*chosen);
+  EXPECT_EQ(rows.states, (std::vector<float>{3, 6, 4, 8, 0, 0, 1, 2, 2, 4}));
+  EXPECT_EQ(rows.actions, (std::vector<float>{-3, -4, 0, -1, -2}));
+  EXPECT_EQ(rows.rtg, (std::vector<float>{9, 5, 6, 5, 3}));
+}
+
+TEST(Selection, OfNothingOrOfWhatIsNotThereIsRefused) {
+  const auto store = MemoryStore::create(make_arrays({3}), "toy");
+  EXPECT_EQ(message_of<DataError>([&] { select_episodes(*store, {}); }),
+            "toy: no episode is chosen");
+  EXPECT_THROW(select_episodes(*store, {1}), std::out_of_range);
+}
+
 std::shared_ptr<MemoryStore> store_of(std::int64_t episodes) {
   return MemoryStore::create(make_arrays(std::vector<std::int64_t>(episodes, 2)), "numbers");
 }
@@ -59,32 +85,6 @@ TEST(DrawEpisodes, EveryPairIsEquallyLikely) {
     chi_squared += (count - kSeeds / 10.0) * (count - kSeeds / 10.0) / (kSeeds / 10.0);
   }
   EXPECT_LT(chi_squared, 27.9);  // 9 degrees of freedom, one in a thousand
-}
-
-TEST(Selection, HasTheEpisodesInTheOrderGiven) {
-  // Rows 0 to 2, 3 and 4, 5 to 9; the second ends by a timeout.
-  const auto store = MemoryStore::create(make_arrays({3, 2, 5}, 1), "toy", {{"environment", "E"}});
-  const auto chosen = select_episodes(*store, {1, 0});
-  EXPECT_EQ(chosen->name(), "toy");
-  EXPECT_EQ(chosen->metadata().at("environment"), "E");
-  EXPECT_EQ(chosen->dropped_transitions(), 0);
-  ASSERT_EQ(chosen->num_episodes(), 2);
-  EXPECT_EQ(chosen->episode(0).length, 2);
-  EXPECT_FALSE(chosen->episode(0).terminated);
-  EXPECT_TRUE(chosen->episode(1).terminated);
-  EXPECT_EQ(chosen->episode(1).start, 2);
-  EXPECT_EQ(chosen->episode(1).ret, 1 + 2 + 3);
-  const Rows rows(*chosen);
-  EXPECT_EQ(rows.states, (std::vector<float>{3, 6, 4, 8, 0, 0, 1, 2, 2, 4}));
-  EXPECT_EQ(rows.actions, (std::vector<float>{-3, -4, 0, -1, -2}));
-  EXPECT_EQ(rows.rtg, (std::vector<float>{9, 5, 6, 5, 3}));
-}
-
-TEST(Selection, OfNothingOrOfWhatIsNotThereIsRefused) {
-  const auto store = MemoryStore::create(make_arrays({3}), "toy");
-  EXPECT_EQ(message_of<DataError>([&] { select_episodes(*store, {}); }),
-            "toy: no episode is chosen");
-  EXPECT_THROW(select_episodes(*store, {1}), std::out_of_range);
 }
 
 TEST(DelayedRewards, ComeWithTheLastStep) {
