@@ -69,14 +69,15 @@ def score_table(collection: Collection, task: str, which: str) -> Table:
     for point in collection.points:
         runs = collection.runs(task, point)
         for target in collection.targets(task):
-            found, returns = (of_runs(runs, target, which, raw=raw) for raw in (False, True))
-            if found is None or returns is None:
+            found = of_runs(runs, target, which)
+            if found is None:
                 continue
             bases.add(found.basis)
             evaluated = [run for run in runs if target in run.targets]
             cells = [format_value(value) for _, value in point]
             cells += [f"{target:g}", str(len(evaluated)), *_estimate_cells(found)]
-            rows.append([*cells, format_number(returns.mean)])
+            returns = [run.mean_return(target, which) for run in evaluated]
+            rows.append([*cells, format_number(float(np.mean(returns)))])
     name = {"last": "Last evaluation", "best": "Best evaluation (biased upwards)"}[which]
     columns = [*collection.keys, "target", "seeds"]
     columns += [f"{unit}: mean ± error", "95 %", "IQM", "IQM 95 %", "return"]
