@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from dmamba import _C, _build_info
-from dmamba.commands import data, evaluate, info, sweep, train
+from dmamba.commands import context, data, evaluate, info, sweep, train
 from dmamba.training import Interrupted
 
 COMMANDS: dict[str, ModuleType] = {
     "train": train,
     "sweep": sweep,
     "evaluate": evaluate,
+    "context": context,
     "data": data,
     "info": info,
 }
