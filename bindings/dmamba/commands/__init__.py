@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from dmamba import _C, _build_info
-from dmamba.commands import data, evaluate, info, report, sweep, train
+from dmamba.commands import context, data, evaluate, info, report, sweep, train
 from dmamba.signals import Interrupted
 
 COMMANDS: dict[str, ModuleType] = {
@@ -20,6 +20,7 @@ COMMANDS: dict[str, ModuleType] = {
     "sweep": sweep,
     "report": report,
     "evaluate": evaluate,
+    "context": context,
     "data": data,
     "info": info,
 }

@@ -1,0 +1,40 @@
+"""``dmamba context``: a context length from the data, and from how far back a model looks."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dmamba import _C, data, horizon, nn
+from dmamba.run import Run, locate_checkpoint
+from dmamba.training import load_config
+
+HELP = "Propose a context length from a dataset, or from a short run's memory as well."
+LENGTHS = (5, 10, 20, 30, 50, 100)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    parser.add_argument("what", metavar="RUN|CONFIG", help="a run's folder, or what train takes")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of CONFIG")
+    parser.add_argument("--lengths", nargs="+", type=int, metavar="K", help=f"{LENGTHS}")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the tables and the proposal."""
+    path = Path(arguments.what)
+    model, info = None, None
+    if path.is_dir():
+        if arguments.overrides:
+            raise _C.ConfigError("settings go with a CONFIG; a RUN has its own")
+        folder, checkpoint = locate_checkpoint(path)
+        model, info = nn.load(checkpoint)
+        config = info["config"] if folder is None else Run(folder).config
+        if not isinstance(model, nn.DMamba):
+            raise _C.ConfigError(f"{path}: the memory horizon is for models of vectors, not games")
+    else:
+        config = load_config(arguments.what, arguments.overrides)
+    store = data.load_configured(config.dataset)
+    lengths = sorted(set(arguments.lengths or (*LENGTHS, config.model.context_length)))
+    print(horizon.format_result(horizon.describe(store, lengths, model, info)))
+    return 0
