@@ -1,4 +1,4 @@
-"""How far back a model of Mamba layers looks, and a context length K proposed from that and the data.
+"""How far back a model of Mamba layers looks, and a context length K from that and the data.
 
 A channel's state decays with exp(delta_t A) a token, delta_t > 0 chosen by the token, A < 0 learned
 (Gu and Dao, arXiv 2312.00752, section 3.2). With the mean of delta over the tokens of real segments
