@@ -140,7 +140,7 @@ class Ray(Engine):
         more = {"include_dashboard": False} if address == "local" else {}
         try:
             self._ray.init(address, log_to_driver=False, logging_level="error", **more)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, self._ray.exceptions.RayError) as error:
             raise _C.ConfigError(
                 f"engine ray: no cluster at address {address!r}: {error}; `ray status` shows "
                 "whether it is up, and --ray address=local starts one on this machine"

@@ -196,7 +196,9 @@ class Slurm(Engine):
         for index, run in enumerate(runs):
             job_id = known.get(run.folder.name)
             if job_id in queued:
-                jobs[index] = self._submitit.SlurmJob(self._folder, job_id)
+                job = self._submitit.SlurmJob(self._folder, job_id)
+                if not job.paths.result_pickle.is_file():  # else it is about to leave the queue
+                    jobs[index] = job
         new = [index for index in range(len(runs)) if index not in jobs]
         if new and not self._stopping:
             self._write_record(submitting=True)
