@@ -312,9 +312,7 @@ def test_a_killed_sweep_stops_its_trainings(long, elsewhere):
         (None, 0, ["unset"] * 4),
     ],
 )
-def test_runs_are_spread_over_the_gpus(
-    tmp_path, monkeypatch, visible, count, expected
-):
+def test_runs_are_spread_over_the_gpus(tmp_path, monkeypatch, visible, count, expected):
     program = tmp_path / "program"
     program.write_text('#!/bin/sh\necho "${CUDA_VISIBLE_DEVICES-unset}"\n')
     program.chmod(0o755)
