@@ -295,7 +295,8 @@ def test_a_killed_sweep_stops_its_trainings(long, elsewhere):
     run = dmamba.Run(elsewhere / "out" / "tiny-seed7")
     lengths = ["training.steps=100000", "training.checkpoint_every=100000"]
     with begin("long.json", *lengths, "--output", "out") as process:
-        wait_for(lambda: (run.folder / "metrics.csv").is_file() or process.poll() is not None)
+        table = run.folder / "metrics.csv"  # with a row, beside its head: it trains
+        wait_for(lambda: table.is_file() and len(table.read_text().splitlines()) > 1)
         assert len(trainings(run)) == 1
         process.kill()
     wait_for(lambda: not trainings(run))
