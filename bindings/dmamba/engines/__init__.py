@@ -67,8 +67,8 @@ def parse_options(text: str) -> dict[str, Any]:
         ConfigError: A text that cannot be read, or a name given twice.
 
     Example:
-        >>> parse_options("partition=gpu,time=60,setup=[\\"module load cuda\\"]")
-        {'partition': 'gpu', 'time': 60, 'setup': ['module load cuda']}
+        >>> parse_options('time=60,setup=["module load cuda"]')
+        {'time': 60, 'setup': ['module load cuda']}
     """
     options: dict[str, Any] = {}
     for item in split_values(text) if text else ():
