@@ -109,13 +109,17 @@ def short_name(key: str, base: _C.Config) -> str:
 
 
 def make_grid(
-    config: str | os.PathLike[str] | _C.Config | dict[str, Any], overrides: Iterable[str]
+    config: str | os.PathLike[str] | _C.Config | dict[str, Any],
+    overrides: Iterable[str],
+    *,
+    here: bool = True,
 ) -> Grid:
     """The grid, with every point checked: settings, dataset, context length, environment.
 
     Args:
         config: What :func:`dmamba.training.load_config` takes.
         overrides: ``key=value``, ``key=v1,v2`` and ``key=A:B`` texts; each key once.
+        here: Whether the runs are this machine's, so that it must have their device.
 
     Raises:
         ConfigError: A text that cannot be read, a key given twice, an empty or too large grid, two
@@ -139,7 +143,11 @@ def make_grid(
     for combination in itertools.product(*swept.values()):
         texts = [f"{key}={value}" for key, value in zip(swept, combination, strict=True)]
         try:
-            points.append(_make_point(base, list(swept), texts, seeds, stores, environments))
+            point = _make_point(base, list(swept), texts, seeds, stores, environments)
+            if here:
+                device = next(iter(point.configs.values())).training.device
+                _C.resolve_device(device, "training.device")
+            points.append(point)
         except _C.Error as error:
             if not texts:
                 raise
@@ -208,7 +216,6 @@ def _make_point(
     resolved = data.resolve(config, store)
     _check_sampler(resolved, store)
     make_model(resolved, store)  # unknown mixers, sizes that do not fit
-    _C.resolve_device(resolved.training.device, "training.device")
     simulated = (dataset.path, resolved.dataset.environment, resolved.dataset.max_episode_length)
     if simulated not in environments:
         check_environment(resolved, store)

@@ -1,7 +1,8 @@
 """Training processes beside each other: several at a time, each on its share of the cores.
 
 A run that has finished is kept, one that was stopped continues from its checkpoint, and a signal
-stops all of them with checkpoints: whoever asks for the same runs again goes on where it was.
+stops all of them with checkpoints: whoever asks for the same runs again goes on where it was. So
+does the death of whoever has started them, by whatever signal.
 """
 
 from __future__ import annotations
@@ -12,21 +13,97 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
+
+import torch
 
 from dmamba import _C, ranks
 from dmamba.signals import NotedSignals
 
 STOPPED = "stopped"  # the failure of a run that was asked to stop, or never began for that reason
+_STOPS = (signal.SIGTERM, signal.SIGINT)
+
+# The command line in a process that is sent SIGTERM when its parent dies (PR_SET_PDEATHSIG = 1);
+# set before the long imports. SIGUSR2 is how Slurm tells all processes of a job that its time is
+# nearly over: the job's first process answers that, and stops the training.
+_PROGRAM = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, int(signal.SIGTERM), 0, 0, 0)
+signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+if os.getppid() != int(sys.argv.pop(1)):
+    sys.exit(128 + signal.SIGTERM)
+from dmamba.commands import main
+sys.exit(main())
+"""
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that a child may use, as CUDA_VISIBLE_DEVICES names them."""
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return [str(index) for index in range(count)]
+    return [name.strip() for name in named.split(",")][:count]
+
+
+def train_arguments(
+    config: str, overrides: Sequence[str], folder: Path, evaluate: str = "auto"
+) -> list[str]:
+    """The ``dmamba train`` command that begins a run, or continues it from its last checkpoint."""
+    arguments = ["train", config, *overrides, "--output", str(folder)]
+    arguments += ["--no-progress", "--evaluate", evaluate]
+    return arguments + ["--resume"] * (folder / "config.yaml").is_file()
+
+
+def log_of(folder: Path) -> Path:
+    """Where the output of a run's process goes: beside the run."""
+    return folder.with_name(f"{folder.name}.log")
+
+
+def start(
+    arguments: Sequence[str],
+    folder: Path,
+    variables: Mapping[str, str] | None = None,
+    cwd: str | None = None,
+) -> subprocess.Popen[bytes]:
+    """Starts one ``dmamba`` command, which stops with a checkpoint when the calling thread ends.
+
+    Args:
+        arguments: After the program's name.
+        folder: Where the command writes; its output goes into ``FOLDER.log`` beside it.
+        variables: Of the environment, beside this process's.
+        cwd: Its working directory; None: this process's.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(log_of(folder), "ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM, str(os.getpid()), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, **(variables or {})},
+            cwd=cwd,
+        )
+
+
+def failure_of(code: int, folder: Path) -> str:
+    """What an exit code says of a run: empty, :data:`STOPPED`, or the log's last line."""
+    if code in [sign for stop in _STOPS for sign in (-stop, 128 + stop)]:
+        return STOPPED
+    if code == 0:
+        return ""
+    log = log_of(folder)
+    last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+    return f"exit code {code}: {last[0] if last else 'no output'} ({log})"
 
 
 class Runner(NotedSignals):
     """Starts ``dmamba`` processes; while it is entered, SIGINT and SIGTERM stop them all.
 
     Args:
-        jobs: Processes at a time, at least 1.
+        jobs: Processes at a time, at least 1. Where several GPUs are visible, each is given one.
 
     Raises:
         ConfigError: torchrun has started this process as one of several.
@@ -43,9 +120,11 @@ class Runner(NotedSignals):
         self.stopping = threading.Event()
         self._processes: set[subprocess.Popen[bytes]] = set()
         cores = sorted(os.sched_getaffinity(0))
-        self._shares: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
+        gpus = visible_gpus()
+        self._shares: queue.SimpleQueue[tuple[set[int], dict[str, str]]] = queue.SimpleQueue()
         for job in range(jobs):
-            self._shares.put(set(cores[job::jobs]) or {cores[job % len(cores)]})
+            gpu = {"CUDA_VISIBLE_DEVICES": gpus[job % len(gpus)]} if len(gpus) > 1 else {}
+            self._shares.put((set(cores[job::jobs]) or {cores[job % len(cores)]}, gpu))
 
     def train(
         self, config: str, overrides: Sequence[str], folder: Path, evaluate: str = "auto"
@@ -63,10 +142,7 @@ class Runner(NotedSignals):
         """
         if (folder / "summary.json").is_file():
             return ""
-        arguments = ["train", config, *overrides, "--output", str(folder)]
-        arguments += ["--no-progress", "--evaluate", evaluate]
-        arguments += ["--resume"] * (folder / "config.yaml").is_file()
-        return self.run(arguments, folder)
+        return self.run(train_arguments(config, overrides, folder, evaluate), folder)
 
     def run(self, arguments: Sequence[str], folder: Path) -> str:
         """Runs one ``dmamba`` command when a share of the cores is free.
@@ -78,11 +154,11 @@ class Runner(NotedSignals):
         Returns:
             As :meth:`train`.
         """
-        cores = self._shares.get()  # as many as there are runs at a time
+        share = self._shares.get()  # as many as there are runs at a time
         try:
-            return STOPPED if self.stopping.is_set() else self._run_on(cores, arguments, folder)
+            return STOPPED if self.stopping.is_set() else self._run_on(*share, arguments, folder)
         finally:
-            self._shares.put(cores)
+            self._shares.put(share)
 
     def run_all(
         self, tasks: Sequence[Callable[[], str]], on_end: Callable[[int, str], None]
@@ -122,26 +198,15 @@ class Runner(NotedSignals):
         """Stops them all."""
         self.stop()
 
-    def _run_on(self, cores: set[int], arguments: Sequence[str], folder: Path) -> str:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        log = folder.with_name(f"{folder.name}.log")
-        with open(log, "ab") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "dmamba", *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-            )
-            # Before it has begun to count them: torch's threads and the workers follow.
-            os.sched_setaffinity(process.pid, cores)
-            self._processes.add(process)
-            if self.stopping.is_set():
-                process.terminate()
-            code = process.wait()
-            self._processes.discard(process)
-        if code in (128 + signal.SIGTERM, 128 + signal.SIGINT, -signal.SIGTERM, -signal.SIGINT):
-            return STOPPED
-        if code != 0:
-            last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-            return f"exit code {code}: {last[0] if last else 'no output'} ({log})"
-        return ""
+    def _run_on(
+        self, cores: set[int], gpu: dict[str, str], arguments: Sequence[str], folder: Path
+    ) -> str:
+        process = start(arguments, folder, gpu)
+        # Before it has begun to count them: torch's threads and the workers follow.
+        os.sched_setaffinity(process.pid, cores)
+        self._processes.add(process)
+        if self.stopping.is_set():
+            process.terminate()
+        code = process.wait()
+        self._processes.discard(process)
+        return failure_of(code, folder)

@@ -13,23 +13,20 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dmamba import _C, sweep_report
+from dmamba import _C, engines, sweep_report
 from dmamba.envs import is_game
 from dmamba.grid import Grid, Point, make_grid
 from dmamba.progress import bar
 from dmamba.run import Run, write_text
-from dmamba.runner import STOPPED, Runner
+from dmamba.runner import STOPPED
 from dmamba.scores import format_number, format_table
 from dmamba.signals import Interrupted
 from dmamba.training import UNSHAPING, changes
-
-JOBS_ON_A_GPU = 4  # small models leave most of a GPU to each other
 
 
 @dataclass(frozen=True)
@@ -48,18 +45,6 @@ class Sweep:
     failures: dict[Path, str]
 
 
-def default_jobs(device: str) -> int:
-    """Runs at a time where the caller doesn't say: 4 on a GPU, half the usable cores on a CPU.
-
-    Args:
-        device: ``auto``, ``cpu`` or ``cuda``.
-    """
-    from dmamba.envs.processes import usable_cores
-
-    on_gpu = _C.resolve_device(device, "training.device") != "cpu"
-    return JOBS_ON_A_GPU if on_gpu else max(1, usable_cores() // 2)
-
-
 def sweep(
     config: str | os.PathLike[str] | _C.Config | dict[str, Any],
     overrides: Iterable[str] = (),
@@ -67,6 +52,8 @@ def sweep(
     output: str | os.PathLike[str] | None = None,
     jobs: int | None = None,
     progress: bool = True,
+    engine: str = engines.HERE,
+    engine_options: Mapping[str, Any] | None = None,
 ) -> Sweep:
     """Trains and evaluates every point of a grid, each in a process of its own.
 
@@ -78,9 +65,12 @@ def sweep(
         overrides: ``key=value`` for all runs; ``key=v1,v2`` and ``key=A:B`` (A to B - 1) span the
             grid. ``K`` stands for ``model.context_length``.
         output: The sweep's folder; None: ``runs/sweep-NAME``.
-        jobs: Runs at a time, each on its share of the cores; None: 4 on a GPU, half the usable
-            cores on a CPU.
+        jobs: Runs at a time; None: on this machine 4 on a GPU, half the usable cores on a CPU, and
+            elsewhere as many as there is room for.
         progress: Whether to show a bar, a line per run, and the table.
+        engine: Where the runs are trained: ``local``, ``ray`` or ``slurm``.
+        engine_options: The engine's own options, such as ``{"partition": "gpu", "time": 60}``; see
+            :mod:`dmamba.engines`.
 
     Raises:
         ConfigError: A grid that cannot be used, or a folder with runs of other settings.
@@ -92,18 +82,18 @@ def sweep(
         >>> result = dmamba.sweep("hopper-sample", ["K=5,10,20", "seed=0:3"])
         >>> [(row["context_length"], row["last_score_2095"]) for row in result.rows]
     """
-    grid = make_grid(config, overrides)
+    engines.check_name(engine)
+    grid = make_grid(config, overrides, here=engine == engines.HERE)
     folder = Path(output) if output else Path("runs") / f"sweep-{grid.base.name}"
     runs = {
         point.folder(folder, seed): (point, seed) for point in grid.points for seed in grid.seeds
     }
     _refuse_other_settings(runs)
-    jobs = default_jobs(grid.base.training.device) if jobs is None else jobs
-    if jobs < 1:
-        raise _C.ConfigError(f"jobs must be at least 1, got {jobs}")
+    device = grid.base.training.device
+    chosen = engines.make_engine(engine, engine_options or {}, jobs, device, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "run.yaml", grid.base.to_yaml())
-    with Runner(jobs) as runner:
+    with chosen as runner:
+        write_text(folder / "run.yaml", grid.base.to_yaml())
         failures = _run_all(runner, runs, folder, progress)
     points = sweep_report.collect(grid, folder, failures)
     plot = sweep_report.write(grid, folder, points)
@@ -115,14 +105,14 @@ def sweep(
 
 
 def _run_all(
-    runner: Runner, runs: dict[Path, tuple[Point, int]], folder: Path, progress: bool
+    runner: engines.Engine, runs: dict[Path, tuple[Point, int]], folder: Path, progress: bool
 ) -> dict[Path, str]:
     """Brings every run to its end; what went wrong, by run folder."""
     waiting = [run for run in runs if not (run / "summary.json").is_file()]
     kept = len(runs) - len(waiting)
     if progress:
         print(
-            f"runs in {folder}: {len(runs)}, {runner.jobs} at a time"
+            f"runs in {folder}: {len(runs)}, {runner.describe()}"
             + (f"; finished before: {kept}" if kept else ""),
             flush=True,
         )
@@ -130,8 +120,9 @@ def _run_all(
     tasks = []
     for run in waiting:
         point, seed = runs[run]
-        overrides = [*point.overrides, f"seed={seed}"]
-        tasks.append(partial(runner.train, str(folder / "run.yaml"), overrides, run))
+        overrides = (*point.overrides, f"seed={seed}")
+        config = (folder / "run.yaml").absolute()
+        tasks.append(engines.Training(config, overrides, run.absolute()))
 
     with bar(len(runs), "sweeping", "run", initial=kept, enabled=progress) as shown:
 

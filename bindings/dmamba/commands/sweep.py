@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from dmamba import _C, engines
 from dmamba.sweeping import sweep
 from dmamba.training import recipes
 
@@ -26,6 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--jobs", type=int, metavar="N", help="runs at a time (4 on a GPU, else half the cores)"
     )
+    parser.add_argument(
+        "--engine", default=engines.HERE, metavar="E", help=f"{', '.join(engines.ENGINES)} (local)"
+    )
+    parser.add_argument(
+        "--ray", metavar="k=v,...", help="address=, and of each run cpus=, gpus= (a fraction: 0.25)"
+    )
+    parser.add_argument(
+        "--slurm", metavar="k=v,...", help="submitit's parameters: time=60 (minutes), partition=gpu"
+    )
     parser.add_argument("--no-progress", action="store_true", help="print nothing but errors")
 
 
@@ -37,5 +47,16 @@ def run(arguments: argparse.Namespace) -> int:
         output=arguments.output,
         jobs=arguments.jobs,
         progress=not arguments.no_progress,
+        engine=arguments.engine,
+        engine_options=_engine_options(arguments),
     )
     return 1 if result.failures else 0
+
+
+def _engine_options(arguments: argparse.Namespace) -> dict[str, object]:
+    """The options of the chosen engine; those of another are refused."""
+    given = {"ray": arguments.ray, "slurm": arguments.slurm}
+    for name, text in given.items():
+        if text is not None and name != arguments.engine:
+            raise _C.ConfigError(f"--{name} is for --engine {name}, not {arguments.engine}")
+    return engines.parse_options(given.get(arguments.engine) or "")

@@ -1,0 +1,94 @@
+"""What an engine is, and a training as engines on other machines run it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dmamba.runner import failure_of, start, train_arguments
+from dmamba.signals import NotedSignals
+
+POLL_SECONDS = 0.2
+
+
+def _settings() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith("DMAMBA_")}
+
+
+@dataclass(frozen=True)
+class Training:
+    """A run to be brought to its end, wherever the file system is the same.
+
+    Attributes:
+        config: A YAML file; a path from the root.
+        overrides: ``key=value`` texts.
+        folder: The run's; a path from the root.
+        cwd: Where the process works, for the paths in its settings.
+        variables: This program's own variables of the environment.
+    """
+
+    config: Path
+    overrides: tuple[str, ...]
+    folder: Path
+    cwd: str = field(default_factory=os.getcwd)
+    variables: dict[str, str] = field(default_factory=_settings)
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to do."""
+        return (self.folder / "summary.json").is_file()
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Starts its process, here; it stops with a checkpoint when this thread ends."""
+        arguments = train_arguments(str(self.config), self.overrides, self.folder)
+        return start(arguments, self.folder, self.variables, self.cwd)
+
+    def run(self) -> str:
+        """Trains to the end, here.
+
+        Returns:
+            What went wrong; empty for a finished run, ``stopped`` for a stopped one. An exception
+            in this thread, such as KeyboardInterrupt, stops the run with a checkpoint.
+        """
+        if self.finished:
+            return ""
+        process = self.start()
+        try:
+            code = wait_for(process)
+        except KeyboardInterrupt:
+            process.terminate()
+            code = process.wait()
+        return failure_of(code, self.folder)
+
+
+def wait_for(process: subprocess.Popen[bytes]) -> int:
+    """Waits in short sleeps, between which Python raises what it was asked to raise."""
+    while True:
+        try:
+            return process.wait(POLL_SECONDS)
+        except subprocess.TimeoutExpired:
+            pass
+
+
+class Engine(NotedSignals, ABC):
+    """Brings runs to their end; while it is entered, SIGINT and SIGTERM stop them all."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Where and how many at a time, in a few words."""
+
+    @abstractmethod
+    def run_all(self, runs: Sequence[Training], on_end: Callable[[int, str], None]) -> list[str]:
+        """Trains all runs; one that fails does not end the others.
+
+        Args:
+            runs: None of them finished.
+            on_end: Called in this thread with a run's index and failure as soon as it has ended.
+
+        Returns:
+            The failures in the order of the runs, as :meth:`Training.run` gives them.
+        """
