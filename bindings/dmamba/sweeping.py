@@ -11,7 +11,6 @@ The folder of a sweep has
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -21,13 +20,14 @@ from typing import Any
 from dmamba import _C, sweep_report
 from dmamba.envs import is_game
 from dmamba.grid import Grid, Point, make_grid
-from dmamba.progress import bar
 from dmamba.run import Run, write_text
 from dmamba.runner import STOPPED, Runner
 from dmamba.scores import format_number, format_table
 from dmamba.signals import Interrupted
+from dmamba.sweep_progress import SweepProgress
 from dmamba.training import UNSHAPING, changes
 
+JOURNAL = "search.journal"  # in the folder of a search
 JOBS_ON_A_GPU = 4  # small models leave most of a GPU to each other
 
 
@@ -66,8 +66,14 @@ def sweep(
     output: str | os.PathLike[str] | None = None,
     jobs: int | None = None,
     progress: bool = True,
+    trials: int | None = None,
+    sampler: str = "tpe",
+    sampler_seed: int = 0,
+    target: float | str = "mean",
 ) -> Sweep:
     """Trains and evaluates every point of a grid, each in a process of its own.
+
+    With ``trials`` it is a search: Optuna chooses so many points of a space of ranges and lists.
 
     All points are checked before the first run starts. Runs that have finished are kept, stopped
     ones continue: the same call goes on where it was. A run that fails does not end the others.
@@ -79,7 +85,13 @@ def sweep(
         output: The sweep's folder; None: ``runs/sweep-NAME``.
         jobs: Runs at a time, each on its share of the cores; None: 4 on a GPU, half the usable
             cores on a CPU.
-        progress: Whether to show a bar, a line per run, and the table.
+        progress: Whether to show how far the runs are, a line per run, and the table.
+        trials: How many settings a search tries; None: the grid. ``key=a..b`` and ``key=log:a..b``
+            are a search's ranges.
+        sampler: Of a search; see :data:`dmamba.search.SAMPLERS`.
+        sampler_seed: Of a search.
+        target: What a search makes large: the score at this target return, the ``mean`` over the
+            targets, or the ``best``.
 
     Raises:
         ConfigError: A grid that cannot be used, or a folder with runs of other settings.
@@ -91,19 +103,45 @@ def sweep(
         >>> result = dmamba.sweep("hopper-sample", ["K=5,10,20", "seed=0:3"])
         >>> [(row["context_length"], row["last_score_2095"]) for row in result.rows]
     """
+    if trials is not None:
+        from dmamba.search import search
+
+        return search(
+            config,
+            overrides,
+            trials=trials,
+            sampler=sampler,
+            sampler_seed=sampler_seed,
+            target=target,
+            output=output,
+            jobs=jobs,
+            progress=progress,
+        )
     grid = make_grid(config, overrides)
     folder = Path(output) if output else Path("runs") / f"sweep-{grid.base.name}"
     runs = {
         point.folder(folder, seed): (point, seed) for point in grid.points for seed in grid.seeds
     }
     _refuse_other_settings(runs)
+    if (folder / JOURNAL).is_file():
+        raise _C.ConfigError(
+            f"{folder} holds a search: continue it with --trials (trials=), or choose another "
+            "folder with --output (output=)"
+        )
     jobs = default_jobs(grid.base.training.device) if jobs is None else jobs
     if jobs < 1:
         raise _C.ConfigError(f"jobs must be at least 1, got {jobs}")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "run.yaml", grid.base.to_yaml())
-    with Runner(jobs) as runner:
-        failures = _run_all(runner, runs, folder, progress)
+    kept = sum((run / "summary.json").is_file() for run in runs)
+    if progress:
+        print(
+            f"runs in {folder}: {len(runs)}, {jobs} at a time"
+            + (f"; finished before: {kept}" if kept else ""),
+            flush=True,
+        )
+    with Runner(jobs) as runner, SweepProgress(len(runs), kept, enabled=progress) as shown:
+        failures = run_all(runner, runs, folder, shown)
     points = sweep_report.collect(grid, folder, failures)
     plot = sweep_report.write(grid, folder, points)
     if progress:
@@ -113,38 +151,34 @@ def sweep(
     return Sweep(folder, sweep_report.flat_rows(points), failures)
 
 
-def _run_all(
-    runner: Runner, runs: dict[Path, tuple[Point, int]], folder: Path, progress: bool
+def run_all(
+    runner: Runner, runs: dict[Path, tuple[Point, int]], folder: Path, shown: SweepProgress
 ) -> dict[Path, str]:
-    """Brings every run to its end; what went wrong, by run folder."""
-    waiting = [run for run in runs if not (run / "summary.json").is_file()]
-    kept = len(runs) - len(waiting)
-    if progress:
-        print(
-            f"runs in {folder}: {len(runs)}, {runner.jobs} at a time"
-            + (f"; finished before: {kept}" if kept else ""),
-            flush=True,
-        )
+    """Brings every run to its end.
 
+    Args:
+        runner: Entered.
+        runs: Point and seed of each run folder.
+        folder: The sweep's, with run.yaml.
+        shown: Entered.
+
+    Returns:
+        What went wrong, by run folder.
+    """
+    waiting = [run for run in runs if not (run / "summary.json").is_file()]
     tasks = []
     for run in waiting:
         point, seed = runs[run]
         overrides = [*point.overrides, f"seed={seed}"]
         tasks.append(partial(runner.train, str(folder / "run.yaml"), overrides, run))
 
-    with bar(len(runs), "sweeping", "run", initial=kept, enabled=progress) as shown:
+    def on_end(index: int, failure: str) -> None:
+        run = waiting[index]
+        point, seed = runs[run]
+        shown.ended(run, f"{point.label} seed {seed}: {failure or _outcome(run)}", failure)
 
-        def on_end(index: int, failure: str) -> None:
-            run = waiting[index]
-            point, seed = runs[run]
-            line = f"{point.label} seed {seed}: {failure or _outcome(run)}"
-            if progress:
-                shown.write(line)
-            elif failure and failure != STOPPED:
-                print(line, file=sys.stderr, flush=True)
-            shown.update(failure != STOPPED)
-
-        failures = runner.run_all(tasks, on_end)
+    shown.watch(waiting)
+    failures = runner.run_all(tasks, on_end)
     return {run: failure for run, failure in zip(waiting, failures, strict=True) if failure}
 
 
