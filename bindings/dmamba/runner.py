@@ -25,7 +25,7 @@ STOPPED = "stopped"  # the failure of a run that was asked to stop, or never beg
 _STOPS = (signal.SIGTERM, signal.SIGINT)
 
 # The command line in a process that is sent SIGTERM when its parent dies (PR_SET_PDEATHSIG = 1);
-# set before the long imports. SIGUSR2 is how Slurm tells a job's whole process tree that its time is
+# set before the long imports. SIGUSR2 is how Slurm tells all processes of a job that its time is
 # nearly over: the job's first process answers that, and stops the training.
 _PROGRAM = """
 import ctypes, os, signal, sys
