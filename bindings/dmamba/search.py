@@ -18,6 +18,7 @@ import itertools
 import json
 import math
 import os
+import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -217,7 +218,7 @@ class _Search:
             elif number in invalid:
                 shown.skip(seeds, f"{name}: {invalid[number]}", failed=True)
                 self.failures[self.folder / name] = invalid[number]
-                self._fail(trial, invalid[number])
+                self._fail(trial, dict.fromkeys(self.space.seeds, invalid[number]))
             else:
                 first = known[json.dumps(trial.params, sort_keys=True)]
                 trial.set_user_attr("same_as", first.user_attrs.get("same_as", first.number))
@@ -230,16 +231,16 @@ class _Search:
         if STOPPED in wrong.values():
             return  # stays running: the next process continues it
         if wrong:
-            self._fail(trial, "; ".join(f"seed {seed}: {text}" for seed, text in wrong.items()))
+            self._fail(trial, wrong)
             return
         value = float(np.mean([objective(read_run(run), self.target) for run in runs.values()]))
         if math.isfinite(value):
             self.study.tell(trial, value)
         else:
-            self._fail(trial, f"the objective is {value}")
+            self._fail(trial, dict.fromkeys(runs, f"the objective is {value}"))
 
-    def _fail(self, trial: Any, failure: str) -> None:
-        trial.set_user_attr("failure", failure)
+    def _fail(self, trial: Any, failures: dict[int, str]) -> None:
+        trial.set_user_attr("failures", {str(seed): text for seed, text in failures.items()})
         self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
 
     def _set_sampler(self, number: int) -> None:
@@ -261,9 +262,11 @@ def _make_sampler(optuna: Any, name: str, seed: int, number: int) -> Any:
     if name == "gp":
         return samplers.GPSampler(seed=mixed, **quiet)
     if name == "qmc":  # one sequence for all trials
-        return samplers.QMCSampler(
-            seed=seed, scramble=True, warn_asynchronous_seeding=False, **quiet
-        )
+        with warnings.catch_warnings():  # that its interface may change
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return samplers.QMCSampler(
+                seed=seed, scramble=True, warn_asynchronous_seeding=False, **quiet
+            )
     return samplers.RandomSampler(seed=mixed)
 
 

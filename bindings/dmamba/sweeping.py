@@ -21,7 +21,7 @@ from dmamba import _C, sweep_report
 from dmamba.envs import is_game
 from dmamba.grid import Grid, Point, make_grid
 from dmamba.run import Run, write_text
-from dmamba.runner import STOPPED, Runner
+from dmamba.runner import Runner
 from dmamba.scores import format_number, format_table
 from dmamba.signals import Interrupted
 from dmamba.sweep_progress import SweepProgress
