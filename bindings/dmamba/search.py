@@ -90,7 +90,7 @@ def search(
         study = _open(optuna, space, folder, made_with)
         with Runner(jobs) as runner:
             made = _Search(optuna, study, space, folder, sampler, sampler_seed, target)
-            failures = made.run(runner, trials, progress)
+            failures = made.run(runner, jobs, trials, progress)
         rows = search_report.write(study, space, folder, target, progress)
     finally:
         optuna.logging.set_verbosity(told)
@@ -132,20 +132,20 @@ class _Search:
         self.sampler, self.sampler_seed, self.target = sampler, sampler_seed, target
         self.failures: dict[Path, str] = {}
 
-    def run(self, runner: Runner, trials: int, progress: bool) -> dict[Path, str]:
+    def run(self, runner: Runner, jobs: int, trials: int, progress: bool) -> dict[Path, str]:
         """Rounds until there are so many trials; what went wrong, by run folder."""
         seeds = self.space.seeds
-        size = max(1, runner.jobs // len(seeds))
+        size = max(1, jobs // len(seeds))
         ended = sum(trial.state.is_finished() for trial in self.study.get_trials(deepcopy=False))
         if progress:
             print(
-                f"trials in {self.folder}: {trials} of {len(seeds)} runs, {runner.jobs} runs at a "
+                f"trials in {self.folder}: {trials} of {len(seeds)} runs, {jobs} runs at a "
                 f"time; sampler {self.sampler}" + (f"; ended before: {ended}" if ended else ""),
                 flush=True,
             )
         total = max(trials, ended) * len(seeds)
         with SweepProgress(total, ended * len(seeds), enabled=progress) as shown:
-            while not runner.stopping.is_set():
+            while STOPPED not in self.failures.values():
                 batch = self._choose(size, trials)
                 if not batch:
                     break
@@ -159,7 +159,8 @@ class _Search:
         for frozen in self.study.get_trials(deepcopy=False, states=[running]):
             self._set_sampler(frozen.number)
             batch.append(self.optuna.trial.Trial(self.study, frozen._trial_id))
-        waiting = self.study.get_trials(deepcopy=False, states=[self.optuna.trial.TrialState.WAITING])
+        enqueued = self.optuna.trial.TrialState.WAITING
+        waiting = self.study.get_trials(deepcopy=False, states=[enqueued])
         count = len(self.study.get_trials(deepcopy=False)) - len(waiting)
         while len(batch) < size and count < trials:
             self._set_sampler(count)
@@ -223,7 +224,7 @@ class _Search:
                 first = known[json.dumps(trial.params, sort_keys=True)]
                 trial.set_user_attr("same_as", first.user_attrs.get("same_as", first.number))
                 self.study.tell(trial, first.value)
-                shown.skip(seeds, f"{name}: the settings of trial {first.number}, not trained again")
+                shown.skip(seeds, f"{name}: settings of trial {first.number}, not trained again")
 
     def _tell(self, trial: Any, point: Point, failures: dict[Path, str]) -> None:
         runs = {seed: point.folder(self.folder, seed) for seed in self.space.seeds}

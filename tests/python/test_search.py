@@ -43,8 +43,6 @@ class Trainings:
             failure = self.outcome(point.settings, run)
             if failure == "kill":
                 raise SystemExit(9)
-            if failure == STOPPED:
-                runner.stopping.set()
             self.trained.append(run.name)
             shown.ended(run, f"{point.label} seed {seed}: {failure}", failure)
             if failure:
@@ -203,7 +201,8 @@ def test_tables_and_the_best(config, elsewhere, trainings, capfd):
 @pytest.mark.parametrize(("target", "value"), [(100.0, 3.0), ("mean", 4.0), ("best", 5.0)])
 def test_objective(target, value):
     scored = {"return_mean": 30.0, "score_mean": 3.0}
-    assert search.objective({"last": {100.0: scored, 500.0: {**scored, "score_mean": 5.0}}}, target) == value
+    rows = {100.0: scored, 500.0: {**scored, "score_mean": 5.0}}
+    assert search.objective({"last": rows}, target) == value
     raw = {"return_mean": 7.0, "score_mean": None}
     assert search.objective({"last": {100.0: raw}}, "mean" if target == "mean" else 100.0) == 7.0
 
@@ -276,7 +275,7 @@ def test_a_killed_search_continues(config, elsewhere, trainings, how):
 @pytest.mark.parametrize(
     ("texts", "options", "message"),
     [
-        ([*SPACE, "batch_size=4"], {}, "made with other settings: training.batch_size was 8, now 4"),
+        ([*SPACE, "batch_size=4"], {}, "other settings: training.batch_size was 8, now 4"),
         (["dropout=0.0..0.2"], {}, "searched otherwise: space was "),
         (SPACE, {"sampler_seed": 3}, "searched otherwise: sampler_seed was 0, now 3"),
         (SPACE, {"trials": None}, "is a range"),

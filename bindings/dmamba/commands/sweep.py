@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--jobs", type=int, metavar="N", help="runs at a time (4 on a GPU, else half the cores)"
     )
     parser.add_argument(
-        "--trials", type=int, metavar="N", help="a search: Optuna chooses N settings, one by one"
+        "--trials", type=int, metavar="N", help="a search: Optuna chooses N settings"
     )
     parser.add_argument(
         "--sampler", metavar="S", help="how: tpe (default), random, cmaes, gp, qmc, grid"
