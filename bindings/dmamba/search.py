@@ -18,6 +18,7 @@ import itertools
 import json
 import math
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -156,7 +157,7 @@ class _Search:
             )
         total = max(trials, ended) * len(seeds)
         with SweepProgress(total, ended * len(seeds), enabled=progress) as shown:
-            while not runner.stopping.is_set():
+            while STOPPED not in self.failures.values():
                 batch = self._choose(size, trials)
                 if not batch:
                     break
@@ -170,9 +171,8 @@ class _Search:
         for frozen in self.study.get_trials(deepcopy=False, states=[running]):
             self._set_sampler(frozen.number)
             batch.append(self.optuna.trial.Trial(self.study, frozen._trial_id))
-        waiting = self.study.get_trials(
-            deepcopy=False, states=[self.optuna.trial.TrialState.WAITING]
-        )
+        enqueued = self.optuna.trial.TrialState.WAITING
+        waiting = self.study.get_trials(deepcopy=False, states=[enqueued])
         count = len(self.study.get_trials(deepcopy=False)) - len(waiting)
         while len(batch) < size and count < trials:
             self._set_sampler(count)
@@ -231,14 +231,12 @@ class _Search:
             elif number in invalid:
                 shown.skip(seeds, f"{name}: {invalid[number]}", failed=True)
                 self.failures[self.folder / name] = invalid[number]
-                self._fail(trial, invalid[number])
+                self._fail(trial, dict.fromkeys(self.space.seeds, invalid[number]))
             else:
                 first = known[json.dumps(trial.params, sort_keys=True)]
                 trial.set_user_attr("same_as", first.user_attrs.get("same_as", first.number))
                 self.study.tell(trial, first.value)
-                shown.skip(
-                    seeds, f"{name}: the settings of trial {first.number}, not trained again"
-                )
+                shown.skip(seeds, f"{name}: settings of trial {first.number}, not trained again")
 
     def _tell(self, trial: Any, point: Point, failures: dict[Path, str]) -> None:
         runs = {seed: point.folder(self.folder, seed) for seed in self.space.seeds}
@@ -246,16 +244,16 @@ class _Search:
         if STOPPED in wrong.values():
             return  # stays running: the next process continues it
         if wrong:
-            self._fail(trial, "; ".join(f"seed {seed}: {text}" for seed, text in wrong.items()))
+            self._fail(trial, wrong)
             return
         value = float(np.mean([objective(read_run(run), self.target) for run in runs.values()]))
         if math.isfinite(value):
             self.study.tell(trial, value)
         else:
-            self._fail(trial, f"the objective is {value}")
+            self._fail(trial, dict.fromkeys(runs, f"the objective is {value}"))
 
-    def _fail(self, trial: Any, failure: str) -> None:
-        trial.set_user_attr("failure", failure)
+    def _fail(self, trial: Any, failures: dict[int, str]) -> None:
+        trial.set_user_attr("failures", {str(seed): text for seed, text in failures.items()})
         self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
 
     def _set_sampler(self, number: int) -> None:
@@ -277,9 +275,11 @@ def _make_sampler(optuna: Any, name: str, seed: int, number: int) -> Any:
     if name == "gp":
         return samplers.GPSampler(seed=mixed, **quiet)
     if name == "qmc":  # one sequence for all trials
-        return samplers.QMCSampler(
-            seed=seed, scramble=True, warn_asynchronous_seeding=False, **quiet
-        )
+        with warnings.catch_warnings():  # that its interface may change
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return samplers.QMCSampler(
+                seed=seed, scramble=True, warn_asynchronous_seeding=False, **quiet
+            )
     return samplers.RandomSampler(seed=mixed)
 
 

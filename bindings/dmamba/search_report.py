@@ -105,8 +105,8 @@ def _point(trial: Any, space: Space, folder: Path) -> dict[str, Any]:
     owner = trial.user_attrs.get("same_as", trial.number)
     runs = {seed: folder / f"trial-{owner:04d}-seed{seed}" for seed in space.seeds}
     records = {s: read_run(run) for s, run in runs.items() if (run / "summary.json").is_file()}
-    missing = [seed for seed in space.seeds if seed not in records]
-    failure = trial.user_attrs.get("failure", "not finished")
+    told = {int(seed): text for seed, text in trial.user_attrs.get("failures", {}).items()}
+    missing = {seed: "not finished" for seed in space.seeds if seed not in records}
     state = trial.state.name.lower()
     if owner != trial.number:
         state = f"as {owner}"
@@ -119,7 +119,7 @@ def _point(trial: Any, space: Space, folder: Path) -> dict[str, Any]:
             "objective": trial.value,
             **(space.settings(chosen) if complete else {}),
         },
-        "failures": {seed: failure for seed in missing},
+        "failures": missing | told,
         **summarize(label, records, space.seeds),
     }
 

@@ -29,6 +29,7 @@ class Space:
         lists: Texts of the values, by dotted key.
         seeds: Each trial's.
         written: All texts as they were given, to tell one search from another.
+        values: What the texts of the lists stand for, by dotted key.
     """
 
     base: _C.Config
@@ -141,7 +142,9 @@ def _check(space: Space, target: float | str, here: bool) -> None:
                 f"target {target:g} is not evaluated at point {label}, where evaluation.targets "
                 f"are {shown}; choose one of them, or {' or '.join(TARGETS)}"
             )
-    for key, values in space.values.items():
+    for key, texts in space.lists.items():
+        refuse_repeated(key, texts)
+    for key, values in space.values.items():  # 1e-3 and 0.001
         refuse_repeated(key, list(values.values()))
 
 

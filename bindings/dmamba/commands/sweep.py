@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--slurm", metavar="k=v,...", help="submitit's parameters: time=60 (minutes), partition=gpu"
     )
     parser.add_argument(
-        "--trials", type=int, metavar="N", help="a search: Optuna chooses N settings, one by one"
+        "--trials", type=int, metavar="N", help="a search: Optuna chooses N settings"
     )
     parser.add_argument(
         "--sampler", metavar="S", help="how: tpe (default), random, cmaes, gp, qmc, grid"
