@@ -20,6 +20,7 @@ from typing import Any
 
 from dmamba import _C, data, replays
 from dmamba.beginning import check_environment, make_model
+from dmamba.ranges import refuse_ranges
 from dmamba.training import flatten, load_config
 
 MAX_RUNS = 10_000
@@ -126,11 +127,13 @@ def make_grid(
             equal points, a setting that cannot be used; the message names the point.
         DataError: A dataset that cannot be read or has no episode as long as the context.
     """
-    lists = _read(load_config(config), list(overrides))
+    start = load_config(config)
+    lists = read_lists(start, list(overrides))
+    refuse_ranges(lists, flatten(start.to_dict()))
     fixed = [f"{key}={values[0]}" for key, values in lists.items() if len(values) == 1]
     base = load_config(config, fixed)
     seeds = [load_config(base, [f"seed={seed}"]).seed for seed in lists.pop("seed", [base.seed])]
-    _refuse_repeated("seed", seeds)
+    refuse_repeated("seed", seeds)
     swept = {key: values for key, values in lists.items() if len(values) > 1}
     points = []
     stores: dict[tuple[Any, ...], _C.TrajectoryStore | _C.FrameStore] = {}
@@ -143,18 +146,27 @@ def make_grid(
     for combination in itertools.product(*swept.values()):
         texts = [f"{key}={value}" for key, value in zip(swept, combination, strict=True)]
         try:
-            point = _make_point(base, list(swept), texts, seeds, stores, environments)
+            point = make_point(base, list(swept), texts, seeds, stores, environments)
             if here:
-                device = next(iter(point.configs.values())).training.device
-                _C.resolve_device(device, "training.device")
+                check_device(point)
             points.append(point)
         except _C.Error as error:
             if not texts:
                 raise
             raise type(error)(f"grid point {' '.join(texts)}: {error}") from None
-    _refuse_repeated("grid point", [point.label for point in points])
+    refuse_repeated("grid point", [point.label for point in points])
     means = [float(store.episode_returns.mean()) for store in stores.values()]
     return Grid(base, list(swept), seeds, points, means[0] if len(means) == 1 else None)
+
+
+def check_device(point: Point) -> None:
+    """Finds out whether this machine has a point's device.
+
+    Raises:
+        ConfigError: It has not.
+    """
+    device = next(iter(point.configs.values())).training.device
+    _C.resolve_device(device, "training.device")
 
 
 def _expand(value: str) -> list[str]:
@@ -170,8 +182,12 @@ def _expand(value: str) -> list[str]:
     return [str(number) for number in range(first, end)]
 
 
-def _read(base: _C.Config, texts: list[str]) -> dict[str, list[str]]:
-    """The values of each key, by its dotted name."""
+def read_lists(base: _C.Config, texts: list[str]) -> dict[str, list[str]]:
+    """The texts of each key's values, by its dotted name.
+
+    Raises:
+        ConfigError: An unknown key, one given twice, or a text that cannot be read.
+    """
     known = list(flatten(base.to_dict()))
     lists: dict[str, list[str]] = {}
     for text in texts:
@@ -193,7 +209,7 @@ def _read(base: _C.Config, texts: list[str]) -> dict[str, list[str]]:
     return lists
 
 
-def _make_point(
+def make_point(
     base: _C.Config,
     keys: list[str],
     texts: list[str],
@@ -201,6 +217,19 @@ def _make_point(
     stores: dict[tuple[Any, ...], _C.TrajectoryStore | _C.FrameStore],
     environments: set[tuple[str, str, int]],
 ) -> Point:
+    """A point, checked as the run will check it.
+
+    Args:
+        base: The configuration without the point's values.
+        keys: What the point sets, dotted.
+        texts: The same as ``key=value``.
+        seeds: Of the point's runs.
+        stores: Datasets that are read already, to which this point's is added.
+        environments: Those that are known to work, likewise.
+
+    Raises:
+        Error: Settings, a dataset or an environment that cannot be used.
+    """
     config = load_config(base, texts)
     if config.pretraining.sets:
         raise _C.ConfigError("pretraining.sets: a sweep's runs are on one set each")
@@ -245,7 +274,12 @@ def _text(value: Any) -> str:
     return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
-def _refuse_repeated(what: str, values: list[Any]) -> None:
+def refuse_repeated(what: str, values: list[Any]) -> None:
+    """Refuses a value that is given more than once.
+
+    Raises:
+        ConfigError: There is one.
+    """
     for value in values:
         if values.count(value) > 1:
             raise _C.ConfigError(f"{what} {value} is in the grid twice: give each value once")

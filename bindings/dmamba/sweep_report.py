@@ -115,17 +115,9 @@ def write(grid: Grid, folder: Path, points: list[dict[str, Any]]) -> Path | None
     Returns:
         The plot's path: of a sweep over one key with numbers for values, beside the seed.
     """
-    rows = flat_rows(points)
     content = {"name": grid.base.name, "seeds": grid.seeds, "dataset_mean": grid.dataset_mean}
-    write_json(folder / "sweep.json", {**content, "points": points})
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(folder / "sweep.csv", text.getvalue())
-    parts = [f"# {grid.base.name}", format_markdown(table_cells(points)), NOTE]
-    parts += [f"- {line}" for line in failure_lines(points)]
-    write_text(folder / "sweep.md", "\n\n".join(parts) + "\n")
+    notes = [NOTE, *failure_lines(points)]
+    write_tables(folder, content, points, flat_rows(points), table_cells(points), notes)
     finished = [point for point in points if point["targets"]]
     if len(grid.keys) != 1 or not finished:
         return None
@@ -134,6 +126,35 @@ def write(grid: Grid, folder: Path, points: list[dict[str, Any]]) -> Path | None
         return None
     path = folder / "plots" / f"score-against-{key}.png"
     return plots.plot_sweep(grid.base.name, key, finished, grid.dataset_mean, path)
+
+
+def write_tables(
+    folder: Path,
+    content: dict[str, Any],
+    points: list[dict[str, Any]],
+    rows: list[dict[str, Any]],
+    cells: list[list[str]],
+    notes: list[str],
+) -> None:
+    """Writes sweep.json, sweep.csv and sweep.md.
+
+    Args:
+        folder: The sweep's.
+        content: Of sweep.json, beside the points; with ``name``.
+        points: As :func:`collect` gives them.
+        rows: From :func:`flat_rows`.
+        cells: From :func:`table_cells`.
+        notes: Below the table: an explanation, then a line of a list each.
+    """
+    write_json(folder / "sweep.json", {**content, "points": points})
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder / "sweep.csv", text.getvalue())
+    parts = [f"# {content['name']}", format_markdown(cells), notes[0]]
+    parts += [f"- {line}" for line in notes[1:]]
+    write_text(folder / "sweep.md", "\n\n".join(parts) + "\n")
 
 
 def _mean_cell(found: dict[str, Any] | None) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +20,13 @@ from typing import Any
 from dmamba import _C, engines, sweep_report
 from dmamba.envs import is_game
 from dmamba.grid import Grid, Point, make_grid
-from dmamba.progress import bar
 from dmamba.run import Run, write_text
-from dmamba.runner import STOPPED
 from dmamba.scores import format_number, format_table
 from dmamba.signals import Interrupted
+from dmamba.sweep_progress import SweepProgress
 from dmamba.training import UNSHAPING, changes
+
+JOURNAL = "search.journal"  # in the folder of a search
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,14 @@ def sweep(
     progress: bool = True,
     engine: str = engines.HERE,
     engine_options: Mapping[str, Any] | None = None,
+    trials: int | None = None,
+    sampler: str = "tpe",
+    sampler_seed: int = 0,
+    target: float | str = "mean",
 ) -> Sweep:
     """Trains and evaluates every point of a grid, each in a process of its own.
+
+    With ``trials`` it is a search: Optuna chooses so many points of a space of ranges and lists.
 
     All points are checked before the first run starts. Runs that have finished are kept, stopped
     ones continue: the same call goes on where it was. A run that fails does not end the others.
@@ -67,10 +73,16 @@ def sweep(
         output: The sweep's folder; None: ``runs/sweep-NAME``.
         jobs: Runs at a time; None: on this machine 4 on a GPU, half the usable cores on a CPU, and
             elsewhere as many as there is room for.
-        progress: Whether to show a bar, a line per run, and the table.
+        progress: Whether to show how far the runs are, a line per run, and the table.
         engine: Where the runs are trained: ``local``, ``ray`` or ``slurm``.
         engine_options: The engine's own options, such as ``{"partition": "gpu", "time": 60}``; see
             :mod:`dmamba.engines`.
+        trials: How many settings a search tries; None: the grid. ``key=a..b`` and ``key=log:a..b``
+            are a search's ranges.
+        sampler: Of a search; see :data:`dmamba.search.SAMPLERS`.
+        sampler_seed: Of a search.
+        target: What a search makes large: the score at this target return, the ``mean`` over the
+            targets, or the ``best``.
 
     Raises:
         ConfigError: A grid that cannot be used, or a folder with runs of other settings.
@@ -83,18 +95,47 @@ def sweep(
         >>> [(row["context_length"], row["last_score_2095"]) for row in result.rows]
     """
     engines.check_name(engine)
+    if trials is not None:
+        from dmamba.search import search
+
+        return search(
+            config,
+            overrides,
+            trials=trials,
+            sampler=sampler,
+            sampler_seed=sampler_seed,
+            target=target,
+            output=output,
+            jobs=jobs,
+            progress=progress,
+            engine=engine,
+            engine_options=engine_options,
+        )
     grid = make_grid(config, overrides, here=engine == engines.HERE)
     folder = Path(output) if output else Path("runs") / f"sweep-{grid.base.name}"
     runs = {
         point.folder(folder, seed): (point, seed) for point in grid.points for seed in grid.seeds
     }
     _refuse_other_settings(runs)
+    if (folder / JOURNAL).is_file():
+        raise _C.ConfigError(
+            f"{folder} holds a search: continue it with --trials (trials=), or choose another "
+            "folder with --output (output=)"
+        )
     device = grid.base.training.device
     chosen = engines.make_engine(engine, engine_options or {}, jobs, device, folder)
     folder.mkdir(parents=True, exist_ok=True)
+    kept = sum((run / "summary.json").is_file() for run in runs)
     with chosen as runner:
         write_text(folder / "run.yaml", grid.base.to_yaml())
-        failures = _run_all(runner, runs, folder, progress)
+        if progress:
+            print(
+                f"runs in {folder}: {len(runs)}, {runner.describe()}"
+                + (f"; finished before: {kept}" if kept else ""),
+                flush=True,
+            )
+        with SweepProgress(len(runs), kept, enabled=progress) as shown:
+            failures = run_all(runner, runs, folder, shown)
     points = sweep_report.collect(grid, folder, failures)
     plot = sweep_report.write(grid, folder, points)
     if progress:
@@ -104,19 +145,21 @@ def sweep(
     return Sweep(folder, sweep_report.flat_rows(points), failures)
 
 
-def _run_all(
-    runner: engines.Engine, runs: dict[Path, tuple[Point, int]], folder: Path, progress: bool
+def run_all(
+    runner: engines.Engine, runs: dict[Path, tuple[Point, int]], folder: Path, shown: SweepProgress
 ) -> dict[Path, str]:
-    """Brings every run to its end; what went wrong, by run folder."""
-    waiting = [run for run in runs if not (run / "summary.json").is_file()]
-    kept = len(runs) - len(waiting)
-    if progress:
-        print(
-            f"runs in {folder}: {len(runs)}, {runner.describe()}"
-            + (f"; finished before: {kept}" if kept else ""),
-            flush=True,
-        )
+    """Brings every run to its end.
 
+    Args:
+        runner: Entered.
+        runs: Point and seed of each run folder.
+        folder: The sweep's, with run.yaml.
+        shown: Entered.
+
+    Returns:
+        What went wrong, by run folder.
+    """
+    waiting = [run for run in runs if not (run / "summary.json").is_file()]
     tasks = []
     for run in waiting:
         point, seed = runs[run]
@@ -124,19 +167,13 @@ def _run_all(
         config = (folder / "run.yaml").absolute()
         tasks.append(engines.Training(config, overrides, run.absolute()))
 
-    with bar(len(runs), "sweeping", "run", initial=kept, enabled=progress) as shown:
+    def on_end(index: int, failure: str) -> None:
+        run = waiting[index]
+        point, seed = runs[run]
+        shown.ended(run, f"{point.label} seed {seed}: {failure or _outcome(run)}", failure)
 
-        def on_end(index: int, failure: str) -> None:
-            run = waiting[index]
-            point, seed = runs[run]
-            line = f"{point.label} seed {seed}: {failure or _outcome(run)}"
-            if progress:
-                shown.write(line)
-            elif failure and failure != STOPPED:
-                print(line, file=sys.stderr, flush=True)
-            shown.update(failure != STOPPED)
-
-        failures = runner.run_all(tasks, on_end)
+    shown.watch(waiting)
+    failures = runner.run_all(tasks, on_end)
     return {run: failure for run, failure in zip(waiting, failures, strict=True) if failure}
 
 

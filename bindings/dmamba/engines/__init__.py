@@ -13,9 +13,19 @@ from typing import Any
 
 from dmamba import _C
 from dmamba.engines.base import Engine, Training
+from dmamba.engines.local import default_jobs
 from dmamba.grid import split_values
 
-__all__ = ["ENGINES", "HERE", "Engine", "Training", "check_name", "make_engine", "parse_options"]
+__all__ = [
+    "ENGINES",
+    "HERE",
+    "Engine",
+    "Training",
+    "check_name",
+    "default_jobs",
+    "make_engine",
+    "parse_options",
+]
 
 ENGINES = {
     "local": ("local", "Local"),
@@ -61,7 +71,7 @@ def make_engine(
 
 
 def parse_options(text: str) -> dict[str, Any]:
-    """Options from ``name=value,name=value``; a value is read as JSON where it is JSON.
+    r"""Options from ``name=value,name=value``; a value is read as JSON where it is JSON.
 
     Raises:
         ConfigError: A text that cannot be read, or a name given twice.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -75,7 +76,19 @@ def wait_for(process: subprocess.Popen[bytes]) -> int:
 
 
 class Engine(NotedSignals, ABC):
-    """Brings runs to their end; while it is entered, SIGINT and SIGTERM stop them all."""
+    """Brings runs to their end; while it is entered, SIGINT and SIGTERM stop them all.
+
+    Attributes:
+        stopping: Set once no other runs are to be started.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stopping = threading.Event()
+
+    def on_signal(self) -> None:
+        """Stops them all; the loop of :meth:`run_all` does what a handler must not."""
+        self.stopping.set()
 
     @abstractmethod
     def describe(self) -> str:

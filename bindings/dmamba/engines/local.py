@@ -45,6 +45,7 @@ class Local(Engine):
         if options:
             raise _C.ConfigError(f"engine local has no options, got {', '.join(options)}")
         self._runner = Runner(default_jobs(device) if jobs is None else jobs)
+        self.stopping = self._runner.stopping
 
     def __enter__(self) -> Local:
         self._runner.__enter__()

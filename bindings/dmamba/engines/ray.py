@@ -58,7 +58,6 @@ class Ray(Engine):
             ) from None
         self._ray = ray
         self._options, self._jobs, self._device = dict(options), jobs, device
-        self._stopping = False
         self._starts = not ray.is_initialized()
 
     def __enter__(self) -> Ray:
@@ -78,10 +77,6 @@ class Ray(Engine):
         if self._starts:
             self._ray.shutdown()
 
-    def on_signal(self) -> None:
-        """Stops them all."""
-        self._stopping = True  # the loop does the rest: a handler must not call Ray
-
     def describe(self) -> str:
         """What each run is given."""
         most = "" if self._jobs is None else f", {self._jobs} at a time at most"
@@ -97,11 +92,15 @@ class Ray(Engine):
         open_runs: dict[Any, int] = {}
         asked = False
         try:
-            while open_runs or (todo and not self._stopping):
-                while todo and not self._stopping and len(open_runs) < (self._jobs or len(runs)):
+            while open_runs or (todo and not self.stopping.is_set()):
+                while (
+                    todo
+                    and not self.stopping.is_set()
+                    and len(open_runs) < (self._jobs or len(runs))
+                ):
                     index = todo.pop()
                     open_runs[task.remote(runs[index])] = index
-                if self._stopping and not asked:
+                if self.stopping.is_set() and not asked:
                     asked = True
                     self._cancel(open_runs)
                 ended, _ = self._ray.wait(list(open_runs), timeout=POLL_SECONDS)

@@ -79,7 +79,6 @@ class Slurm(Engine):
             ) from None
         self._submitit = submitit
         self._folder = folder.absolute() / "slurm"
-        self._stopping = False
         self._executor = self._make_executor(options, jobs)
 
     def __enter__(self) -> Slurm:
@@ -106,10 +105,6 @@ class Slurm(Engine):
         super().__exit__(kind, error, trace)
         os.close(self._lock)
 
-    def on_signal(self) -> None:
-        """Stops them all."""
-        self._stopping = True
-
     def describe(self) -> str:
         """Under which name the jobs are."""
         return f"as jobs of Slurm named {self._record['name']}"
@@ -125,7 +120,7 @@ class Slurm(Engine):
             for index, job in jobs.items():
                 if job.paths.result_pickle.is_file():
                     ended[index] = self._failure(job, runs[index])
-            if self._stopping and not asked:
+            if self.stopping.is_set() and not asked:
                 asked = True
                 subprocess.run(["scancel", *(job.job_id for job in jobs.values())], check=False)
             if time.monotonic() - looked > (POLL_SECONDS if asked else QUEUE_SECONDS):
@@ -200,7 +195,7 @@ class Slurm(Engine):
                 if not job.paths.result_pickle.is_file():  # else it is about to leave the queue
                     jobs[index] = job
         new = [index for index in range(len(runs)) if index not in jobs]
-        if new and not self._stopping:
+        if new and not self.stopping.is_set():
             self._write_record(submitting=True)
             try:
                 made = self._executor.submit_array([_Job(runs[index]) for index in new])
@@ -225,7 +220,7 @@ class Slurm(Engine):
         queued = self._queue()
         if queued - known:
             subprocess.run(["scancel", *sorted(queued - known)], check=True)
-        while queued - known and not self._stopping:
+        while queued - known and not self.stopping.is_set():
             time.sleep(POLL_SECONDS)
             queued = self._queue()
         return queued
@@ -253,6 +248,6 @@ class Slurm(Engine):
             if outcome == "success":
                 return str(result)
             return f"{where}: {result.strip().splitlines()[-1]} ({job.paths.stderr})"
-        if self._stopping:
+        if self.stopping.is_set():
             return STOPPED
         return f"{where} has ended without a result, {job.state} ({job.paths.stderr})"
