@@ -168,7 +168,7 @@ def describe(
         "path": store.name,
         "episode_lengths": {q: float(np.quantile(episodes, q)) for q in (0, *QUANTILES, 1)},
         "lengths": table,
-        "half_lives": lives and [[float(np.quantile(x, q)) for q in QUANTILES] for x in lives],
+        "half_lives": None if lives is None else [list(np.quantile(x, QUANTILES)) for x in lives],
         "horizon": horizon,
         "proposed": proposed,
         "why": why,

@@ -8,12 +8,13 @@ The folder of a search has what a sweep's has, and
 
 Trials go in rounds of as many as fit beside each other. A round is chosen, trained, and told to
 Optuna in the order of its numbers, so which run ends first does not matter: the trials follow from
-the space, the sampler's seed and the number of trials in a round. The sampler is made anew for
-each trial, from the seed and the trial's number: a stopped search chooses what it would have.
+the space, the sampler's seed and the number of trials in a round. The sampler is made anew for each
+trial, from the seed and the trial's number: a search that was stopped chooses what it would have.
 """
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import math
@@ -98,6 +99,7 @@ def search(
     try:
         made_with = {"sampler": sampler, "sampler_seed": sampler_seed, "target": target}
         study = _open(optuna, space, folder, made_with)
+        _refuse_busy(folder)
         with chosen as runner:
             made = _Search(optuna, study, space, folder, sampler, sampler_seed, target)
             failures = made.run(runner, jobs, trials, progress)
@@ -151,8 +153,9 @@ class _Search:
         ended = sum(trial.state.is_finished() for trial in self.study.get_trials(deepcopy=False))
         if progress:
             print(
-                f"trials in {self.folder}: {trials} of {len(seeds)} runs, {runner.describe()}"
-                f"; sampler {self.sampler}" + (f"; ended before: {ended}" if ended else ""),
+                f"trials in {self.folder}: {trials}, seeds of each: {len(seeds)}, "
+                f"{runner.describe()}, sampler: {self.sampler}"
+                + (f"; ended before: {ended}" if ended else ""),
                 flush=True,
             )
         total = max(trials, ended) * len(seeds)
@@ -330,6 +333,19 @@ def _optuna(sampler: str) -> Any:
             f"a search needs {error.name}, which is not installed: pip install 'dmamba[sweep]'"
         ) from None
     return optuna
+
+
+def _refuse_busy(folder: Path) -> None:
+    """Refuses runs that a killed search has left training: their trials would count as failed."""
+    for path in folder.glob("trial-*/.lock"):
+        with open(path, "rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released with the file
+            except BlockingIOError:
+                raise _C.Error(
+                    f"{path.parent}: process {file.read().decode().strip()} is training in this "
+                    "folder; wait for it, or stop it, and then continue the search"
+                ) from None
 
 
 def _open(optuna: Any, space: Space, folder: Path, made_with: dict[str, Any]) -> Any:

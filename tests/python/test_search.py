@@ -1,6 +1,7 @@
 """A search: what is refused, what Optuna chooses, how it continues, what it leaves."""
 
 import csv
+import fcntl
 import json
 import math
 import re
@@ -293,6 +294,18 @@ def test_a_folder_of_a_grid(config, elsewhere, trainings):
     (elsewhere / "out" / "run.yaml").write_text("name: x\n")
     with pytest.raises(dmamba.ConfigError, match="out holds a sweep over a grid"):
         dmamba.sweep(config, SPACE, trials=1, output="out")
+
+
+def test_a_run_that_is_still_training(config, elsewhere, trainings):
+    dmamba.sweep(config, SPACE, trials=1, output="out", progress=False)
+    lock = elsewhere / "out" / "trial-0000-seed7" / ".lock"
+    with open(lock, "w") as file:
+        file.write("123\n")
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(dmamba.Error, match="seed7: process 123 is training in this folder"):
+            dmamba.sweep(config, SPACE, trials=2, output="out", progress=False)
+    assert len(dmamba.sweep(config, SPACE, trials=2, output="out", progress=False).rows) == 2
 
 
 def test_a_real_search(config, elsewhere, capfd):
