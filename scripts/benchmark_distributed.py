@@ -38,7 +38,9 @@ def stores(recipes: list[str]) -> dict[str, Any]:
 
 def config_of(recipe: str, d_model: int, batch: int, options: argparse.Namespace) -> _C.Config:
     """A recipe of some width and batch, for ever."""
-    config = dmamba.training.load_config("atari-breakout" if recipe == "atari" else "hopper-sample")
+    config = dmamba.configuration.load_config(
+        "atari-breakout" if recipe == "atari" else "hopper-sample"
+    )
     config.model.d_model = d_model
     if recipe == "gym":
         config.model.n_layer, config.model.context_length = 3, 20

@@ -20,8 +20,8 @@ from typing import Any
 
 from dmamba import _C, data, replays
 from dmamba.beginning import check_environment, make_model
+from dmamba.configuration import flatten, load_config
 from dmamba.ranges import refuse_ranges
-from dmamba.training import flatten, load_config
 
 MAX_RUNS = 10_000
 SHORT_NAMES = {"K": "model.context_length"}  # beside the last parts of dotted keys
@@ -118,7 +118,7 @@ def make_grid(
     """The grid, with every point checked: settings, dataset, context length, environment.
 
     Args:
-        config: What :func:`dmamba.training.load_config` takes.
+        config: What :func:`dmamba.configuration.load_config` takes.
         overrides: ``key=value``, ``key=v1,v2`` and ``key=A:B`` texts; each key once.
         here: Whether the runs are this machine's, so that it must have their device.
 

@@ -339,7 +339,7 @@ def facts_of(
         device: Where this rank trains: ``cuda`` or ``cpu``.
     """
     from dmamba import __version__
-    from dmamba.training import flatten
+    from dmamba.configuration import flatten
 
     facts: dict[str, Any] = {"the kind of device": device}
     facts |= {"dmamba's version": __version__, "torch's version": torch.__version__}

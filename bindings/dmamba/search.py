@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from dmamba import _C, engines, search_report
+from dmamba.configuration import UNSHAPING, changes
 from dmamba.grid import Point
 from dmamba.ranges import Range
 from dmamba.run import write_text
@@ -37,7 +38,6 @@ from dmamba.signals import Interrupted
 from dmamba.space import TARGETS, Space, make_space
 from dmamba.sweep_progress import SweepProgress
 from dmamba.sweeping import JOURNAL, Sweep, run_all
-from dmamba.training import UNSHAPING, changes
 
 SAMPLERS = ("tpe", "random", "cmaes", "gp", "qmc", "grid")
 MAX_GRID = 100_000  # combinations that the grid sampler writes out

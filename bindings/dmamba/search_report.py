@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from dmamba import sweep_report
+from dmamba.configuration import load_config
 from dmamba.run import write_text
 from dmamba.scores import format_number, format_table
 from dmamba.seeds import read_run, summarize
 from dmamba.space import Space
-from dmamba.training import load_config
 
 MIN_TRIALS = 10  # complete ones with unlike settings, below which importances mean nothing
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dmamba import _C
+from dmamba.configuration import flatten, load_config
 from dmamba.grid import Point, check_device, make_point, read_lists, refuse_repeated, short_name
 from dmamba.ranges import Range, parse_range
-from dmamba.training import flatten, load_config
 
 TARGETS = ("mean", "best")  # beside a number: over the targets of an evaluation
 
@@ -82,7 +82,7 @@ def make_space(
     """The space of a search, checked.
 
     Args:
-        config: What :func:`dmamba.training.load_config` takes.
+        config: What :func:`dmamba.configuration.load_config` takes.
         overrides: ``key=value``, ``key=v1,v2``, ``key=a..b``, ``key=log:a..b`` and ``seed=A:B``.
         target: The return whose evaluation counts, or one of ``TARGETS``.
         here: Whether the runs are this machine's, so that it must have their device.

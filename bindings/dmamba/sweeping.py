@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from dmamba import _C, engines, sweep_report
+from dmamba.configuration import UNSHAPING, changes
 from dmamba.envs import is_game
 from dmamba.grid import Grid, Point, make_grid
 from dmamba.run import Run, write_text
 from dmamba.scores import format_number, format_table
 from dmamba.signals import Interrupted
 from dmamba.sweep_progress import SweepProgress
-from dmamba.training import UNSHAPING, changes
 
 JOURNAL = "search.journal"  # in the folder of a search
 

@@ -91,7 +91,7 @@ def parameters_after(steps, core, config, store, freeze=False):
 
 def trainers(config):
     """Trainers over groups of our own: buckets of all sizes, parameters that are frozen."""
-    loaded = dmamba.training.load_config(config)
+    loaded = dmamba.configuration.load_config(config)
     store = dmamba.data.load(loaded.dataset.path, progress=False)
     resolved = dmamba.data.resolve(loaded, store)
     group = dist.new_group(backend="gloo")

@@ -8,7 +8,7 @@ from replay_games import write_recording
 
 import dmamba
 from dmamba import _C
-from dmamba.training import load_config
+from dmamba.configuration import load_config
 
 MIXERS = ("mamba", "attention", "convolution", "s4d")
 VARIANTS = [

@@ -109,7 +109,7 @@ def test_what_would_swap_parameters_says_what_to_do():
 
 
 def test_frozen_parameters_stay_as_they_are(dataset):
-    config = dmamba.training.load_config(tiny(dataset), ["decay=all", "weight_decay=0.5"])
+    config = dmamba.configuration.load_config(tiny(dataset), ["decay=all", "weight_decay=0.5"])
     store = dmamba.data.load(config.dataset.path)
     config = dmamba.data.resolve(config, store)
     model = DMamba(store.state_dim, store.act_dim, config=config.model)

@@ -161,7 +161,7 @@ def test_the_files_that_come_with_the_project(read_file):
             if not experiment.of:
                 known = [o for o in experiment.overrides if not o.startswith("training.graph=")]
                 known += ["transfer.init_from=runs/other"] * bool(experiment.begins)
-                config = dmamba.training.load_config(experiment.config, known)
+                config = dmamba.configuration.load_config(experiment.config, known)
                 assert {r["target"] for r in experiment.references} <= {
                     *config.evaluation.targets,
                     "best",

@@ -10,7 +10,7 @@ from conftest import tiny, write_dataset
 from safetensors.numpy import load_file
 
 import dmamba
-from dmamba import training
+from dmamba import configuration, training
 from dmamba.callbacks import Callback
 
 
@@ -154,23 +154,23 @@ def test_progress_and_the_closing_table(dataset, tmp_path, capsys):
 
 
 def test_load_config(dataset, elsewhere):
-    by_name = training.load_config("hopper-sample", ["training.steps=7", "seed=3"])
+    by_name = configuration.load_config("hopper-sample", ["training.steps=7", "seed=3"])
     assert (by_name.name, by_name.training.steps, by_name.seed) == ("hopper-sample", 7, 3)
     (elsewhere / "mine.yaml").write_text("model:\n  d_model: 24\n")
-    by_path = training.load_config("mine.yaml")
+    by_path = configuration.load_config("mine.yaml")
     assert (by_path.name, by_path.model.d_model) == ("mine", 24)
-    assert training.load_config(elsewhere / "mine.yaml").model.d_model == 24
-    from_dict = training.load_config(tiny(dataset))
+    assert configuration.load_config(elsewhere / "mine.yaml").model.d_model == 24
+    from_dict = configuration.load_config(tiny(dataset))
     assert (from_dict.name, from_dict.model.context_length) == ("tiny", 5)
-    copied = training.load_config(from_dict, ["seed=9"])
+    copied = configuration.load_config(from_dict, ["seed=9"])
     assert (copied.seed, from_dict.seed) == (9, 7)
 
 
 def test_every_packaged_recipe_loads():
-    names = training.recipes()
+    names = configuration.recipes()
     assert "hopper-sample" in names and "hopper-medium-replay" in names
     for name in names:
-        assert training.load_config(name).name == name
+        assert configuration.load_config(name).name == name
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,9 @@ def test_frozen_parameters_keep_their_bits(trained, dataset, tmp_path):
 
 def test_learning_rates_are_those_of_torch(dataset):
     """Five steps beside torch.optim.AdamW with a group for each rate, on the trainer's batches."""
-    config = dmamba.training.load_config(tiny(dataset, steps=5, schedule="constant", decay="all"))
+    config = dmamba.configuration.load_config(
+        tiny(dataset, steps=5, schedule="constant", decay="all")
+    )
     config.model.dropout = config.model.embedding_dropout = 0.0
     config.training.weight_decay, config.training.gradient_clip = 0.1, 0.25
     config.transfer.learning_rates = ["*=0.5", "transformer.*=0.1", "*.A_log=2"]
@@ -199,7 +201,7 @@ def test_statistics_of_the_checkpoint(trained, dataset, cheetah, tmp_path):
 
 def test_a_share_of_the_episodes(dataset, tmp_path):
     whole = dmamba.data.load(dataset)
-    config = dmamba.training.load_config(
+    config = dmamba.configuration.load_config(
         tiny(dataset), ["dataset.fraction=0.4", "selection_seed=2"]
     )
     some = data.load_configured(config.dataset, progress=False)
@@ -218,13 +220,13 @@ def test_a_share_of_the_episodes(dataset, tmp_path):
 
 
 def test_the_seed_of_a_selection_needs_a_fraction(dataset):
-    config = dmamba.training.load_config(tiny(dataset), ["selection_seed=2"])
+    config = dmamba.configuration.load_config(tiny(dataset), ["selection_seed=2"])
     with pytest.raises(_C.ConfigError, match="dataset.selection_seed"):
         data.resolve(config, dmamba.data.load(dataset))
 
 
 def test_recorded_games_have_their_own_choice():
     store = dmamba.data.load("samples/Breakout", cache="memory", progress=False)
-    config = dmamba.training.load_config({"dataset": {"fraction": 0.5}})
+    config = dmamba.configuration.load_config({"dataset": {"fraction": 0.5}})
     with pytest.raises(_C.ConfigError, match="dataset.fraction is for states and actions"):
         data.reshape(store, config.dataset)

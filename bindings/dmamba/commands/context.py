@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from dmamba import _C, data, horizon, nn
+from dmamba.configuration import load_config
 from dmamba.run import Run, locate_checkpoint
-from dmamba.training import load_config
 
 HELP = "Propose a context length from a dataset, or from a short run's memory as well."
 LENGTHS = (5, 10, 20, 30, 50, 100)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from dmamba import _C, engines
+from dmamba.configuration import recipes
 from dmamba.sweeping import sweep
-from dmamba.training import recipes
 
 EXAMPLES = """examples:
   dmamba sweep hopper-medium K=5,10,20 seed=0:3

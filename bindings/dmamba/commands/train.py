@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from dmamba import _C
-from dmamba.training import EVALUATE, recipes, train
+from dmamba.configuration import recipes
+from dmamba.training import EVALUATE, train
 
 HELP = "Train a model on a dataset and evaluate it in the dataset's environment."
 

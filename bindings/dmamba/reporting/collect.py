@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from dmamba import _C, envs
+from dmamba.configuration import UNSHAPING, flatten
 from dmamba.grid import folder_name, short_name
 from dmamba.run import Run, read_json
-from dmamba.training import UNSHAPING, flatten
 
 MAX_DEPTH = 4  # a folder of sweeps of runs, and one to spare
 WHICH = ("last", "best")
