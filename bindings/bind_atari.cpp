@@ -28,12 +28,14 @@ void bind_atari(py::module_& m) {
                           "Playing a batch of games with a model: reset, then act and observe in "
                           "turn.")
       .def(py::init([](std::shared_ptr<AtariDMambaImpl> model, const std::string& kind,
-                       int64_t num_envs, double rtg_scale, double temperature) {
-             return AtariPolicy(model::AtariDMamba(std::move(model)),
-                                {kind, num_envs, rtg_scale, temperature});
+                       int64_t num_envs, double rtg_scale, double temperature,
+                       int64_t context_length, int64_t forget_after) {
+             return AtariPolicy(
+                 model::AtariDMamba(std::move(model)),
+                 {kind, num_envs, rtg_scale, temperature, context_length, forget_after});
            }),
            py::arg("model"), py::arg("kind"), py::arg("num_envs"), py::arg("rtg_scale") = 1.0,
-           py::arg("temperature") = 1.0)
+           py::arg("temperature") = 1.0, py::arg("context_length") = 0, py::arg("forget_after") = 0)
       .def("reset", &AtariPolicy::reset, py::arg("which"), py::arg("targets"), py::arg("seeds"),
            ReleaseGil(),
            "Begins an episode where which (num_envs,) is true; targets (num_envs,) float64, seeds "

@@ -87,13 +87,15 @@ void bind_model(py::module_& m) {
                             "observe in turn.")
       .def(py::init([](std::shared_ptr<model::DMambaImpl> model, const std::string& kind,
                        int64_t num_envs, double rtg_scale, std::vector<float> state_mean,
-                       std::vector<float> state_std, const std::string& weights) {
-             return model::Policy(
-                 model::DMamba(std::move(model)),
-                 {kind, num_envs, rtg_scale, std::move(state_mean), std::move(state_std), weights});
+                       std::vector<float> state_std, const std::string& weights,
+                       int64_t context_length, int64_t forget_after) {
+             return model::Policy(model::DMamba(std::move(model)),
+                                  {kind, num_envs, rtg_scale, std::move(state_mean),
+                                   std::move(state_std), weights, context_length, forget_after});
            }),
            py::arg("model"), py::arg("kind"), py::arg("num_envs"), py::arg("rtg_scale"),
-           py::arg("state_mean"), py::arg("state_std"), py::arg("weights") = "fp32")
+           py::arg("state_mean"), py::arg("state_std"), py::arg("weights") = "fp32",
+           py::arg("context_length") = 0, py::arg("forget_after") = 0)
       .def("reset", &model::Policy::reset, py::arg("which"), py::arg("targets"), ReleaseGil(),
            "Begins an episode where which (num_envs,) is true; targets (num_envs,) raw.")
       .def("act", &model::Policy::act, py::arg("observations"), ReleaseGil(),

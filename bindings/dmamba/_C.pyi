@@ -56,6 +56,8 @@ class ModelConfig:
     channel_group: int
     rtg: str
     past_actions: str
+    encoder: str
+    position: str
     def to_dict(self) -> dict[str, Any]: ...
     def copy(self) -> ModelConfig: ...
 
@@ -80,6 +82,15 @@ class TrainingConfig:
     precision: str
     graph: str
     data: str
+    context: str
+    contexts: list[int]
+    context_every: int
+    context_direction: str
+    context_threshold: float
+    context_bandit: str
+    context_reward: str
+    context_exploration: float
+    validation_fraction: float
     def to_dict(self) -> dict[str, Any]: ...
     def copy(self) -> TrainingConfig: ...
 
@@ -275,6 +286,8 @@ class AtariPolicy:
         num_envs: int,
         rtg_scale: float = 1.0,
         temperature: float = 1.0,
+        context_length: int = 0,
+        forget_after: int = 0,
     ) -> None: ...
     def reset(self, which: torch.Tensor, targets: torch.Tensor, seeds: torch.Tensor) -> None: ...
     def act(self, frames: torch.Tensor) -> torch.Tensor: ...
@@ -292,6 +305,8 @@ class Policy:
         state_mean: Sequence[float],
         state_std: Sequence[float],
         weights: str = "fp32",
+        context_length: int = 0,
+        forget_after: int = 0,
     ) -> None: ...
     def reset(self, which: torch.Tensor, targets: torch.Tensor) -> None: ...
     def act(self, observations: torch.Tensor) -> torch.Tensor: ...
@@ -328,6 +343,11 @@ class Trainer:
     def device(self) -> str: ...
     @property
     def uses_graph(self) -> bool: ...
+    @property
+    def context_length(self) -> int: ...
+    @property
+    def awaits_return(self) -> bool: ...
+    def give_return(self, value: float) -> None: ...
     @property
     def data_on_device(self) -> bool: ...
     @property

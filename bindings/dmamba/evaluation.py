@@ -37,6 +37,9 @@ def evaluate_model(
     temperature: float = 1.0,
     rtg_rewards: str = "raw",
     sticky_actions: float = 0.0,
+    context_length: int = 0,
+    forget_after: int = 0,
+    first_episode: int = 0,
     progress: bool = True,
     check: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
@@ -61,17 +64,27 @@ def evaluate_model(
         rtg_rewards: ``raw``, ``clipped`` or ``none``: what returns-to-go go down by.
         temperature: Of games alone, as the next: of the softmax that actions are drawn from.
         sticky_actions: Probability that a frame repeats the action before.
+        context_length: K of the windowed policy; 0: the model's.
+        forget_after: Steps after which the recurrent policy begins anew; 0: never.
+        first_episode: See :func:`dmamba.rollout.make_jobs`.
         progress: Whether to show a bar.
         check: Called after every step; may raise to stop.
     """
     check_request(targets, episodes, seed, num_envs, workers)
     started = time.perf_counter()
     choices = suites.Choices(
-        policy, weights, rtg_rewards, temperature, sticky_actions, max_episode_length
+        policy,
+        weights,
+        rtg_rewards,
+        temperature,
+        sticky_actions,
+        max_episode_length,
+        context_length,
+        forget_after,
     )
     suite = suites.choose(model, info, environment, choices)
     environment = suite.environment
-    jobs = make_jobs(targets, episodes, seed)
+    jobs = make_jobs(targets, episodes, seed, first_episode)
     device = suites.model_device(model)
     slots = min(num_envs or suite.num_envs[device.type], len(jobs))
     workers = min(workers or suite.default_workers(len(jobs), slots), slots)
@@ -94,6 +107,9 @@ def evaluate_model(
         "dataset": dataset,
         "policy": policy,
         "weights": weights,
+        "context_length": context_length or model.config.context_length,
+        "trained_context_length": model.config.context_length,
+        "forget_after": forget_after,
         **suite.describe(),
         "checkpoint_step": int(info["step"]),
         "seed": seed,
@@ -143,6 +159,8 @@ def evaluate(
     rtg_rewards: str | None = None,
     sticky_actions: float | None = None,
     set: str = "",
+    context_length: int | Sequence[int] | str | None = None,
+    forget_after: int = 0,
 ) -> dict[str, Any]:
     """Evaluates a run's latest checkpoint in the environment of its dataset.
 
@@ -170,10 +188,14 @@ def evaluate(
             takes the best.
         sticky_actions: Probability that a frame repeats the action before.
         set: Of a run on several sets, the one whose model acts in its own environment.
+        context_length: K of the windowed policy, the model's where left out. A list, or ``auto``:
+            see :mod:`dmamba.contexts`, which says what comes back then.
+        forget_after: Steps after which the recurrent policy begins anew; 0: never.
 
     Returns:
-        A dict with ``environment``, ``policy``, ``weights``, ``checkpoint_step``, ``device`` (its
-        name), ``constants`` (of the score, and whether they are borrowed), ``time_seconds`` and
+        A dict with ``environment``, ``policy``, ``weights``, ``context_length``,
+        ``trained_context_length``, ``forget_after``, ``checkpoint_step``, ``device`` (its name),
+        ``constants`` (of the score, and whether they are borrowed), ``time_seconds`` and
         ``targets``: one dict per target with
         ``target``, ``episodes``, ``return_mean``, ``return_std``, ``return_stderr``,
         ``return_interval``, ``length_mean``, ``score_mean``, ``score_interval``, ``returns`` and
@@ -192,16 +214,22 @@ def evaluate(
         >>> result = dmamba.evaluate("runs/hopper-sample-seed0", targets=[1800, 3600], episodes=100)
         >>> result["targets"][0]["score_mean"], result["targets"][0]["score_interval"]
     """
+    from dmamba import contexts  # which evaluates with evaluate_model()
+
     folder = run.folder if isinstance(run, Run) else Path(run)
     model, info, config = load_model(folder, device, set)
     defaults = config.evaluation
-    return evaluate_model(
+    policy = defaults.policy if policy is None else policy
+    return contexts.evaluate_lengths(
         model,
         info,
+        context_length,
+        config=config,
         environment=config.dataset.environment,
         targets=defaults.targets if targets is None else targets,
         episodes=defaults.episodes if episodes is None else episodes,
-        policy=defaults.policy if policy is None else policy,
+        policy=policy,
+        forget_after=forget_after,
         seed=defaults.seed if seed is None else seed,
         confidence=defaults.confidence,
         num_envs=num_envs,
@@ -278,13 +306,24 @@ def format_result(result: dict[str, Any], dataset_mean: float | None = None) -> 
     return "\n".join(
         [
             f"{result['environment']}, step {result['checkpoint_step']}, "
-            f"{result['policy']} policy, {episodes} episodes a target, "
+            f"{_format_policy(result)}, {episodes} episodes a target, "
             f"seed {result['seed']}, {result['time_seconds']:.0f} s",
             *_format_choices(result),
             scores.format_table(rows),
             "  " + envs.describe_constants(result["constants"]),
         ]
     )
+
+
+def _format_policy(result: dict[str, Any]) -> str:
+    policy = f"{result['policy']} policy"
+    if result["policy"] == "windowed":
+        length = result["context_length"]
+        return (
+            policy if length == result["trained_context_length"] else f"{policy} of {length} steps"
+        )
+    forgets = result["forget_after"]
+    return f"{policy} that forgets after {forgets} steps" if forgets else policy
 
 
 def _dataset_row(environment: str, mean: float, scored: bool) -> list[str]:

@@ -50,6 +50,8 @@ class ArrayPolicy:
         weights: ``fp32`` or, for the recurrent kind on the CPU, ``bf16``: of the matrices, half as
             much to read; the arithmetic is float32.
         rtg_rewards: ``raw``, or ``none``: returns-to-go stay the target, as with delayed rewards.
+        context_length: K of the windowed kind; 0: the model's.
+        forget_after: Steps after which the recurrent kind begins anew; 0: never.
 
     The model computes on the device where its parameters are.
     """
@@ -62,6 +64,8 @@ class ArrayPolicy:
         info: dict[str, Any],
         weights: str = "fp32",
         rtg_rewards: str = "raw",
+        context_length: int = 0,
+        forget_after: int = 0,
     ) -> None:
         self._rtg_rewards = rtg_rewards
         self._policy = _C.Policy(
@@ -72,6 +76,8 @@ class ArrayPolicy:
             info["state_mean"],
             info["state_std"],
             weights,
+            context_length,
+            forget_after,
         )
 
     def reset(self, mask: np.ndarray, targets: np.ndarray, seeds: np.ndarray) -> None:
@@ -110,6 +116,7 @@ class FramePolicy:
         temperature: Of the softmax that actions are drawn from; 0: the best.
         rtg_rewards: ``raw``: the return-to-go goes down by the rewards, as in the author's
             evaluation; ``clipped``: by those clipped to [-1, 1], as in the recordings; ``none``.
+        context_length, forget_after: As of :class:`ArrayPolicy`.
 
     The model computes on the device where its parameters are. What is drawn follows from the
     episode's seed and the step, not from the slot.
@@ -123,9 +130,17 @@ class FramePolicy:
         info: dict[str, Any],
         temperature: float = 1.0,
         rtg_rewards: str = "raw",
+        context_length: int = 0,
+        forget_after: int = 0,
     ) -> None:
         self._policy = _C.AtariPolicy(
-            model.cpp_module, kind, num_envs, info["rtg_scale"], temperature
+            model.cpp_module,
+            kind,
+            num_envs,
+            info["rtg_scale"],
+            temperature,
+            context_length,
+            forget_after,
         )
         self._rtg_rewards = rtg_rewards
 
@@ -179,9 +194,19 @@ def episode_seed(seed: int, episode: int) -> int:
     return int(state[0] >> 1)
 
 
-def make_jobs(targets: Sequence[float], episodes: int, seed: int) -> list[Job]:
-    """All episodes of an evaluation, the targets taking turns."""
-    seeds = [episode_seed(seed, episode) for episode in range(episodes)]
+def make_jobs(
+    targets: Sequence[float], episodes: int, seed: int, first_episode: int = 0
+) -> list[Job]:
+    """All episodes of an evaluation, the targets taking turns.
+
+    Args:
+        targets: Raw returns to ask for.
+        episodes: Per target; they are numbered from 0.
+        seed: Of the environments.
+        first_episode: Number that the seed of episode 0 is made from: evaluations of disjoint
+            ranges see different episodes.
+    """
+    seeds = [episode_seed(seed, first_episode + episode) for episode in range(episodes)]
     return [
         Job(index, float(target), episode, seeds[episode])
         for episode in range(episodes)

@@ -32,6 +32,8 @@ class Choices:
         temperature: Of games alone, as what follows; see :class:`FramePolicy`.
         sticky_actions: See :class:`dmamba.envs.atari.Environments`.
         max_episode_length: Time limit in steps; 0, or one above the environment's own, leaves that.
+        context_length: K of the windowed policy; 0: the model's.
+        forget_after: Steps after which the recurrent policy begins anew; 0: never.
     """
 
     policy: str = "windowed"
@@ -40,6 +42,13 @@ class Choices:
     temperature: float = 1.0
     sticky_actions: float = 0.0
     max_episode_length: int = 0
+    context_length: int = 0
+    forget_after: int = 0
+
+    @property
+    def memory(self) -> tuple[int, int]:
+        """The last arguments of a policy."""
+        return self.context_length, self.forget_after
 
     def check_rtg_rewards(self) -> None:
         """Raises ConfigError where rtg_rewards is unknown."""
@@ -112,7 +121,13 @@ class VectorSuite:
         """The model's policy for a batch of environments."""
         choices = self._choices
         return ArrayPolicy(
-            self._model, choices.policy, slots, self._info, choices.weights, choices.rtg_rewards
+            self._model,
+            choices.policy,
+            slots,
+            self._info,
+            choices.weights,
+            choices.rtg_rewards,
+            *choices.memory,
         )
 
     def describe(self) -> dict[str, Any]:
@@ -182,6 +197,7 @@ class GameSuite:
             self._info,
             choices.temperature,
             choices.rtg_rewards,
+            *choices.memory,
         )
 
     def describe(self) -> dict[str, Any]:

@@ -64,8 +64,15 @@ AtariPolicy::AtariPolicy(AtariDMamba model, AtariPolicyOptions options)
   if (model_->parameters().front().scalar_type() != torch::kFloat) {
     throw ConfigError("AtariPolicy: the model's parameters must be float32; call model.float()");
   }
-  const int64_t n = options_.num_envs, K = model_->config().context_length,
-                d = model_->config().d_model;
+  check_memory("AtariPolicy", options_.kind, options_.context_length, options_.forget_after);
+  if (model_->config().position == "segment" &&
+      options_.context_length > model_->config().context_length) {
+    throw ConfigError("AtariPolicy: context_length " + std::to_string(options_.context_length) +
+                      " exceeds the places that the model has learned, " +
+                      std::to_string(model_->config().context_length) +
+                      " (model.context_length, with model.position=segment)");
+  }
+  const int64_t n = options_.num_envs, K = window(), d = model_->config().d_model;
   rtg_ = torch::zeros({n}, torch::kDouble);
   timestep_ = torch::zeros({n}, torch::kLong);
   first_ = torch::zeros({n}, torch::kLong);
@@ -94,6 +101,11 @@ AtariPolicy::~AtariPolicy() = default;
 
 bool AtariPolicy::keeps_windows() const {
   return options_.kind == "windowed" || model_->config().position == "segment";
+}
+
+/// K: steps that a window holds.
+int64_t AtariPolicy::window() const {
+  return options_.context_length > 0 ? options_.context_length : model_->config().context_length;
 }
 
 AtariPolicy::Inputs AtariPolicy::make_inputs(torch::Device device, bool pinned) const {
@@ -136,6 +148,7 @@ Tensor AtariPolicy::act(const Tensor& frames) {
               frames.sizes(), " ", frames.scalar_type(), " on ", frames.device());
   TORCH_CHECK(model_->device() == device_, "AtariPolicy.act: the model moved from ", device_,
               " to ", model_->device(), " after the policy was made; make a new one");
+  forget();
   begin_long_segments_anew();
   fill(on_device_ ? pinned_ : inputs_, frames);
   const auto work = [this] {
@@ -157,6 +170,12 @@ Tensor AtariPolicy::act(const Tensor& frames) {
   return actions;
 }
 
+/// A new segment begins with the step to come: position 0 makes the layers begin anew.
+void AtariPolicy::forget() {
+  if (options_.forget_after == 0) return;
+  first_ = torch::where(timestep_.remainder(options_.forget_after) == 0, timestep_, first_);
+}
+
 /// Segments whose places are used up go on from a new beginning, K / 2 steps ago.
 void AtariPolicy::begin_long_segments_anew() {
   if (options_.kind != "recurrent" || model_->config().position != "segment") return;
@@ -171,7 +190,7 @@ void AtariPolicy::begin_long_segments_anew() {
 }
 
 void AtariPolicy::fill(const Inputs& inputs, const Tensor& frames) const {
-  const int64_t K = model_->config().context_length;
+  const int64_t K = window();
   inputs.frames.copy_(frames);
   inputs.rtg.copy_((rtg_ / options_.rtg_scale).unsqueeze(1));
   const Tensor first = options_.kind == "windowed" ? (timestep_ - (K - 1)).clamp_min(0) : first_;

@@ -59,8 +59,11 @@ Policy::Policy(DMamba model, PolicyOptions options)
     throw ConfigError("Policy: num_envs must be at least 1, got " +
                       std::to_string(options_.num_envs));
   }
+  check_memory("Policy", options_.kind, options_.context_length, options_.forget_after);
   engine_ = make_engine(model_, options_);
-  const int64_t n = options_.num_envs, K = model_->config().context_length;
+  const int64_t n = options_.num_envs;
+  const int64_t K =
+      options_.context_length > 0 ? options_.context_length : model_->config().context_length;
   const int64_t state_dim = model_->state_dim(), act_dim = model_->act_dim();
   check_statistics("state_mean", options_.state_mean, state_dim);
   check_statistics("state_std", options_.state_std, state_dim);
@@ -192,7 +195,7 @@ void Policy::observe(const Tensor& rewards) {
   for (int64_t i = 0; i < options_.num_envs; ++i) {
     rtg[i] -= reward[i];
     ++timestep[i];
-    first[i] = false;
+    first[i] = options_.forget_after > 0 && timestep[i] % options_.forget_after == 0;
   }
 }
 

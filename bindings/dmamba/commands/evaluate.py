@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dmamba._C import Error
+from dmamba import contexts
+from dmamba._C import ConfigError, Error
 from dmamba.evaluation import evaluate, format_result
 from dmamba.pretraining import FOLDER
 from dmamba.run import Run, locate_checkpoint, write_json
@@ -59,6 +60,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of games: probability that a frame repeats the action before (the run's own)",
     )
     parser.add_argument(
+        "--context-length",
+        metavar="K",
+        help="of the windowed policy: a number, several with commas (a table), or auto: the best "
+        "in half of the episodes, reported in the other half (the model's)",
+    )
+    parser.add_argument(
+        "--forget-after",
+        type=int,
+        default=0,
+        metavar="N",
+        help="the recurrent policy begins anew every N steps (0: never)",
+    )
+    parser.add_argument(
         "--video",
         metavar="FILE",
         help="film episode 0 of the first target, too: a .mp4 (needs imageio[ffmpeg]) or a .gif",
@@ -77,6 +91,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise Error("--video films runs on one set: leave it or --set out")
     if arguments.output and not Path(arguments.output).absolute().parent.is_dir():
         raise Error(f"{arguments.output}: its folder does not exist; make it first")
+    wanted = contexts.parse(arguments.context_length) if arguments.context_length else None
+    if arguments.video and (wanted is not None or arguments.forget_after):
+        raise ConfigError(
+            "--video films the run's own policy; leave --context-length, --forget-after out"
+        )
     choices = {
         "policy": arguments.policy,
         "seed": arguments.seed,
@@ -93,10 +112,17 @@ def run(arguments: argparse.Namespace) -> int:
         num_envs=arguments.num_envs,
         workers=arguments.workers,
         set=arguments.set,
+        context_length=wanted,
+        forget_after=arguments.forget_after,
         **choices,
     )
     if arguments.output:
         write_json(Path(arguments.output), result)
+    if isinstance(wanted, list):
+        print(contexts.format_results(result))
+        return 0
+    if wanted == contexts.AUTO:
+        print(contexts.format_choice(result))
     folder, _ = locate_checkpoint(Path(arguments.run))
     if folder is not None and arguments.set:
         folder = folder / FOLDER / arguments.set

@@ -17,6 +17,9 @@ struct AtariPolicyOptions {
   int64_t num_envs = 1;
   double rtg_scale = 1.0;    ///< return per model unit, as in training
   double temperature = 1.0;  ///< of the softmax that actions are drawn from; 0: the likeliest
+  /// As model::PolicyOptions; with `position: segment`, at most the model's.
+  int64_t context_length = 0;
+  int64_t forget_after = 0;
 };
 
 /// One step of the loop: act(frames), step the games, observe(rewards); reset() begins an episode
@@ -61,6 +64,8 @@ class AtariPolicy {
   };
   Inputs make_inputs(torch::Device device, bool pinned) const;
   bool keeps_windows() const;
+  int64_t window() const;
+  void forget();
   void begin_long_segments_anew();
   void fill(const Inputs& inputs, const torch::Tensor& frames) const;
   void take_in(const torch::Tensor& states);

@@ -22,6 +22,10 @@ struct PolicyOptions {
   std::vector<float> state_std;   ///< (state_dim,), > 0
   /// fp32 | bf16: of the matrices, with fp32 arithmetic. bf16 is for the recurrent kind on the CPU.
   std::string weights = "fp32";
+  int64_t context_length = 0;  ///< K of the windowed kind; 0: the model's
+  /// Steps after which the recurrent kind forgets: its layers begin anew, as at the start of a
+  /// training segment, while returns-to-go and timesteps go on. 0: never.
+  int64_t forget_after = 0;
 };
 
 /// One step of the loop: act(observations), step the environments, observe(rewards); reset() begins
