@@ -84,13 +84,6 @@ class TrainingConfig:
     data: str
     context: str
     contexts: list[int]
-    context_every: int
-    context_direction: str
-    context_threshold: float
-    context_bandit: str
-    context_reward: str
-    context_exploration: float
-    validation_fraction: float
     def to_dict(self) -> dict[str, Any]: ...
     def copy(self) -> TrainingConfig: ...
 

@@ -46,8 +46,8 @@ def evaluate_lengths(
     Args:
         model: As for :func:`dmamba.evaluation.evaluate_model`.
         info: Likewise.
-        wanted: K; None: the model's. Several: each. ``auto``: the best of a quarter, a half and the
-            whole of ``model.context_length``.
+        wanted: K; None: the model's. Several: each. ``auto``: the best of ``training.contexts``, or
+            of a quarter, a half and the whole of ``model.context_length`` if the run had one K.
         config: The run's.
         episodes: Per target; ``auto`` plays half of them with every K to choose, and the other half
             with the chosen one to report.
@@ -86,6 +86,8 @@ def evaluate_lengths(
 
 def candidates(config: _C.Config) -> list[int]:
     """The lengths that ``auto`` chooses among."""
+    if config.training.contexts:
+        return list(config.training.contexts)
     longest = config.model.context_length
     return sorted({max(1, longest // 4), max(1, longest // 2), longest})
 

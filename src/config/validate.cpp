@@ -155,6 +155,33 @@ void validate_training(const TrainingConfig& training) {
   check_choice("training.precision", training.precision, {"fp32", "bf16", "tf32"});
   check_choice("training.graph", training.graph, {"auto", "on", "off"});
   check_choice("training.data", training.data, {"auto", "device", "host"});
+  check_choice("training.context", training.context, {"fixed", "random"});
+}
+
+void validate_contexts(const Config& config) {
+  const TrainingConfig& training = config.training;
+  if (training.context == "fixed") {
+    if (training.contexts.empty()) return;
+    reject("training.contexts", "a list with training.context=fixed",
+           "empty; or choose training.context=random");
+  }
+  if (training.contexts.size() < 2) {
+    reject("training.contexts",
+           "a list of " + format_number(static_cast<std::int64_t>(training.contexts.size())),
+           "two lengths or more to draw from with training.context=random");
+  }
+  std::int64_t before = 0;
+  for (const std::int64_t length : training.contexts) {
+    check_range("training.contexts", length, before + 1, kMaxSteps);
+    before = length;
+  }
+  if (before != config.model.context_length) {
+    reject("training.contexts", "a list that ends with " + format_number(before),
+           "rising to model.context_length, " + format_number(config.model.context_length));
+  }
+  if (!config.pretraining.sets.empty()) {
+    reject("training.context", "'random'", "fixed with pretraining.sets");
+  }
 }
 
 void check_patterns(const std::string& key, const std::vector<std::string>& patterns) {
@@ -271,6 +298,7 @@ void validate(const Config& config) {
   validate_pretraining(config.pretraining);
   check_single_source(config);
   validate_evaluation(config.evaluation);
+  validate_contexts(config);
   const TrainingConfig& training = config.training;
   if (training.cosine_tokens > 0) {
     const double a_step =

@@ -39,7 +39,7 @@ DeviceRun::DeviceRun(const config::Config& config, Task& task, AdamW& optimizer,
       one_(torch::ones({}, torch::TensorOptions(device).dtype(at::kFloat))),
       stream_(device),
       side_(device) {
-  for (int64_t i = 0; i < task.sets(); ++i) {
+  for (int64_t i = 0; i < task.graphs(); ++i) {
     works_.emplace_back(capture_mode(config.training.graph), "a training step");
   }
   context_.dropout_keys = state_.dropout_keys;
@@ -99,7 +99,8 @@ void DeviceRun::step(int64_t step) {
   queued.synchronize();
   task_.load(step);
   set_ = static_cast<size_t>(task_.set_of(step));
-  works_[set_].run([this] { launch(); });
+  graph_ = static_cast<size_t>(task_.graph_of(step));
+  works_[graph_].run([this] { launch(); });
   queued.record(c10::impl::VirtualGuardImpl(queued.device_type()).getStream(device_));
 }
 

@@ -52,7 +52,7 @@ class DeviceRun {
   }
 
   const ops::cuda_only::StepState& state() const { return state_; }
-  bool uses_graph() const { return works_[set_].captured(); }
+  bool uses_graph() const { return works_[graph_].captured(); }
 
  private:
   void begin_burst();
@@ -71,8 +71,8 @@ class DeviceRun {
   ops::SideStream side_;
   nn::StepContext context_;
   std::unique_ptr<GradientSum> sum_;      // over the ranks; null: one process
-  std::vector<ops::CapturedWork> works_;  // one a set
-  size_t set_ = 0;                        // of the last step
+  std::vector<ops::CapturedWork> works_;  // one a set, or a length of segments
+  size_t set_ = 0, graph_ = 0;            // of the last step
   std::vector<c10::Event> queued_;
   size_t turn_ = 0;
 };

@@ -151,6 +151,10 @@ class GameTask final : public Task {
 std::unique_ptr<Task> make_task(const config::Config& config,
                                 std::shared_ptr<const data::FrameStore> store,
                                 model::AtariDMamba model, torch::Device device, Share share) {
+  if (config.training.context != "fixed") {
+    throw ConfigError("training.context: " + config.training.context + ", but " + store->name() +
+                      " is a recorded game; choose fixed");
+  }
   if (store->num_actions() > model->num_actions()) {
     throw ConfigError(store->name() + ": has actions up to " +
                       std::to_string(store->num_actions() - 1) + ", but the model was made for " +

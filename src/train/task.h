@@ -67,6 +67,10 @@ class Task {
   /// nothing else of the model. A CUDA graph is that of one set.
   virtual int64_t sets() const { return 1; }
   virtual int64_t set_of(int64_t /*step*/) const { return 0; }
+
+  /// CUDA graphs that steps take turns at: one for each set, or each length of segments.
+  virtual int64_t graphs() const { return sets(); }
+  virtual int64_t graph_of(int64_t step) const { return set_of(step); }
 };
 
 /// The loss in the arithmetic of a run.

@@ -2,6 +2,7 @@
 #include <torch/torch.h>
 
 #include "dmamba/common/error.h"
+#include "dmamba/common/philox.h"
 #include "dmamba/data/segment_sampler.h"
 #include "src/train/staged_batch.h"
 #include "src/train/task.h"
@@ -63,61 +64,91 @@ cuda_only::TrajectoryTensors on_device(const data::SegmentSampler& sampler, torc
           starts.to(device), padding_state.to(device), sampler.padding_action()};
 }
 
+/// Segments of one length, and the memory of a batch of them.
+struct Context {
+  Context(data::SegmentSampler drawn, torch::Device device, int64_t rows, bool staged)
+      : sampler(std::move(drawn)), batch(parts_of(sampler, rows), device, staged) {}
+
+  data::SegmentSampler sampler;
+  StagedBatch batch;
+};
+
+/// With several lengths K the one of a step follows from (seed, step), each as likely as any other;
+/// segments begin where those of any other K would.
 class TrajectoryTask final : public Task {
  public:
   TrajectoryTask(const config::Config& config, std::shared_ptr<const data::TrajectoryStore> store,
                  model::DMamba model, torch::Device device, Share share,
                  const std::optional<data::StateStatistics>& statistics)
       : model_(std::move(model)),
-        sampler_(store, sampler_options(config, *store, statistics)),
+        random_{config.seed},
         share_(share),
-        resident_(keep_on_device(config.training, store->name(), resident_bytes(*store), device)),
-        batch_(parts_of(sampler_, share.count), device, !resident_) {
-    if (resident_) recording_ = on_device(sampler_, device);
+        resident_(keep_on_device(config.training, store->name(), resident_bytes(*store), device)) {
+    data::SamplerOptions options = sampler_options(config, *store, statistics);
+    std::vector<int64_t> lengths = config.training.contexts;
+    if (config.training.context == "fixed") lengths = {config.model.context_length};
+    for (const int64_t length : lengths) {
+      options.context_length = length;
+      contexts_.push_back(std::make_unique<Context>(data::SegmentSampler(store, options), device,
+                                                    share.count, !resident_));
+    }
+    if (resident_) recording_ = on_device(contexts_.back()->sampler, device);
     if (model_->device() != device) model_->to(device);
   }
 
   torch::nn::Module& model() override { return *model_; }
-  const data::EpisodeStore& store() const override { return sampler_.store(); }
+  const data::EpisodeStore& store() const override { return contexts_.back()->sampler.store(); }
 
   void describe(TrainingState& state) const override {
-    state.state_dim = sampler_.store().state_dim();
-    state.act_dim = sampler_.store().act_dim();
-    state.state_mean = sampler_.options().state_mean;
-    state.state_std = sampler_.options().state_std;
+    const data::SegmentSampler& sampler = contexts_.back()->sampler;
+    state.state_dim = sampler.store().state_dim();
+    state.act_dim = sampler.store().act_dim();
+    state.state_mean = sampler.options().state_mean;
+    state.state_std = sampler.options().state_std;
   }
 
   void load(int64_t step) override {
+    current_ = contexts_[static_cast<size_t>(graph_of(step))].get();
     if (resident_) return;
-    batch_.stage([&](const StagedBatch::Tensors& t) {
-      sampler_.sample_range(static_cast<uint64_t>(step), share_.first, share_.count,
-                            {t[0].mutable_data_ptr<float>(), t[1].mutable_data_ptr<float>(),
-                             t[2].mutable_data_ptr<float>(), t[3].mutable_data_ptr<int64_t>(),
-                             t[4].mutable_data_ptr<bool>()});
+    current_->batch.stage([&](const StagedBatch::Tensors& t) {
+      current_->sampler.sample_range(
+          static_cast<uint64_t>(step), share_.first, share_.count,
+          {t[0].mutable_data_ptr<float>(), t[1].mutable_data_ptr<float>(),
+           t[2].mutable_data_ptr<float>(), t[3].mutable_data_ptr<int64_t>(),
+           t[4].mutable_data_ptr<bool>()});
     });
   }
 
   void begin_step(const cuda_only::BeginStep& options, const cuda_only::StepState& state) override {
-    const auto& t = batch_.tensors();
+    const auto& t = current_->batch.tensors();
     cuda_only::begin_step(options, state, resident_ ? &recording_ : nullptr,
                           {t[0], t[1], t[2], t[3], t[4]});
   }
 
   Tensor loss() override {
-    const auto& t = batch_.tensors();
+    const auto& t = current_->batch.tensors();
     return model_->loss(t[0], t[1], t[2], t[3], t[4]);
   }
 
-  Tensor real_steps() override { return batch_.tensors()[4].sum(at::kFloat); }
+  Tensor real_steps() override { return current_->batch.tensors()[4].sum(at::kFloat); }
 
   bool resident() const override { return resident_; }
 
+  int64_t graphs() const override { return static_cast<int64_t>(contexts_.size()); }
+
+  int64_t graph_of(int64_t step) const override {
+    const common::PhiloxBlock draw =
+        random_(static_cast<uint64_t>(step), 0, common::PhiloxPurpose::kContext);
+    return static_cast<int64_t>(common::bounded(draw.bits64(0), contexts_.size()));
+  }
+
  private:
   model::DMamba model_;
-  data::SegmentSampler sampler_;
+  common::Philox random_;
   Share share_;
   bool resident_;
-  StagedBatch batch_;
+  std::vector<std::unique_ptr<Context>> contexts_;  // by rising K
+  Context* current_ = nullptr;                      // of the step whose batch is loaded
   cuda_only::TrajectoryTensors recording_;
 };
 

@@ -126,9 +126,9 @@ def test_a_game_without_constants_is_played_all_the_same():
 def test_the_settings_reach_the_policy(monkeypatch):
     spy = Spy(monkeypatch)
     play(policy="recurrent", temperature=0.0, num_envs=2)
-    assert spy.arguments == [("recurrent", 2, 1.0, 0.0)]
+    assert spy.arguments == [("recurrent", 2, 1.0, 0.0, 0, 0)]
     assert play()["targets"][0]["lengths"][0] == STEPS
-    assert spy.arguments[1] == ("windowed", 6, 1.0, 1.0)
+    assert spy.arguments[1] == ("windowed", 6, 1.0, 1.0, 0, 0)
 
 
 def test_rtg_goes_down_by_raw_or_clipped_rewards_or_not(monkeypatch):

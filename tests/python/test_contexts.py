@@ -1,13 +1,104 @@
-"""Evaluations with several K, with auto, and with forgetting."""
+"""K drawn while training; evaluations with several K, with auto, and with forgetting."""
 
 import numpy as np
 import pytest
 import torch
+from conftest import tiny
+from replay_games import write_recording
 
 import dmamba
 from dmamba import _C, contexts, nn
 from dmamba.commands import main
+from dmamba.configuration import load_config
 from dmamba.rollout import ArrayPolicy
+
+
+def varying(dataset, **training):
+    config = tiny(dataset, **{"context": "random", "contexts": [1, 3, 5], **training})
+    config["evaluation"] = {"episodes": 1, "targets": [100]}
+    return config
+
+
+class Stop(dmamba.callbacks.Callback):
+    """Ends the process's work as a kill would, after the checkpoint of a step."""
+
+    def on_checkpoint(self, run, path):
+        if path.name == "step-00000010":
+            raise KeyboardInterrupt
+
+
+def test_a_stopped_run_of_several_lengths_continues_to_the_same_bytes(dataset, tmp_path):
+    config = varying(dataset)
+    quiet = {"progress": False, "evaluate": False}
+    whole = dmamba.train(config, output=tmp_path / "whole", **quiet)
+    with pytest.raises(KeyboardInterrupt):
+        dmamba.train(config, output=tmp_path / "part", callbacks=[Stop()], **quiet)
+    part = dmamba.train(None, output=tmp_path / "part", resume=True, **quiet)
+    for name in ("metrics.csv", "config.yaml"):
+        assert (part.folder / name).read_bytes() == (whole.folder / name).read_bytes(), name
+    for name in ("model.safetensors", "optimizer.safetensors", "state.json"):
+        mine = part.latest_checkpoint()[1] / name
+        assert mine.read_bytes() == (whole.latest_checkpoint()[1] / name).read_bytes(), name
+
+
+def test_each_step_is_that_of_a_run_with_its_length(dataset):
+    """One step of random K, from the same parameters, is a step of the K that was drawn."""
+    store = dmamba.data.load(dataset)
+
+    def after_a_step(seed, **changes):
+        config = load_config(tiny(dataset, warmup_steps=0), [f"seed={seed}"])
+        for key, value in changes.items():
+            setattr(config.model if key == "context_length" else config.training, key, value)
+        config = dmamba.data.resolve(config, store)
+        torch.manual_seed(0)
+        model = nn.DMamba(store.state_dim, store.act_dim, config=config.model)
+        _C.Trainer(config, store, model.cpp_module).run(1e9, 1)
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    drawn = []
+    for seed in range(12):
+        found = after_a_step(seed, context="random", contexts=[1, 3, 5])
+        equal = [K for K in (1, 3, 5) if torch.equal(found, after_a_step(seed, context_length=K))]
+        assert len(equal) == 1
+        drawn += equal
+    assert set(drawn) == {1, 3, 5}
+
+
+@pytest.mark.parametrize(
+    ("training", "model", "words"),
+    [
+        ({"context": "fixed", "contexts": [3, 5]}, {}, "empty; or choose training.context=random"),
+        ({"contexts": []}, {}, "two lengths or more"),
+        ({"contexts": [5, 3]}, {}, "must be from 6"),
+        ({"contexts": [1, 4]}, {}, "rising to model.context_length, 5"),
+        ({"contexts": [5, 46]}, {"context_length": 46}, "K = 46 exceeds the longest episode, 45"),
+    ],
+)
+def test_lengths_that_cannot_be_are_refused_before_anything_starts(
+    dataset, tmp_path, training, model, words
+):
+    config = varying(dataset, **training)
+    config["model"] |= model
+    with pytest.raises(dmamba.Error, match=words):
+        dmamba.train(config, output=tmp_path / "run", progress=False, evaluate=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_games_have_one_length(tmp_path):
+    store = _C.open_replay(str(write_recording(tmp_path / "games", lengths=(40, 9))))
+    config = {
+        "dataset": {"environment": "ALE/Breakout-v5"},
+        "model": {"d_model": 16, "n_layer": 1, "context_length": 5},
+        "training": {"context": "random", "contexts": [2, 5], "device": "cpu"},
+    }
+    with pytest.raises(dmamba.ConfigError, match="is a recorded game; choose fixed"):
+        dmamba.train(config, dataset=store, output=tmp_path / "run", evaluate=False)
+
+
+def test_auto_chooses_among_the_lengths_of_the_training(dataset, tmp_path):
+    run = dmamba.train(varying(dataset), output=tmp_path / "run", progress=False, evaluate=False)
+    result = dmamba.evaluate(run, context_length="auto", episodes=2, progress=False)
+    assert list(result["chosen_from"]) == [1, 3, 5]
 
 
 def test_evaluation_of_several_lengths_is_that_of_each(trained):

@@ -59,6 +59,7 @@ enum class PhiloxPurpose : std::uint32_t {
   kAction = 4,   ///< discrete actions of a policy
   kEpisode = 5,  ///< episodes that a run trains on
   kSet = 6,      ///< of several sets, the one that a step trains on
+  kContext = 7,  ///< of several lengths of segments, a step's
 };
 
 /// A stream of draws under one 64-bit seed, addressed by (step, index, purpose).

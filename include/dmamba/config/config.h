@@ -83,6 +83,8 @@ struct TrainingConfig {
   std::string precision = "fp32";  // fp32 | bf16 | tf32; parameters and their moments are fp32
   std::string graph = "auto";      // auto | on | off: a step as one CUDA graph
   std::string data = "auto";       // auto | device | host: where a GPU's batches are drawn from
+  std::string context = "fixed";   // fixed | random: K of a step is model.context_length, or drawn
+  std::vector<std::int64_t> contexts;  // to draw from, rising to model.context_length
 
   bool operator==(const TrainingConfig&) const = default;
 };

@@ -115,6 +115,10 @@ void for_each_field(F&& f, Tag<TrainingConfig>) {
   f("data", &S::data,
     "of a run on a GPU: auto: in its memory where they take at most a quarter of what is free | "
     "device | host: batches are drawn on the CPU and copied");
+  f("context", &S::context,
+    "K of a step: fixed: model.context_length | random: drawn from contexts, so that one model "
+    "serves them all");
+  f("contexts", &S::contexts, "the lengths to draw from, rising to model.context_length");
 }
 
 template <class F>

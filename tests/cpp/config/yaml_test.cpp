@@ -218,6 +218,7 @@ struct Disturb {
   void operator()(double& value) const { value += number; }
   void operator()(std::int64_t& value) const { value += 7; }
   void operator()(std::uint64_t& value) const { value += 7; }
+  void operator()(std::vector<std::int64_t>& value) const { value.push_back(7); }
   void operator()(std::vector<double>& value) const { value.push_back(number); }
   void operator()(std::vector<std::string>& value) const { value.emplace_back("x"); }
   template <class Section>
@@ -249,7 +250,7 @@ TEST(Yaml, EveryFieldIsWritten) {
   disturb_all(config.transfer);
   disturb_all(config.pretraining);
   disturb_all(config.evaluation);
-  EXPECT_EQ(fields, 76);
+  EXPECT_EQ(fields, 78);
 }
 
 TEST(Yaml, DoublesKeepTheirBits) {
