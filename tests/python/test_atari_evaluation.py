@@ -208,7 +208,7 @@ def games_run(trained, tmp_path, monkeypatch):
     )
     (folder / "config.yaml").write_text(config.to_yaml())
     info = {**INFO, "num_actions": 4, "config": config}
-    monkeypatch.setattr(evaluation.nn, "load", lambda *_: (make_model(), info))
+    monkeypatch.setattr(evaluation.nn, "load", lambda *_, **__: (make_model(), info))
     return dmamba.Run(folder)
 
 

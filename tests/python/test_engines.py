@@ -203,8 +203,9 @@ def test_a_sweep_on_slurm_that_was_killed_and_one_that_was_stopped(long, elsewhe
     assert process.returncode == -signal.SIGKILL
 
     # It attaches to the jobs that the other has submitted, and cancels them when it is stopped.
+    before = len(calls(slurm, "squeue"))
     with begin(*words) as process:
-        wait_for(lambda: len(calls(slurm, "squeue")) > 0)
+        wait_for(lambda: len(calls(slurm, "squeue")) > before)
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGINT, out
