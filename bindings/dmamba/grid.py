@@ -251,7 +251,7 @@ def make_point(
         environments.add(simulated)
     values = flatten(config.to_dict())
     settings = {key: values[key] for key in keys}
-    label = ",".join(f"{short_name(key, base)}={_text(value)}" for key, value in settings.items())
+    label = ",".join(f"{short_name(key, base)}={text_of(value)}" for key, value in settings.items())
     configs = {seed: load_config(resolved, [f"seed={seed}"]) for seed in seeds}
     return Point(settings, texts, label or base.name, configs)
 
@@ -268,9 +268,10 @@ def _check_sampler(config: _C.Config, store: _C.TrajectoryStore | _C.FrameStore)
     _C.SegmentSampler(store, batch, context, config.seed, paper, scale, mean, std, last)
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """A setting's value for people and folders: ``[mamba,attention]``, ``0.1``."""
     if isinstance(value, list):
-        return "[" + ",".join(map(_text, value)) + "]"
+        return "[" + ",".join(map(text_of, value)) + "]"
     return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dmamba import plots
-from dmamba.grid import Grid, short_name
+from dmamba.grid import Grid, short_name, text_of
 from dmamba.run import write_json, write_text
 from dmamba.scores import format_interval, format_markdown, format_number
 from dmamba.seeds import read_run, summarize
@@ -87,7 +87,7 @@ def table_cells(points: list[dict[str, Any]]) -> list[list[str]]:
     rows = [[*header, "loss", "training s", "evaluation s"]]
     for point in points:
         found = {target["target"]: target for target in point["targets"]}
-        cells = [*map(str, point["settings"].values()), str(len(point["seeds"]))]
+        cells = [*map(text_of, point["settings"].values()), str(len(point["seeds"]))]
         for target in targets:
             for which in ("last", "best"):
                 one = found[target][which] if target in found else None
