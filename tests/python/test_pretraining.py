@@ -225,3 +225,9 @@ def test_models_over_one_trunk_copy_as_one():
         )
     with pytest.raises(TypeError, match="has that one's options"):
         dmamba.nn.DMamba(3, 2, trunk=model.models["a"], d_model=16)
+
+
+def test_a_report_is_on_the_parts(pretrained, tmp_path):
+    report = dmamba.report(pretrained.folder, output=tmp_path / "report.html")
+    text = report.html.read_text()
+    assert "Hopper-v4, jumps" in text and "HalfCheetah-v4, runs" in text

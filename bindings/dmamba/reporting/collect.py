@@ -19,6 +19,7 @@ import numpy as np
 from dmamba import _C, envs
 from dmamba.configuration import UNSHAPING, flatten
 from dmamba.grid import folder_name, short_name
+from dmamba.pretraining import FOLDER as SETS
 from dmamba.run import Run, read_json
 
 MAX_DEPTH = 4  # a folder of sweeps of runs, and one to spare
@@ -204,10 +205,13 @@ def collect(folder: Path) -> Collection:
 
 
 def _find(folder: Path) -> tuple[list[Run], list[Path]]:
-    """Run folders and sweep.json files, in order of name; runs are not searched for others."""
+    """Run folders and sweep.json files, in order of name; runs are not searched for others.
+
+    A run on several sets stands for its parts, which are run folders themselves.
+    """
     runs, sweeps = [], []
     for path in _walk(folder, 0):
-        if (path / "config.yaml").is_file():
+        if (path / "config.yaml").is_file() and not (path / SETS).is_dir():
             runs.append(Run(path))
         if (path / "sweep.json").is_file():
             sweeps.append(path / "sweep.json")
@@ -216,7 +220,10 @@ def _find(folder: Path) -> tuple[list[Run], list[Path]]:
 
 def _walk(folder: Path, depth: int) -> Iterator[Path]:
     yield folder
-    if (folder / "config.yaml").is_file() or depth == MAX_DEPTH:
+    if (folder / "config.yaml").is_file():
+        yield from sorted((folder / SETS).glob("*/"))
+        return
+    if depth == MAX_DEPTH:
         return
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
