@@ -145,7 +145,9 @@ def test_ray(config, elsewhere, cluster, capfd):
 
 
 def test_ctrl_c_on_ray(long, elsewhere, cluster):
-    words = ["long.json", "seed=0:2", "--output", "out", "--engine", "ray"]
+    steps = 50_000  # far from done when Ray has told its worker
+    words = ["long.json", f"training.steps={steps}", "seed=0:2", "--output", "out"]
+    words += ["--engine", "ray"]
     options = f"address={cluster},cpus=2"
     runs = [dmamba.Run(elsewhere / "out" / f"tiny-seed{seed}") for seed in (0, 1)]
     with begin(*words, "--ray", options) as process:
@@ -155,7 +157,29 @@ def test_ctrl_c_on_ray(long, elsewhere, cluster):
     assert process.returncode == 128 + signal.SIGINT, out
     assert "tiny seed 0: stopped" in out and "tiny seed 1: stopped" in out
     assert not runs[1].folder.exists()
-    assert 0 < runs[0].latest_checkpoint()[0] < 1000
+    assert 0 < runs[0].latest_checkpoint()[0] < steps
+
+
+def test_a_search_on_ray(config, elsewhere, cluster, capfd):
+    words = ["sweep", "tiny.json", "K=3,5", "dropout=0.0..0.3", "seed=7", "--trials", "2"]
+    words += ["--output", "out", "--jobs", "2", "--sampler", "random"]
+    assert main([*words, "--engine", "ray", "--ray", "cpus=1"]) == 0
+    assert "on Ray with 1 CPUs and 0 GPUs each" in capfd.readouterr().out
+    runs = [elsewhere / "out" / f"trial-000{number}-seed7" for number in (0, 1)]
+    before = [(run / "summary.json").stat().st_mtime_ns for run in runs]
+    # The same trials here: an engine is where runs are trained, nothing of what they are.
+    assert main(words) == 0
+    assert before == [(run / "summary.json").stat().st_mtime_ns for run in runs]
+
+
+def test_a_search_elsewhere_needs_the_size_of_a_round(config, elsewhere, capfd):
+    words = ["sweep", "tiny.json", "K=3,5", "--trials", "2", "--output", "out"]
+    assert main([*words, "--engine", "ray"]) == 2
+    assert "a search on engine ray needs --jobs N" in capfd.readouterr().err
+    assert main([*words, "--engine", "dask"]) == 2
+    assert "engine: no 'dask'" in capfd.readouterr().err
+    assert main([*words, "--jobs", "0"]) == 2
+    assert "jobs must be at least 1, got 0" in capfd.readouterr().err
 
 
 def test_a_task_of_ray_that_dies_is_a_failed_run(long, elsewhere, cluster):
