@@ -47,7 +47,8 @@ from typing import Any
 import yaml
 from lib.experiment_table import format_csv, format_tables
 
-from dmamba.run import write_json, write_text
+from dmamba.pretraining import FOLDER as SETS
+from dmamba.run import Run, write_json, write_text
 from dmamba.runner import Runner
 from dmamba.seeds import read_evaluation, read_run, summarize
 
@@ -136,7 +137,7 @@ def expand(experiment: Experiment, variants: dict[str, list[str]] | None) -> lis
 
 def train(runner: Runner, options: argparse.Namespace, experiment: Experiment, seed: int) -> str:
     """Trains one seed to its end; an error text, or nothing."""
-    folder = run_folder(options.output, experiment, seed)
+    folder = run_folder(options.output, experiment.name, seed)
     overrides = [*experiment.overrides, *options.overrides, f"seed={seed}"]
     if options.data is not None and experiment.sets:
         paths = [str(data_path(options.data, name)) for name in experiment.sets]
@@ -144,8 +145,8 @@ def train(runner: Runner, options: argparse.Namespace, experiment: Experiment, s
     elif options.data is not None and experiment.data:
         overrides.append(f"dataset.path={data_path(options.data, experiment.data)}")
     if experiment.begins:
-        origin = options.output / "runs" / f"{experiment.begins}-seed{seed}"
-        if not (origin / "summary.json").is_file():
+        origin = run_folder(options.output, experiment.begins, seed)
+        if not Run(origin).finished:
             return f"{experiment.begins} seed {seed} has not finished"
         overrides.append(f"transfer.init_from={origin.resolve()}")
     asked = {"config": experiment.config, "overrides": overrides}
@@ -170,8 +171,8 @@ def evaluate(
     runner: Runner, options: argparse.Namespace, experiment: Experiment, seed: int, base: Experiment
 ) -> str:
     """Evaluates the checkpoint of another experiment's run; an error text, or nothing."""
-    run = run_folder(options.output, base, seed)
-    folder = run_folder(options.output, experiment, seed)
+    run = run_folder(options.output, base.name, seed)
+    folder = run_folder(options.output, experiment.name, seed)
     result = folder / "result.json"
     asked = {"of": str(run), "policy": experiment.policy}
     note = folder.with_name(f"{folder.name}.json")
@@ -179,7 +180,7 @@ def evaluate(
         return f"{folder} was made with other settings ({note}): remove both"
     if result.is_file():
         return ""
-    if not (run / "summary.json").is_file():
+    if not Run(run).finished:
         return f"{base.name} seed {seed} has not finished"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(note, asked)
@@ -188,9 +189,9 @@ def evaluate(
     )
 
 
-def run_folder(output: Path, experiment: Experiment, seed: int) -> Path:
-    """Where a run, or a further evaluation of one, lies."""
-    return output / "runs" / f"{experiment.name}-seed{seed}"
+def run_folder(output: Path, name: str, seed: int) -> Path:
+    """Where an experiment's run, or a further evaluation of one, lies."""
+    return output / "runs" / f"{name}-seed{seed}"
 
 
 def run_all(experiments: list[Experiment], runner: Runner, options: argparse.Namespace) -> bool:
@@ -229,9 +230,9 @@ def report(
         # By row of the table: the experiment, or each of its sets.
         records: dict[str, dict[int, dict[str, Any]]] = {}
         for seed in experiment.seeds:
-            folder = run_folder(output, experiment, seed)
-            if (folder / "summary.json").is_file():
-                parts = sorted((folder / "sets").glob("*"))
+            folder = run_folder(output, experiment.name, seed)
+            if Run(folder).finished:
+                parts = sorted((folder / SETS).glob("*"))
                 for part in parts:
                     name = f"{experiment.name} ({part.name})"
                     records.setdefault(name, {})[seed] = read_run(part)

@@ -218,28 +218,25 @@ def evaluate(
 
     folder = run.folder if isinstance(run, Run) else Path(run)
     model, info, config = load_model(folder, device, set)
-    defaults = config.evaluation
-    policy = defaults.policy if policy is None else policy
+    asked = {
+        "targets": targets,
+        "episodes": episodes,
+        "policy": policy,
+        "seed": seed,
+        "temperature": temperature,
+        "rtg_rewards": rtg_rewards,
+        "sticky_actions": sticky_actions,
+    }
     return contexts.evaluate_lengths(
         model,
         info,
         context_length,
         config=config,
-        environment=config.dataset.environment,
-        targets=defaults.targets if targets is None else targets,
-        episodes=defaults.episodes if episodes is None else episodes,
-        policy=policy,
+        **settings(config) | {key: value for key, value in asked.items() if value is not None},
         forget_after=forget_after,
-        seed=defaults.seed if seed is None else seed,
-        confidence=defaults.confidence,
         num_envs=num_envs,
         workers=workers,
-        max_episode_length=config.dataset.max_episode_length,
-        dataset=config.dataset.path,
         weights=weights,
-        temperature=defaults.temperature if temperature is None else temperature,
-        rtg_rewards=defaults.rtg_rewards if rtg_rewards is None else rtg_rewards,
-        sticky_actions=defaults.sticky_actions if sticky_actions is None else sticky_actions,
         progress=progress,
     )
 

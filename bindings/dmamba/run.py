@@ -114,6 +114,11 @@ class Run:
         return _C.Config.load(str(path))
 
     @property
+    def finished(self) -> bool:
+        """Whether training and evaluation have come to their end."""
+        return (self.folder / "summary.json").is_file()
+
+    @property
     def plot_path(self) -> Path:
         """Where the training's plot is, once it has ended."""
         return self.folder / "plots" / "training.png"
@@ -161,7 +166,7 @@ class Run:
 
     def dataset_mean(self) -> float | None:
         """Mean raw return of the training set, from summary.json; None while there is none."""
-        if not (self.folder / "summary.json").is_file():
+        if not self.finished:
             return None
         return float(self.summary()["dataset"]["return_mean"])
 

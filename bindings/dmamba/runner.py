@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from dmamba import _C, ranks
+from dmamba.run import Run
 from dmamba.signals import NotedSignals
 
 STOPPED = "stopped"  # the failure of a run that was asked to stop, or never began for that reason
@@ -140,7 +141,7 @@ class Runner(NotedSignals):
         Returns:
             What went wrong; empty for a finished run, :data:`STOPPED` for a stopped one.
         """
-        if (folder / "summary.json").is_file():
+        if Run(folder).finished:
             return ""
         return self.run(train_arguments(config, overrides, folder, evaluate), folder)
 

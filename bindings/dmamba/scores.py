@@ -43,17 +43,22 @@ def mean_interval(
     return float(result.low), float(result.high)
 
 
+def standard_error(values: np.ndarray) -> float | None:
+    """Of the mean of (n,) values; None for a single one."""
+    values = np.asarray(values, dtype=np.float64)
+    return None if values.size < 2 else float(values.std(ddof=1) / np.sqrt(values.size))
+
+
 def describe(values: np.ndarray, confidence: float = 0.95, seed: int = 0) -> dict[str, Any]:
     """Mean, standard deviation, standard error and interval of (n,) values.
 
     The deviation is the sample's (n - 1); with one value it and the error are None.
     """
     values = np.asarray(values, dtype=np.float64)
-    std = float(values.std(ddof=1)) if values.size > 1 else None
     return {
         "mean": float(values.mean()),
-        "std": std,
-        "stderr": None if std is None else std / float(np.sqrt(values.size)),
+        "std": float(values.std(ddof=1)) if values.size > 1 else None,
+        "stderr": standard_error(values),
         "interval": mean_interval(values, confidence, seed),
     }
 
@@ -69,11 +74,11 @@ def student_interval(values: np.ndarray, confidence: float = 0.95) -> Interval |
         (low, high); None for a single value.
     """
     values = np.asarray(values, dtype=np.float64)
-    if values.size < 2:
+    mean, error = float(values.mean()), standard_error(values)
+    if error is None:
         return None
     from scipy.stats import t  # slow to import
 
-    mean, error = float(values.mean()), float(values.std(ddof=1) / np.sqrt(values.size))
     half = float(t.ppf(0.5 + confidence / 2, values.size - 1)) * error
     return mean - half, mean + half
 

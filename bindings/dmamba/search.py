@@ -31,7 +31,7 @@ from dmamba import _C, engines, search_report
 from dmamba.configuration import UNSHAPING, changes
 from dmamba.grid import Point
 from dmamba.ranges import Range
-from dmamba.run import write_text
+from dmamba.run import Run, write_text
 from dmamba.runner import STOPPED
 from dmamba.seeds import read_run
 from dmamba.signals import Interrupted
@@ -223,7 +223,7 @@ class _Search:
             for point in points.values()
             for seed in self.space.seeds
         }
-        shown.done += sum((run / "summary.json").is_file() for run in runs)
+        shown.done += sum(Run(run).finished for run in runs)
         failures = run_all(runner, runs, self.folder, shown)
         self.failures |= failures
         seeds = len(self.space.seeds)

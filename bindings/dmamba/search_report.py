@@ -10,7 +10,7 @@ from dmamba import sweep_report
 from dmamba.configuration import load_config
 from dmamba.run import write_text
 from dmamba.scores import format_number, format_table
-from dmamba.seeds import read_run, summarize
+from dmamba.seeds import read_finished, summarize
 from dmamba.space import Space
 
 MIN_TRIALS = 10  # complete ones with unlike settings, below which importances mean nothing
@@ -104,7 +104,7 @@ def _point(trial: Any, space: Space, folder: Path) -> dict[str, Any]:
     label = f"trial-{trial.number:04d}"
     owner = trial.user_attrs.get("same_as", trial.number)
     runs = {seed: folder / f"trial-{owner:04d}-seed{seed}" for seed in space.seeds}
-    records = {s: read_run(run) for s, run in runs.items() if (run / "summary.json").is_file()}
+    records = read_finished(runs)
     told = {int(seed): text for seed, text in trial.user_attrs.get("failures", {}).items()}
     missing = {seed: "not finished" for seed in space.seeds if seed not in records}
     state = trial.state.name.lower()

@@ -37,6 +37,11 @@ def read_run(folder: Path) -> dict[str, Any]:
     }
 
 
+def read_finished(runs: dict[int, Path]) -> dict[int, dict[str, Any]]:
+    """What :func:`read_run` says of those runs, by seed, that have finished."""
+    return {seed: read_run(run) for seed, run in runs.items() if Run(run).finished}
+
+
 def late_loss(metrics: dict[str, np.ndarray], steps: int) -> float | None:
     """Mean over the last steps' rows, at least the last one; None where there is no finite one."""
     if not metrics["step"].size:

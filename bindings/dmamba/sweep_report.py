@@ -11,7 +11,7 @@ from dmamba import plots
 from dmamba.grid import Grid, short_name, text_of
 from dmamba.run import write_json, write_text
 from dmamba.scores import format_interval, format_markdown, format_number
-from dmamba.seeds import read_run, summarize
+from dmamba.seeds import read_finished, summarize
 
 NOTE = (
     "Means over seeds of the normalised score (of the return where there is none) in the last "
@@ -35,7 +35,7 @@ def collect(grid: Grid, folder: Path, failures: dict[Path, str]) -> list[dict[st
     points = []
     for point in grid.points:
         runs = {seed: point.folder(folder, seed) for seed in grid.seeds}
-        records = {s: read_run(run) for s, run in runs.items() if (run / "summary.json").is_file()}
+        records = read_finished(runs)
         points.append(
             {
                 "settings": {short_name(k, grid.base): v for k, v in point.settings.items()},

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dmamba.run import Run
 from dmamba.runner import failure_of, start, train_arguments
 from dmamba.signals import NotedSignals
 
@@ -41,7 +42,7 @@ class Training:
     @property
     def finished(self) -> bool:
         """Whether there is nothing left to do."""
-        return (self.folder / "summary.json").is_file()
+        return Run(self.folder).finished
 
     def start(self) -> subprocess.Popen[bytes]:
         """Starts its process, here; it stops with a checkpoint when this thread ends."""

@@ -169,7 +169,7 @@ def collect(folder: Path) -> Collection:
     if not folder.is_dir():
         raise _C.DataError(f"{folder}: no such folder; give that of a sweep or of a run")
     runs, sweeps = _find(folder)
-    finished = [run for run in runs if (run.folder / "summary.json").is_file()]
+    finished = [run for run in runs if run.finished]
     unfinished = {_name(run.folder, folder): _progress(run) for run in runs if run not in finished}
     done = {run.folder for run in finished}
     for sweep in sweeps:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dmamba.reporting.collect import Record
-from dmamba.scores import Interval
+from dmamba.scores import Interval, standard_error
 
 CONFIDENCE = 0.95
 # A few values have few different means, and the ends of an interval jump from one to the next: of
@@ -101,15 +101,11 @@ def estimate(strata: Sequence[np.ndarray], basis: str) -> Estimate:
         values=values,
         basis=basis,
         mean=float(values.mean()),
-        stderr=_standard_error(values) if len(strata) == 1 else None,
+        stderr=standard_error(values) if len(strata) == 1 else None,
         mean_interval=stratified_interval(strata, lambda drawn: drawn.mean(axis=-1)),
         iqm=float(iqm(values)),
         iqm_interval=stratified_interval(strata, iqm),
     )
-
-
-def _standard_error(values: np.ndarray) -> float | None:
-    return None if values.size < 2 else float(values.std(ddof=1) / np.sqrt(values.size))
 
 
 def of_runs(

@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import write_dataset
 from support import needs_cuda, poison
+from test_cuda_training import make_config as training_config
 
 import dmamba
 from dmamba import _C, data
@@ -14,15 +15,9 @@ STEPS = 30
 
 
 def make_config(device, **training):
-    config = _C.Config()
-    config.seed = 3
-    config.dataset.rtg_scale = 1000.0
-    config.model.d_model = 32
-    config.model.n_layer = 2
+    """Thirty steps of short segments."""
+    config = training_config(device, **{"steps": STEPS, **training})
     config.model.context_length = 5
-    values = {"steps": STEPS, "batch_size": 16, "warmup_steps": 5, "log_every": 1}
-    for key, value in {**values, **training, "device": device}.items():
-        setattr(config.training, key, value)
     return config
 
 
