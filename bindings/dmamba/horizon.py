@@ -81,6 +81,13 @@ def _walk(model: nn.DMamba, batch: dict[str, Tensor]) -> tuple[list[np.ndarray],
             f"model.token_mixer: {', '.join(others)} has no delta and A; the memory horizon is "
             "that of mamba layers"
         )
+    for key in ("rtg", "past_actions"):
+        if getattr(config, key) != "token":
+            raise _C.ConfigError(
+                f"model.{key}: none; the memory horizon is that of models with all three tokens"
+            )
+    if config.channel_mixing == "ssm":
+        raise _C.ConfigError("model.channel_mixing: ssm; choose a run with mlp or none")
     w = {name: tensor.detach() for name, tensor in model.named_parameters()}
     width = (config.d_model,)
 

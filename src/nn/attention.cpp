@@ -7,6 +7,7 @@
 #include "dmamba/common/error.h"
 #include "dmamba/nn/token_kinds.h"
 #include "src/nn/linear.h"
+#include "src/nn/mixer_support.h"
 
 namespace dmamba::nn {
 namespace {
@@ -46,14 +47,11 @@ AttentionState::AttentionState(int64_t batch, int64_t capacity, int64_t d_model,
 
 void AttentionState::take(const Tensor& which, const MixerState& other) {
   const auto& theirs = dynamic_cast<const AttentionState&>(other);
-  const auto take = [&](Tensor& mine, const Tensor& its, at::IntArrayRef shape) {
-    mine.copy_(torch::where(which.view(shape), its, mine));
-  };
-  take(keys, theirs.keys, {-1, 1, 1});
-  take(values, theirs.values, {-1, 1, 1});
-  take(segments, theirs.segments, {-1, 1});
-  take(next, theirs.next, {-1});
-  take(segment, theirs.segment, {-1});
+  take_rows(keys, theirs.keys, which);
+  take_rows(values, theirs.values, which);
+  take_rows(segments, theirs.segments, which);
+  take_rows(next, theirs.next, which);
+  take_rows(segment, theirs.segment, which);
 }
 
 AttentionImpl::AttentionImpl(const config::ModelConfig& config)
@@ -93,8 +91,7 @@ Tensor AttentionImpl::attend(const Tensor& q, const Tensor& k, const Tensor& v,
 }
 
 Tensor AttentionImpl::forward(const Tensor& x, const ops::TokenFlags& flags) {
-  TORCH_CHECK(x.dim() == 3 && x.size(2) == d_model_,
-              "attention: x must be (batch, L, d_model = ", d_model_, "), got ", x.sizes());
+  check_tokens("attention", x, d_model_);
   const int64_t batch = x.size(0), L = x.size(1);
   const auto parts = linear(*c_attn_, x).chunk(3, 2);
   const auto index = x.options().dtype(torch::kLong);
@@ -114,8 +111,7 @@ std::unique_ptr<MixerState> AttentionImpl::initial_state(int64_t batch) const {
 
 Tensor AttentionImpl::step(const Tensor& x, const ops::TokenFlags& flags, MixerState& state) {
   torch::NoGradGuard no_grad;
-  TORCH_CHECK(x.dim() == 3 && x.size(2) == d_model_,
-              "attention: x must be (batch, n, d_model = ", d_model_, "), got ", x.sizes());
+  check_tokens("attention", x, d_model_);
   auto& now = dynamic_cast<AttentionState&>(state);
   const int64_t n = x.size(1);
   if (n <= capacity_) return step_within(x, flags, now);

@@ -3,6 +3,7 @@
 
 #include "dmamba/common/error.h"
 #include "dmamba/nn/token_kinds.h"
+#include "src/nn/mixer_support.h"
 
 namespace dmamba::nn {
 namespace {
@@ -14,8 +15,7 @@ class ConvolutionState final : public MixerState {
  public:
   explicit ConvolutionState(Tensor inputs) : inputs(std::move(inputs)) {}
   void take(const Tensor& which, const MixerState& other) override {
-    const auto& theirs = dynamic_cast<const ConvolutionState&>(other);
-    inputs.copy_(torch::where(which.view({-1, 1, 1}), theirs.inputs, inputs));
+    take_rows(inputs, dynamic_cast<const ConvolutionState&>(other).inputs, which);
   }
   Tensor inputs;
 };
@@ -38,8 +38,7 @@ ConvolutionImpl::ConvolutionImpl(const config::ModelConfig& config)
 
 /// `state`, where given, goes in and comes out.
 Tensor ConvolutionImpl::convolve(const Tensor& x, const ops::TokenFlags& flags, Tensor* state) {
-  TORCH_CHECK(x.dim() == 3 && x.size(2) == d_model_,
-              "convolution: x must be (batch, L, d_model = ", d_model_, "), got ", x.sizes());
+  check_tokens("convolution", x, d_model_);
   const auto count = static_cast<int64_t>(filters_.size());
   const Tensor kind = (torch::arange(x.size(1), x.options().dtype(torch::kLong)) + flags.first_kind)
                           .remainder(count)

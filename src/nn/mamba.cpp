@@ -6,6 +6,7 @@
 #include "dmamba/common/error.h"
 #include "src/nn/linear.h"
 #include "src/nn/mamba_inner.h"
+#include "src/nn/mixer_support.h"
 
 namespace dmamba::nn {
 namespace {
@@ -30,16 +31,9 @@ MambaOptions checked(MambaOptions o) {
 
 /// dt such that softplus(bias) = dt, with dt log-uniform in [0.001, 0.1] (mamba_ssm's defaults).
 Tensor initial_dt_bias(int64_t d_inner) {
-  constexpr double kMin = 0.001, kMax = 0.1, kFloor = 1e-4;
-  const Tensor dt =
-      torch::exp(torch::rand({d_inner}) * (std::log(kMax) - std::log(kMin)) + std::log(kMin))
-          .clamp_min(kFloor);
+  constexpr double kFloor = 1e-4;
+  const Tensor dt = torch::exp(log_step_sizes(d_inner)).clamp_min(kFloor);
   return dt + torch::log(-torch::expm1(-dt));
-}
-
-void check_input(const Tensor& x, int64_t d_model) {
-  TORCH_CHECK(x.dim() == 3 && x.size(2) == d_model,
-              "Mamba: x must be (batch, L, d_model = ", d_model, "), got ", x.sizes());
 }
 
 MambaInnerParameters inner_parameters(const MambaImpl& m) {
@@ -67,9 +61,8 @@ void MambaState::replace(Tensor new_conv, Tensor new_ssm) {
 
 void MambaState::take(const Tensor& which, const MixerState& other) {
   const auto& theirs = dynamic_cast<const MambaState&>(other);
-  const Tensor rows = which.view({-1, 1, 1});
-  conv.copy_(torch::where(rows, theirs.conv, conv));
-  ssm.copy_(torch::where(rows, theirs.ssm, ssm));
+  take_rows(conv, theirs.conv, which);
+  take_rows(ssm, theirs.ssm, which);
 }
 
 MambaImpl::MambaImpl(const MambaOptions& options) : options_(checked(options)) {
@@ -98,7 +91,7 @@ MambaImpl::MambaImpl(const MambaOptions& options) : options_(checked(options)) {
 }
 
 torch::Tensor MambaImpl::forward(const Tensor& x, const ops::TokenFlags& flags) {
-  check_input(x, options_.d_model);
+  check_tokens("Mamba", x, options_.d_model);
   return linear(*out_proj, mamba_inner(linear(*in_proj, x), inner_parameters(*this), flags));
 }
 
@@ -113,7 +106,7 @@ std::unique_ptr<MixerState> MambaImpl::initial_state(int64_t batch) const {
 
 torch::Tensor MambaImpl::step(const Tensor& x, const ops::TokenFlags& flags, MixerState& state) {
   torch::NoGradGuard no_grad;
-  check_input(x, options_.d_model);
+  check_tokens("Mamba", x, options_.d_model);
   auto& now = dynamic_cast<MambaState&>(state);
   Tensor conv = now.conv, ssm = now.ssm;
   const Tensor y = mamba_inner_step(linear(*in_proj, x), inner_parameters(*this), flags, conv, ssm);

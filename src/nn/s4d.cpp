@@ -9,6 +9,7 @@
 #include "dmamba/common/error.h"
 #include "dmamba/ops/ops.h"
 #include "src/nn/linear.h"
+#include "src/nn/mixer_support.h"
 
 namespace dmamba::nn {
 namespace {
@@ -20,7 +21,7 @@ class S4dState final : public MixerState {
  public:
   explicit S4dState(Tensor h) : h(std::move(h)) {}
   void take(const Tensor& which, const MixerState& other) override {
-    h.copy_(torch::where(which.view({-1, 1, 1}), dynamic_cast<const S4dState&>(other).h, h));
+    take_rows(h, dynamic_cast<const S4dState&>(other).h, which);
   }
   Tensor h;
 };
@@ -33,10 +34,8 @@ S4dImpl::S4dImpl(const config::ModelConfig& config)
     throw ConfigError("model.d_state must be even for s4d, whose states are conjugate pairs, got " +
                       std::to_string(config.d_state));
   }
-  constexpr double kMin = 0.001, kMax = 0.1;
   C = register_parameter("C", torch::randn({d_model_, pairs_, 2}) * std::sqrt(0.5));
-  log_dt = register_parameter(
-      "log_dt", torch::rand({d_model_}) * (std::log(kMax) - std::log(kMin)) + std::log(kMin));
+  log_dt = register_parameter("log_dt", log_step_sizes(d_model_));
   log_A_real = register_parameter("log_A_real", torch::full({d_model_, pairs_}, std::log(0.5)));
   A_imag = register_parameter(
       "A_imag", (std::numbers::pi * torch::arange(pairs_, torch::kFloat)).repeat({d_model_, 1}));
@@ -52,8 +51,7 @@ S4dImpl::Discrete S4dImpl::discretize() const {
 
 /// In the parameters' type.
 Tensor S4dImpl::input(const Tensor& x, const ops::TokenFlags& flags) const {
-  TORCH_CHECK(x.dim() == 3 && x.size(2) == d_model_,
-              "s4d: x must be (batch, L, d_model = ", d_model_, "), got ", x.sizes());
+  check_tokens("s4d", x, d_model_);
   const Tensor u = x.to(D.scalar_type());
   return flags.mask.has_value() ? u.masked_fill(~flags.mask->unsqueeze(2), 0.0) : u;
 }
@@ -90,15 +88,18 @@ Tensor S4dImpl::walk(const Tensor& u, const ops::TokenFlags& flags, Tensor& stat
 Tensor S4dImpl::forward(const Tensor& x, const ops::TokenFlags& flags) {
   const Tensor u = input(x, flags);
   if (!flags.segment_starts.has_value()) return output(convolve(u), u, x);
-  Tensor h = torch::zeros({x.size(0), d_model_, pairs_},
-                          u.options().dtype(torch::toComplexType(u.scalar_type())));
+  Tensor h = rest(x.size(0));
   return output(walk(u, flags, h), u, x);
 }
 
+/// The states before the first token.
+Tensor S4dImpl::rest(int64_t batch) const {
+  const auto type = torch::toComplexType(D.scalar_type());
+  return torch::zeros({batch, d_model_, pairs_}, D.options().requires_grad(false).dtype(type));
+}
+
 std::unique_ptr<MixerState> S4dImpl::initial_state(int64_t batch) const {
-  return std::make_unique<S4dState>(
-      torch::zeros({batch, d_model_, pairs_},
-                   D.options().requires_grad(false).dtype(torch::toComplexType(D.scalar_type()))));
+  return std::make_unique<S4dState>(rest(batch));
 }
 
 Tensor S4dImpl::step(const Tensor& x, const ops::TokenFlags& flags, MixerState& state) {

@@ -8,12 +8,11 @@ namespace dmamba::nn {
 
 ///   h_t = exp(dt A) h_{t-1} + x_t;   y_t = 2 Re sum_n C_n (exp(dt A_n) - 1) / A_n h_tn + D x_t
 ///   out = GLU(output_linear(GELU(y)))
-/// for each channel, with d_state / 2 complex states (the other half are their conjugates), A =
-/// -1/2
-/// + i pi n at the start (S4D-Lin), dt log-uniform in [0.001, 0.1], names as in the reference code.
-/// Whole sequences go through the convolution with the layer's impulse response, by FFT, in
-/// float32; sequences that begin anew in their midst one token after the other. A masked token
-/// counts as zeros.
+/// for each channel, with d_state / 2 complex states (the other half are their conjugates), where
+/// A_n = i pi n - 1/2 at the start (S4D-Lin) and dt is log-uniform in [0.001, 0.1]; names as in the
+/// reference code. Whole sequences go through the convolution with the layer's impulse response, by
+/// FFT, in float32; sequences that begin anew in their midst one token after the other. A masked
+/// token counts as zeros.
 class S4dImpl : public TokenMixer {
  public:
   /// Throws ConfigError where d_state is odd.
@@ -29,6 +28,7 @@ class S4dImpl : public TokenMixer {
     torch::Tensor log_decay, readout;  // (d_model, d_state / 2) complex: dt A, and C with the input
   };
   Discrete discretize() const;
+  torch::Tensor rest(int64_t batch) const;
   torch::Tensor convolve(const torch::Tensor& u) const;
   torch::Tensor walk(const torch::Tensor& u, const ops::TokenFlags& flags,
                      torch::Tensor& state) const;

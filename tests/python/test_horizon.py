@@ -95,3 +95,12 @@ def test_command_of_a_run_and_of_a_configuration(trained, tmp_path, capsys):
     assert "half-life" not in text and "proposed K   7" in text
     assert main(["context", str(trained.folder), "seed=1"]) == 2
     assert "settings go with a CONFIG" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options", [{"rtg": "none"}, {"past_actions": "none"}, {"channel_mixing": "ssm"}]
+)
+def test_models_that_the_horizon_does_not_follow_are_refused(options):
+    model = nn.DMamba(11, 3, d_model=16, n_layer=1, **options).eval()
+    with pytest.raises(dmamba.ConfigError, match=f"model.{next(iter(options))}"):
+        horizon.half_lives(model, make_batch(model))

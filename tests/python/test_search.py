@@ -10,7 +10,7 @@ import pytest
 from conftest import LENGTHS, tiny
 
 import dmamba
-from dmamba import search, search_report
+from dmamba import search, seeds
 from dmamba.commands import main
 from dmamba.ranges import Range, parse_range
 from dmamba.runner import STOPPED
@@ -33,7 +33,7 @@ class Trainings:
         self.outcome = lambda settings, folder: ""
         monkeypatch.setattr(search, "run_all", self.run_all)
         monkeypatch.setattr(search, "read_run", self.read)
-        monkeypatch.setattr(search_report, "read_run", self.read)
+        monkeypatch.setattr(seeds, "read_run", self.read)
 
     def run_all(self, runner, runs, folder, shown):
         failures = {}
