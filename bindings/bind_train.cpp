@@ -112,6 +112,20 @@ void bind_train(py::module_& m) {
       .def(
           "load", [](train::Trainer& t, const std::string& folder) { t.load(folder); },
           py::arg("folder"), ReleaseGil(), "Continues from a checkpoint folder.")
+      .def(
+          "choose_contexts",
+          [](train::Trainer& t, std::vector<int64_t> lengths, int64_t best, std::string note) {
+            t.choose_contexts({std::move(lengths), best, std::move(note)});
+          },
+          py::arg("lengths"), py::arg("best"), py::arg("note"),
+          "From now on K of a step is drawn from lengths, and the run acts with best; note, a JSON "
+          "text, is kept in checkpoints.")
+      .def_property_readonly(
+          "context_note", [](const train::Trainer& t) { return t.state().contexts.note; },
+          "The note of choose_contexts(), or of the checkpoint that was loaded.")
+      .def_property_readonly(
+          "context_length", [](const train::Trainer& t) { return t.state().contexts.best; },
+          "K to act with; 0: the model's.")
       .def("synchronize", &train::Trainer::synchronize, ReleaseGil(),
            "With ranks: takes parameters, moments and step from rank 0.")
       .def("release", &train::Trainer::release, ReleaseGil(),
@@ -136,6 +150,7 @@ void bind_train(py::module_& m) {
         d["state_std"] = s.state_std;
         d["num_actions"] = s.num_actions;
         d["sets"] = list_sets(s);
+        d["context_length"] = s.contexts.best;
         d["config"] = s.config;
         return d;
       },

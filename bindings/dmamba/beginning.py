@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dmamba import _C, data, episodes, nn, pretraining, replays, suites, transfer
+from dmamba import (
+    _C,
+    data,
+    episodes,
+    evaluation,
+    held_out,
+    nn,
+    pretraining,
+    replays,
+    suites,
+    transfer,
+)
+from dmamba.choosing import RULES, Choice
 from dmamba.pretraining import Part
 
 
@@ -90,12 +104,84 @@ def make_trainer(
         stores = _vectors([part.store for part in parts])
         return list(multi.models.values()), _C.Trainer(config, stores, multi.cpp_module), began
     store = parts[0].store
+    if config.training.context == "schedule" and isinstance(store, _C.TrajectoryStore):
+        store, _ = held_out.split(store, config)
     model = make_model(config, store)
     began = transfer.begin(config, model) if begins else None
     statistics = transfer.statistics(config, store, resumed)
     if isinstance(store, _C.FrameStore):
         return [model], _C.Trainer(config, store, model.cpp_module, ranks), began
     return [model], _C.Trainer(config, store, model.cpp_module, ranks, statistics), began
+
+
+def check_choice(config: _C.Config, evaluate: bool | str) -> None:
+    """Raises ConfigError where a bandit over context lengths would not be told anything."""
+    if config.training.context != "bandit":
+        return
+    if not evaluate:
+        raise _C.ConfigError(
+            "training.context: bandit chooses by evaluations; leave evaluate (--no-evaluate) out, "
+            "or choose schedule"
+        )
+    if config.evaluation.policy != "windowed":
+        raise _C.ConfigError(
+            "training.context: bandit chooses the windowed policy's K, but evaluation.policy is "
+            f"{config.evaluation.policy}"
+        )
+
+
+def make_choice(
+    config: _C.Config,
+    store: _C.TrajectoryStore | _C.FrameStore,
+    model: nn.DMamba | nn.AtariDMamba,
+    trainer: _C.Trainer,
+) -> Choice | None:
+    """What decides on the context length while the run trains, if anything does.
+
+    Args:
+        config: Resolved.
+        store: All episodes of the set.
+        model: The trainer's.
+        trainer: At its first step, or at that of the checkpoint that it has loaded.
+    """
+    if config.training.context not in RULES:
+        return None
+    mean, std = trainer.state_mean, trainer.state_std
+    if config.training.context == "schedule":
+        assert isinstance(store, _C.TrajectoryStore) and isinstance(model, nn.DMamba)
+        _, rest = held_out.split(store, config)
+        choice = Choice(config, held_out.HeldOutLoss(rest, model, config, mean, std))
+    else:
+        choice = Choice(config, partial(_mean_return, config, model, trainer))
+    choice.connect(trainer)
+    return choice
+
+
+def _mean_return(
+    config: _C.Config,
+    model: nn.DMamba | nn.AtariDMamba,
+    trainer: _C.Trainer,
+    length: int,
+    check: Callable[[], None],
+) -> float:
+    """The mean return over the targets, in other episodes than those that are reported."""
+    info = {
+        "step": trainer.step,
+        "state_mean": trainer.state_mean,
+        "state_std": trainer.state_std,
+        "rtg_scale": config.dataset.rtg_scale,
+    }
+    result = evaluation.evaluate_model(
+        model,
+        info,
+        **evaluation.settings(config),
+        context_length=length,
+        first_episode=config.evaluation.episodes,
+        progress=False,
+        check=check,
+    )
+    returns = [row["return_mean"] for row in result["targets"]]
+    return float(sum(returns) / len(returns))
 
 
 def check_evaluation(parts: list[Part], evaluate: bool | str) -> None:

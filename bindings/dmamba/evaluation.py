@@ -48,7 +48,8 @@ def evaluate_model(
     Args:
         model: The model, or one of games, on the device where it is to compute; its training mode
             stays what it is.
-        info: ``step``, ``state_mean``, ``state_std``, ``rtg_scale``, as ``dmamba.nn.load`` gives.
+        info: ``step``, ``state_mean``, ``state_std``, ``rtg_scale`` and ``context_length``, as
+            ``dmamba.nn.load`` gives.
         environment: gymnasium id.
         targets: Raw returns to ask for.
         episodes: Per target.
@@ -64,7 +65,8 @@ def evaluate_model(
         rtg_rewards: ``raw``, ``clipped`` or ``none``: what returns-to-go go down by.
         temperature: Of games alone, as the next: of the softmax that actions are drawn from.
         sticky_actions: Probability that a frame repeats the action before.
-        context_length: K of the windowed policy; 0: the model's.
+        context_length: K of the windowed policy; 0: the one that a schedule or a bandit has chosen
+            while the model was trained, else the model's.
         forget_after: Steps after which the recurrent policy begins anew; 0: never.
         first_episode: See :func:`dmamba.rollout.make_jobs`.
         progress: Whether to show a bar.
@@ -72,6 +74,8 @@ def evaluate_model(
     """
     check_request(targets, episodes, seed, num_envs, workers)
     started = time.perf_counter()
+    if policy == "windowed":
+        context_length = context_length or info.get("context_length", 0)
     choices = suites.Choices(
         policy,
         weights,
@@ -188,8 +192,9 @@ def evaluate(
             takes the best.
         sticky_actions: Probability that a frame repeats the action before.
         set: Of a run on several sets, the one whose model acts in its own environment.
-        context_length: K of the windowed policy, the model's where left out. A list, or ``auto``:
-            see :mod:`dmamba.contexts`, which says what comes back then.
+        context_length: K of the windowed policy; left out, the one that a schedule or a bandit has
+            chosen (``training.context``), else the model's. A list, or ``auto``: see
+            :mod:`dmamba.contexts`, which says what comes back then.
         forget_after: Steps after which the recurrent policy begins anew; 0: never.
 
     Returns:

@@ -40,3 +40,9 @@ def bar(
         maxinterval=1.0 if live else 10.0,
         smoothing=0.1,
     )
+
+
+def note(text: str, *, enabled: bool = True) -> None:
+    """Writes a line, above the bars that are being drawn."""
+    if enabled:
+        tqdm.write(text)

@@ -188,8 +188,9 @@ def refuse_keys(config: _C.Config, name: str) -> None:
     asked, usual = config.to_dict(), _C.Config().to_dict()
     for section, keys in GAME_KEYS.items():
         for key in keys:
-            if key == "selection_seed" and config.dataset.fraction < 1:
-                continue  # of the episodes that are drawn
+            draws = config.dataset.fraction < 1 or config.training.context == "schedule"
+            if key == "selection_seed" and draws:
+                continue  # of the episodes that are drawn, or held out
             if asked[section][key] != usual[section][key]:
                 raise _C.ConfigError(
                     f"{name}: {section}.{key} is for recorded games (DQN-replay), but this dataset "

@@ -5,6 +5,7 @@
     evaluation.csv           one row per evaluation and target, from evaluations/step-00003000.json
     checkpoints/step-00003000/   model, optimizer, state.json (without it, not complete)
     transfer.json            of a run with transfer.init_from: which parameters were taken
+    contexts.csv             of a run that chooses K: a row per decision and length it was told of
     snapshots/step-00003000/     a checkpoint whose evaluation is still to come; without optimizer
     events.out.tfevents.*    TensorBoard
     plots/, summary.json     at the end
@@ -339,6 +340,16 @@ class RunWriter:
     def write_transfer(self, began: dict[str, Any]) -> None:
         """Writes transfer.json: what :func:`dmamba.transfer.begin` returned."""
         write_json(self.folder / "transfer.json", began)
+
+    def write_contexts(self, decisions: list[dict[str, Any]]) -> None:
+        """Writes contexts.csv: what :class:`dmamba.choosing.Choice` has decided so far."""
+        rows = [
+            (d["step"], length, repr(signal), " ".join(map(str, d["drawn"])), d["best"])
+            for d in decisions
+            for length, signal in d["signals"].items()
+        ]
+        columns = ("step", "context_length", "signal", "drawn_next", "best")
+        write_text(self.folder / "contexts.csv", _csv(columns, [columns, *rows]))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Writes summary.json."""

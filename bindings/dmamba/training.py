@@ -13,12 +13,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dmamba import _C, beginning, evaluation, nn, summary, transfer
+from dmamba import _C, beginning, choosing, evaluation, nn, summary, transfer
 from dmamba.beside import Evaluator
 from dmamba.callbacks import Callback
 from dmamba.configuration import UNSHAPING, changes, load_config
 from dmamba.pretraining import Part
-from dmamba.progress import bar
+from dmamba.progress import bar, note
 from dmamba.ranks import BURST_SECONDS, Team, join
 from dmamba.run import Run, RunWriter
 from dmamba.signals import Interrupted, StopSignals
@@ -74,8 +74,8 @@ def train(
         raise _C.ConfigError(f"evaluate must be one of {', '.join(EVALUATE)}, got {evaluate!r}")
     with join() as team:
         loaded, folder = team.together(lambda: _plan(config, list(overrides or ()), output, resume))
-        if team.world > 1 and loaded.pretraining.sets:
-            raise _C.ConfigError("pretraining.sets: several sets are trained in one process")
+        if team.world > 1:
+            _check_one_process(loaded)
         if dataset is None:
             shown = progress and team.leads
             stores = team.in_turn(lambda: beginning.load_stores(loaded, progress=shown))
@@ -109,6 +109,7 @@ def _resolve(
     resolved, parts = beginning.resolve(loaded, stores)
     if evaluate:
         beginning.check_evaluation(parts, evaluate)
+    beginning.check_choice(resolved, evaluate)
     if resume:
         _check_unchanged(Run(folder).config, resolved, folder)
     return resolved, parts
@@ -146,7 +147,7 @@ class _Session:
         self.progress = progress
         self.evaluate = evaluate
         self.team = team
-        self.seconds = {"training": 0.0, "evaluation": 0.0, "waiting": 0.0}
+        self.seconds = {"training": 0.0, "evaluation": 0.0, "choosing": 0.0, "waiting": 0.0}
 
     def prepare(
         self,
@@ -170,6 +171,9 @@ class _Session:
         self.first_step = self.trainer.step
         self.saved_step = self.first_step
         self.writer.start(self.config, self.first_step)
+        self.choice = beginning.make_choice(self.config, self.parts[0].store, models[0], trainer)
+        if self.choice:
+            self.writer.write_contexts(self.choice.decisions)
         self.writers = [
             self.writer.part(part.name, part.config, self.first_step) for part in self.parts
         ]
@@ -220,6 +224,7 @@ class _Session:
             "first_step": self.first_step,
             "training_seconds": self.seconds["training"],
             "evaluation_seconds": self.seconds["evaluation"],
+            "choosing_seconds": self.seconds["choosing"],
             "waiting_seconds": self.seconds["waiting"],
             "evaluated": "beside" if self.beside else "between",
         }
@@ -262,11 +267,24 @@ class _Session:
     def _save_and_evaluate(self, signals: StopSignals) -> None:
         """What is due at this step. Saving comes first: a kill in an evaluation costs no steps."""
         step = self.trainer.step
+        self._choose(step, signals)  # first: a checkpoint has what was chosen at its step
         evaluates = self._evaluation_due(step)
         if evaluates or self._due(step, self.config.training.checkpoint_every):
             self._save()
         if evaluates:
             self._evaluate(signals)
+
+    def _choose(self, step: int, signals: StopSignals) -> None:
+        """Has the context length of the coming steps decided, where that is due."""
+        if self.choice is None or not self.choice.due(step):
+            return
+        started = time.perf_counter()
+        decision = self.choice.decide(self.trainer, signals.check)
+        self.seconds["choosing"] += time.perf_counter() - started
+        self.saved_step = -1  # a checkpoint of this step that is there already lacks the decision
+        self.writer.write_contexts(self.choice.decisions)
+        what = "loss" if self.config.training.context == "schedule" else "return"
+        note(choosing.format_decision(decision, what), enabled=self.progress)
 
     def _burst(self, shown: Any, signals: StopSignals) -> None:
         started, before = time.perf_counter(), self.trainer.step
@@ -292,7 +310,8 @@ class _Session:
         for every in (self.config.training.checkpoint_every, self.config.evaluation.every):
             if every > 0:
                 stops.append((step // every + 1) * every)
-        return min(stops)
+        decision = self.choice.next_step(step) if self.choice else None
+        return min([*stops, decision or steps])
 
     def _due(self, step: int, every: int) -> bool:
         return step == self.config.training.steps or (every > 0 and step > 0 and step % every == 0)
@@ -333,6 +352,7 @@ class _Session:
                 "state_mean": statistics["state_mean"],
                 "state_std": statistics["state_std"],
                 "rtg_scale": part.config.dataset.rtg_scale,
+                "context_length": trainer.context_length,
             }
             for part, statistics in zip(self.parts, own, strict=True)
         ]
@@ -413,8 +433,20 @@ def _plan(
     return load_config(Run(folder).config, overrides), folder
 
 
+def _check_one_process(config: _C.Config) -> None:
+    if config.pretraining.sets:
+        raise _C.ConfigError("pretraining.sets: several sets are trained in one process")
+    if config.training.context in choosing.RULES:
+        raise _C.ConfigError(
+            f"training.context: {config.training.context} is decided in one process; choose fixed "
+            "or random with torchrun"
+        )
+
+
 def _check_unchanged(saved: _C.Config, wanted: _C.Config, folder: Path) -> None:
-    changed = changes(saved, wanted, RESUMABLE)
+    # A bandit's choices follow from its evaluations.
+    bandit = saved.training.context == "bandit"
+    changed = changes(saved, wanted, (*UNSHAPING, "evaluation.every") if bandit else RESUMABLE)
     if changed:
         raise _C.ConfigError(
             f"{folder}: a resumed run keeps its configuration, but {changed}. "

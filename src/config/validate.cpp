@@ -96,6 +96,9 @@ void validate_dataset(const DatasetConfig& dataset) {
   check("dataset.top_fraction", dataset.top_fraction,
         dataset.top_fraction > 0.0 && dataset.top_fraction <= 1.0, "greater than 0 and at most 1");
   check_choice("dataset.rewards", dataset.rewards, {"dense", "delayed"});
+  check("dataset.validation_fraction", dataset.validation_fraction,
+        dataset.validation_fraction > 0.0 && dataset.validation_fraction < 1.0,
+        "greater than 0 and less than 1");
 }
 
 void validate_model(const ModelConfig& model) {
@@ -155,20 +158,36 @@ void validate_training(const TrainingConfig& training) {
   check_choice("training.precision", training.precision, {"fp32", "bf16", "tf32"});
   check_choice("training.graph", training.graph, {"auto", "on", "off"});
   check_choice("training.data", training.data, {"auto", "device", "host"});
-  check_choice("training.context", training.context, {"fixed", "random"});
+  check_choice("training.context", training.context, {"fixed", "random", "schedule", "bandit"});
+  check_range("training.context_every", training.context_every, 1);
+  check("training.context_tolerance", training.context_tolerance,
+        training.context_tolerance >= 0.0 && training.context_tolerance < 1.0,
+        "at least 0 and less than 1");
+}
+
+void validate_context_rule(const TrainingConfig& training) {
+  if (training.context == "schedule") {
+    check_choice("training.context_rule", training.context_rule, {"auto", "grow", "shrink"});
+  } else if (training.context == "bandit") {
+    check_choice("training.context_rule", training.context_rule, {"auto", "ucb", "halving"});
+  } else if (training.context_rule != "auto") {
+    reject("training.context_rule", "'" + training.context_rule + "'",
+           "auto with training.context=" + training.context + "; only schedule and bandit have one");
+  }
 }
 
 void validate_contexts(const Config& config) {
   const TrainingConfig& training = config.training;
+  validate_context_rule(training);
   if (training.context == "fixed") {
     if (training.contexts.empty()) return;
     reject("training.contexts", "a list with training.context=fixed",
-           "empty; or choose training.context=random");
+           "empty; or choose training.context=random, schedule or bandit");
   }
   if (training.contexts.size() < 2) {
     reject("training.contexts",
            "a list of " + format_number(static_cast<std::int64_t>(training.contexts.size())),
-           "two lengths or more to draw from with training.context=random");
+           "two lengths or more with training.context=" + training.context);
   }
   std::int64_t before = 0;
   for (const std::int64_t length : training.contexts) {
@@ -180,7 +199,7 @@ void validate_contexts(const Config& config) {
            "rising to model.context_length, " + format_number(config.model.context_length));
   }
   if (!config.pretraining.sets.empty()) {
-    reject("training.context", "'random'", "fixed with pretraining.sets");
+    reject("training.context", "'" + training.context + "'", "fixed with pretraining.sets");
   }
 }
 

@@ -113,6 +113,17 @@ SetState read_set(const json& j) {
           j.at("steps").get<int64_t>()};
 }
 
+json to_json(const ContextState& s) {
+  if (s.note.empty()) return nullptr;
+  return {{"lengths", s.lengths}, {"best", s.best}, {"note", json::parse(s.note)}};
+}
+
+ContextState read_contexts(const json& j) {
+  if (j.is_null()) return {};
+  return {j.at("lengths").get<std::vector<int64_t>>(), j.at("best").get<int64_t>(),
+          j.at("note").dump()};
+}
+
 json to_json(const TrainingState& s) {
   json sets = json::array();
   for (const SetState& set : s.sets) sets.push_back(to_json(set));
@@ -125,6 +136,7 @@ json to_json(const TrainingState& s) {
           {"num_actions", s.num_actions},
           {"data_digest", s.data_digest},
           {"sets", sets},
+          {"contexts", to_json(s.contexts)},
           {"loss_sum", s.loss_sum},
           {"gradient_norm_sum", s.gradient_norm_sum},
           {"steps_summed", s.steps_summed},
@@ -179,6 +191,7 @@ TrainingState read_training_state(const fs::path& folder) {
     s.num_actions = j.value("num_actions", int64_t{0});  // absent in older checkpoints
     s.data_digest = j.value("data_digest", std::string());
     for (const json& set : j.value("sets", json::array())) s.sets.push_back(read_set(set));
+    s.contexts = read_contexts(j.value("contexts", json()));
     s.loss_sum = j.at("loss_sum").get<double>();
     s.gradient_norm_sum = j.at("gradient_norm_sum").get<double>();
     s.steps_summed = j.at("steps_summed").get<int64_t>();

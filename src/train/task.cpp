@@ -12,6 +12,10 @@ torch::Tensor loss_of(Task& task, torch::Device device, bool bf16) {
   return task.loss();
 }
 
+void Task::choose_contexts(const std::vector<int64_t>& /*lengths*/) {
+  throw ConfigError(store().name() + ": this kind of run has one context length");
+}
+
 bool keep_on_device(const config::TrainingConfig& training, const std::string& name, int64_t bytes,
                     torch::Device device) {
   if (!device.is_cuda() || training.data == "host") return false;

@@ -71,6 +71,10 @@ class Task {
   /// CUDA graphs that steps take turns at: one for each set, or each length of segments.
   virtual int64_t graphs() const { return sets(); }
   virtual int64_t graph_of(int64_t step) const { return set_of(step); }
+
+  /// Segments of coming steps have one of these lengths K. Throws ConfigError for one that the run
+  /// was not made for.
+  virtual void choose_contexts(const std::vector<int64_t>& lengths);
 };
 
 /// The loss in the arithmetic of a run.

@@ -58,6 +58,10 @@ bool may_differ(const std::string& key, const config::Config& config) {
                                            "training.device",
                                            "training.graph",
                                            "training.data"};
+  // A bandit's choices follow from what it is told by evaluations.
+  const bool tells = key.starts_with("evaluation.") || key == "dataset.environment" ||
+                     key == "dataset.max_episode_length";
+  if (tells && config.training.context == "bandit") return key == "evaluation.every";
   if (key == "training.steps") {
     return config.training.schedule == "constant" || config.training.cosine_tokens > 0;
   }
@@ -268,10 +272,16 @@ void Trainer::load(const std::filesystem::path& folder) {
   load_parameters(folder, task_->model());
   load_optimizer(folder, optimizer_);
   state_.sets = saved.sets;
+  if (!saved.contexts.note.empty()) choose_contexts(saved.contexts);
   set_step(saved.step);
   loss_sum_.fill_(saved.loss_sum);
   norm_sum_.fill_(saved.gradient_norm_sum);
   state_.steps_summed = saved.steps_summed;
+}
+
+void Trainer::choose_contexts(const ContextState& contexts) {
+  task_->choose_contexts(contexts.lengths);
+  state_.contexts = contexts;
 }
 
 void Trainer::synchronize() {

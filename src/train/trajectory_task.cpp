@@ -1,6 +1,8 @@
 // Continuous control: standardised states, real-valued actions.
 #include <torch/torch.h>
 
+#include <algorithm>
+
 #include "dmamba/common/error.h"
 #include "dmamba/common/philox.h"
 #include "dmamba/data/segment_sampler.h"
@@ -73,8 +75,8 @@ struct Context {
   StagedBatch batch;
 };
 
-/// With several lengths K the one of a step follows from (seed, step), each as likely as any other;
-/// segments begin where those of any other K would.
+/// With several lengths K the one of a step follows from (seed, step), each that is chosen as likely
+/// as any other; segments begin where those of any other K would.
 class TrajectoryTask final : public Task {
  public:
   TrajectoryTask(const config::Config& config, std::shared_ptr<const data::TrajectoryStore> store,
@@ -89,6 +91,7 @@ class TrajectoryTask final : public Task {
     if (config.training.context == "fixed") lengths = {config.model.context_length};
     for (const int64_t length : lengths) {
       options.context_length = length;
+      chosen_.push_back(static_cast<int64_t>(contexts_.size()));
       contexts_.push_back(std::make_unique<Context>(data::SegmentSampler(store, options), device,
                                                     share.count, !resident_));
     }
@@ -139,7 +142,23 @@ class TrajectoryTask final : public Task {
   int64_t graph_of(int64_t step) const override {
     const common::PhiloxBlock draw =
         random_(static_cast<uint64_t>(step), 0, common::PhiloxPurpose::kContext);
-    return static_cast<int64_t>(common::bounded(draw.bits64(0), contexts_.size()));
+    return chosen_[static_cast<size_t>(common::bounded(draw.bits64(0), chosen_.size()))];
+  }
+
+  void choose_contexts(const std::vector<int64_t>& lengths) override {
+    std::vector<int64_t> chosen;
+    for (const int64_t length : lengths) {
+      const auto found = std::find_if(contexts_.begin(), contexts_.end(), [&](const auto& context) {
+        return context->sampler.options().context_length == length;
+      });
+      if (found == contexts_.end()) {
+        throw ConfigError("a context length of " + std::to_string(length) +
+                          " is not among training.contexts");
+      }
+      chosen.push_back(found - contexts_.begin());
+    }
+    if (chosen.empty()) throw ConfigError("no context length is chosen: give at least one");
+    chosen_ = std::move(chosen);
   }
 
  private:
@@ -148,6 +167,7 @@ class TrajectoryTask final : public Task {
   Share share_;
   bool resident_;
   std::vector<std::unique_ptr<Context>> contexts_;  // by rising K
+  std::vector<int64_t> chosen_;                     // of these, what steps draw from
   Context* current_ = nullptr;                      // of the step whose batch is loaded
   cuda_only::TrajectoryTensors recording_;
 };

@@ -25,6 +25,7 @@ struct DatasetConfig {
   std::string cache = "disk";                // disk | memory: where the chosen frames are kept
   double top_fraction = 1.0;                 // of the episodes, those with the highest returns
   std::string rewards = "dense";             // dense | delayed: all of them with the last step
+  double validation_fraction = 0.05;         // of the episodes, kept for context=schedule alone
 
   bool operator==(const DatasetConfig&) const = default;
 };
@@ -83,8 +84,11 @@ struct TrainingConfig {
   std::string precision = "fp32";  // fp32 | bf16 | tf32; parameters and their moments are fp32
   std::string graph = "auto";      // auto | on | off: a step as one CUDA graph
   std::string data = "auto";       // auto | device | host: where a GPU's batches are drawn from
-  std::string context = "fixed";   // fixed | random: K of a step is model.context_length, or drawn
-  std::vector<std::int64_t> contexts;  // to draw from, rising to model.context_length
+  std::string context = "fixed";   // fixed | random | schedule | bandit: where a step's K is from
+  std::vector<std::int64_t> contexts;  // to choose from, rising to model.context_length
+  std::string context_rule = "auto";   // schedule: grow | shrink; bandit: ucb | halving
+  std::int64_t context_every = 1000;   // steps between two decisions of schedule and bandit
+  double context_tolerance = 0.01;     // schedule: the least relative fall that counts as one
 
   bool operator==(const TrainingConfig&) const = default;
 };

@@ -45,6 +45,8 @@ void for_each_field(F&& f, Tag<DatasetConfig>) {
     "share of the episodes that is trained on, those with the highest returns; 1: all");
   f("rewards", &S::rewards,
     "dense: as recorded | delayed: an episode's whole return comes with its last step");
+  f("validation_fraction", &S::validation_fraction,
+    "of the episodes, drawn with selection_seed, kept from training for context=schedule alone");
 }
 
 template <class F>
@@ -117,8 +119,15 @@ void for_each_field(F&& f, Tag<TrainingConfig>) {
     "device | host: batches are drawn on the CPU and copied");
   f("context", &S::context,
     "K of a step: fixed: model.context_length | random: drawn from contexts, so that one model "
-    "serves them all");
-  f("contexts", &S::contexts, "the lengths to draw from, rising to model.context_length");
+    "serves them all | schedule: by a rule on the loss of held-out episodes | bandit: by returns "
+    "in the environment");
+  f("contexts", &S::contexts, "the lengths to choose from, rising to model.context_length");
+  f("context_rule", &S::context_rule,
+    "of schedule: grow (auto) | shrink: to the next length once the loss stops falling; of bandit: "
+    "ucb (auto): a length at a time | halving: drawn among those that the returns have spared");
+  f("context_every", &S::context_every, "schedule, bandit: steps between two decisions");
+  f("context_tolerance", &S::context_tolerance,
+    "schedule: the loss has stopped falling where it fell by less than this fraction");
 }
 
 template <class F>

@@ -22,6 +22,15 @@ struct SetState {
   int64_t steps = 0;                         ///< optimizer steps on this set
 };
 
+/// What a run that chooses its context lengths has come to.
+struct ContextState {
+  std::vector<int64_t> lengths;  ///< that steps draw K from, each as likely as any other
+  int64_t best = 0;              ///< K to act with; 0: the model's
+  std::string note;              ///< JSON of whoever chooses; empty: nobody does
+
+  bool operator==(const ContextState&) const = default;
+};
+
 /// Everything of a run beside the tensors.
 struct TrainingState {
   config::Config config;  ///< as resolved when training began
@@ -31,6 +40,7 @@ struct TrainingState {
   int64_t num_actions = 0;                   ///< of a model for games, which has no state_dim
   std::string data_digest;                   ///< of recorded games: actions, rewards, episodes
   std::vector<SetState> sets;                ///< in place of sizes and statistics above; or none
+  ContextState contexts;                     ///< of a schedule or a bandit
   int64_t step = 0;                          ///< optimizer steps done
   /// Sums since the last row of metrics, so that a resumed run writes the same rows.
   double loss_sum = 0.0;

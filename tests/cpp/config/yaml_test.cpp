@@ -250,7 +250,7 @@ TEST(Yaml, EveryFieldIsWritten) {
   disturb_all(config.transfer);
   disturb_all(config.pretraining);
   disturb_all(config.evaluation);
-  EXPECT_EQ(fields, 78);
+  EXPECT_EQ(fields, 82);
 }
 
 TEST(Yaml, DoublesKeepTheirBits) {
