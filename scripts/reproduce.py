@@ -25,6 +25,9 @@ A finished run is kept and a stopped one continues, so the same command goes on 
       - name: hopper-d128-recurrent  # no training: checkpoints of another, with another policy
         of: hopper-d128
         policy: recurrent
+      - name: hopper-d128-K5         # or with another K: a number, or auto
+        of: hopper-d128
+        context_length: 5
 
 Keys of an experiment may stand at the top, for all experiments that don't have their own. With
 
@@ -66,6 +69,7 @@ class Experiment:
     reference_loss: float | None = None
     of: str = ""
     policy: str = ""
+    context_length: int | str = ""
     sets: list[str] = field(default_factory=list)
     begins: str = ""  # `from`, which is a word of Python's
 
@@ -174,7 +178,9 @@ def evaluate(
     run = run_folder(options.output, base.name, seed)
     folder = run_folder(options.output, experiment.name, seed)
     result = folder / "result.json"
-    asked = {"of": str(run), "policy": experiment.policy}
+    settings = {"policy": experiment.policy, "context_length": experiment.context_length}
+    given = {key: str(value) for key, value in settings.items() if value}
+    asked = {"of": str(run), **given}
     note = folder.with_name(f"{folder.name}.json")
     if note.is_file() and json.loads(note.read_text(encoding="utf-8")) != asked:
         return f"{folder} was made with other settings ({note}): remove both"
@@ -184,9 +190,8 @@ def evaluate(
         return f"{base.name} seed {seed} has not finished"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(note, asked)
-    return runner.run(
-        ["evaluate", str(run), "--policy", experiment.policy, "--output", str(result)], folder
-    )
+    arguments = [f"--{key.replace('_', '-')}={value}" for key, value in given.items()]
+    return runner.run(["evaluate", str(run), *arguments, "--output", str(result)], folder)
 
 
 def run_folder(output: Path, name: str, seed: int) -> Path:

@@ -171,8 +171,9 @@ void validate_context_rule(const TrainingConfig& training) {
   } else if (training.context == "bandit") {
     check_choice("training.context_rule", training.context_rule, {"auto", "ucb", "halving"});
   } else if (training.context_rule != "auto") {
-    reject("training.context_rule", "'" + training.context_rule + "'",
-           "auto with training.context=" + training.context + "; only schedule and bandit have one");
+    reject(
+        "training.context_rule", "'" + training.context_rule + "'",
+        "auto with training.context=" + training.context + "; only schedule and bandit have one");
   }
 }
 

@@ -75,8 +75,8 @@ struct Context {
   StagedBatch batch;
 };
 
-/// With several lengths K the one of a step follows from (seed, step), each that is chosen as likely
-/// as any other; segments begin where those of any other K would.
+/// With several lengths K the one of a step follows from (seed, step), each that is chosen as
+/// likely as any other; segments begin where those of any other K would.
 class TrajectoryTask final : public Task {
  public:
   TrajectoryTask(const config::Config& config, std::shared_ptr<const data::TrajectoryStore> store,

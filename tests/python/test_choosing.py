@@ -200,9 +200,7 @@ def test_what_a_choice_needs_is_checked_before_anything_starts(dataset, tmp_path
         dmamba.train(
             choosing_run(dataset, "bandit"), output=tmp_path / "run", evaluate=False, progress=False
         )
-    one = write_dataset(
-        tmp_path / "one.hdf5", lengths=(40,), metadata={"environment": "Hopper-v4"}
-    )
+    one = write_dataset(tmp_path / "one.hdf5", lengths=(40,), metadata={"environment": "Hopper-v4"})
     with pytest.raises(dmamba.DataError, match=r"one episode, but training\.context=schedule"):
         dmamba.train(choosing_run(one, "schedule"), output=tmp_path / "run", progress=False)
     short = write_dataset(

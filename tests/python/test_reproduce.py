@@ -35,6 +35,9 @@ experiments:
   - name: recurrent
     of: first
     policy: recurrent
+  - name: short
+    of: first
+    context_length: 2
 """
 
 
@@ -68,8 +71,8 @@ def test_a_whole_experiment(folder, dataset):
     assert done.returncode == 0, done.stdout + done.stderr
     output = folder / "runs" / "reproduce-tiny"
     results = json.loads((output / "results.json").read_text())["experiments"]
-    assert [r["experiment"] for r in results] == ["first", "other", "recurrent"]
-    first, other, recurrent = results
+    assert [r["experiment"] for r in results] == ["first", "other", "recurrent", "short"]
+    first, other, recurrent, short = results
     runs = [dmamba.Run(output / "runs" / f"first-seed{seed}") for seed in (0, 1)]
     means = [run.summary()["last"]["targets"][0]["return_mean"] for run in runs]
     assert [run.config.seed for run in runs] == [0, 1]
@@ -85,6 +88,9 @@ def test_a_whole_experiment(folder, dataset):
     assert first["author_seconds"]["evaluation"] == pytest.approx(np.mean(lengths) * 0.003)
     assert first["loss"] != other["loss"] and recurrent["loss"] is None
     assert recurrent["training_seconds"] == 0.0 and len(recurrent["targets"][0]["last"]) > 0
+    again = dmamba.evaluate(runs[0], context_length=2, progress=False)
+    assert short["targets"][0]["last"]["returns"][0] == again["targets"][0]["return_mean"]
+    assert short["targets"][0]["last"]["returns"] != first["targets"][0]["last"]["returns"]
     table = (output / "results.md").read_text()
     assert "| first | 100 | 2 |" in table and " pass |" in table and " fail |" in table
     assert table in done.stdout
@@ -149,7 +155,7 @@ def test_the_files_that_come_with_the_project(read_file):
         experiments, author = read_file(path)
         assert experiments
         # Compared with each other, which his program cannot; batch 128.
-        compared = path.stem in ("ablations", "context-length", "mixers", "transfer")
+        compared = path.stem in ("ablations", "mixers", "transfer") or "context" in path.stem
         assert (author is None) == (compared or path.stem == "atari")
         assert author is None or author["step_ms"] == 16.7
         for experiment in experiments:

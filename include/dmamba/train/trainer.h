@@ -84,9 +84,9 @@ class Trainer {
   /// schedule the number of steps.
   void load(const std::filesystem::path& folder);
 
-  /// From now on steps have these lengths K, and the run acts with `best`; checkpoints keep both, and
-  /// the note, a JSON text, which load() brings back. Of training.context schedule and bandit, in
-  /// one process. Throws ConfigError for a length that is not among training.contexts.
+  /// From now on steps have these lengths K, and the run acts with `best`; checkpoints keep both,
+  /// and the note, a JSON text, which load() brings back. Of training.context schedule and bandit,
+  /// in one process. Throws ConfigError for a length that is not among training.contexts.
   void choose_contexts(const ContextState& contexts);
 
   /// Takes parameters, moments and step from rank 0. With ranks, before the first step and after

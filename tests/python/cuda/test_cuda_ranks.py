@@ -13,7 +13,7 @@ from support import needs_cuda, write_recording
 from test_cuda_training import largest_relative_difference
 
 sys.path.append(str(Path(__file__).parents[1]))
-from conftest import tiny  # noqa: E402
+from conftest import tiny, write_dataset  # noqa: E402
 from test_ranks import finish, process_of, torchrun, wait_for_checkpoint  # noqa: E402
 
 import dmamba  # noqa: E402
@@ -23,6 +23,12 @@ needs_two = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two 
 BACKENDS = ["gloo", pytest.param("nccl", marks=needs_two)]
 
 pytestmark = needs_cuda
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    """A tiny dataset."""
+    return write_dataset(tmp_path_factory.mktemp("data") / "tiny.hdf5")
 
 
 @pytest.fixture(scope="module")
@@ -79,17 +85,17 @@ def start(dataset, folder, steps, *more):
 
 
 @needs_two
-def test_the_command_trains_and_resumes_to_the_same_bytes(dataset, tmp_path):
-    process, whole = start(dataset, tmp_path / "whole", 60)
+def test_the_command_trains_and_resumes_to_the_same_bytes(recording, tmp_path):
+    process, whole = start(recording, tmp_path / "whole", 60)
     output = finish(process)
     assert process.returncode == 0, output
-    process, cut = start(dataset, tmp_path / "cut", 10**6)
+    process, cut = start(recording, tmp_path / "cut", 10**6)
     wait_for_checkpoint(process, cut, 20)
     os.kill(process_of(process, 1), signal.SIGTERM)
     assert "dmamba: error" not in finish(process)
     stopped = cut.latest_checkpoint()[0]
     assert cut.metrics()["step"][-1] == stopped
-    process, again = start(dataset, tmp_path / "cut", 10**6, "--resume")
+    process, again = start(recording, tmp_path / "cut", 10**6, "--resume")
     wait_for_checkpoint(process, again, stopped + 40)
     os.kill(process.pid, signal.SIGTERM)
     finish(process)
@@ -100,8 +106,8 @@ def test_the_command_trains_and_resumes_to_the_same_bytes(dataset, tmp_path):
 
 
 @needs_two
-def test_a_killed_rank_ends_the_run_with_a_usable_checkpoint(dataset, tmp_path):
-    process, run = start(dataset, tmp_path / "run", 10**7)
+def test_a_killed_rank_ends_the_run_with_a_usable_checkpoint(recording, tmp_path):
+    process, run = start(recording, tmp_path / "run", 10**7)
     wait_for_checkpoint(process, run, 40)
     os.kill(process_of(process, 1), signal.SIGKILL)
     output = finish(process, timeout=120)
