@@ -166,6 +166,9 @@ class Choice:
         self._make = next(iter(rules.values())) if name == "auto" else rules[name]
         self._arguments = training.contexts, training.context_tolerance
         self._every = training.context_every
+        # After the last step there is none to make with the next length of a schedule; a bandit has
+        # one more return to know its best length by.
+        self._last = training.steps - (training.context == "schedule")
         self._measure = measure
         self._rule = self._make(*self._arguments)
         self.decisions: list[dict[str, Any]] = []
@@ -181,12 +184,13 @@ class Choice:
 
     def next_step(self, step: int) -> int | None:
         """The next step after ``step`` at which something is decided, if there is one."""
-        return None if self._rule.settled else (step // self._every + 1) * self._every
+        coming = (step // self._every + 1) * self._every
+        return None if self._rule.settled or coming > self._last else coming
 
     def due(self, step: int) -> bool:
         """Whether something is to be decided now."""
         decided = self.decisions[-1]["step"] if self.decisions else 0
-        return not self._rule.settled and step > decided and step % self._every == 0
+        return decided < step <= self._last and step % self._every == 0 and not self._rule.settled
 
     def decide(
         self, trainer: _C.Trainer, check: Callable[[], None] = lambda: None
