@@ -76,28 +76,34 @@ void bind_data(py::module_& m) {
   py::class_<EpisodeStore, std::shared_ptr<EpisodeStore>>(
       m, "EpisodeStore", "What stores of recorded episodes have in common.")
       .def_property_readonly("name", &EpisodeStore::name, "Path of the file or folder.")
-      .def_property_readonly("num_transitions", &EpisodeStore::num_transitions)
-      .def_property_readonly("num_episodes", &EpisodeStore::num_episodes)
+      .def_property_readonly("num_transitions", &EpisodeStore::num_transitions,
+                             "Environment steps.")
+      .def_property_readonly("num_episodes", &EpisodeStore::num_episodes, "Whole episodes.")
       .def_property_readonly("dropped_transitions", &EpisodeStore::dropped_transitions,
                              "Transitions of episodes without beginning or end, which are left "
                              "out.")
-      .def_property_readonly("metadata", &EpisodeStore::metadata)
-      .def_property_readonly("episode_lengths",
-                             [](const EpisodeStore& s) {
-                               return by_episode<int64_t>(s,
-                                                          [](const auto& e) { return e.length; });
-                             })
-      .def_property_readonly("episode_returns",
-                             [](const EpisodeStore& s) {
-                               return by_episode<double>(s, [](const auto& e) { return e.ret; });
-                             })
+      .def_property_readonly("metadata", &EpisodeStore::metadata,
+                             "What the file says of itself, as texts.")
+      .def_property_readonly(
+          "episode_lengths",
+          [](const EpisodeStore& s) {
+            return by_episode<int64_t>(s, [](const auto& e) { return e.length; });
+          },
+          "(num_episodes,) int64, in steps.")
+      .def_property_readonly(
+          "episode_returns",
+          [](const EpisodeStore& s) {
+            return by_episode<double>(s, [](const auto& e) { return e.ret; });
+          },
+          "Sums of the raw rewards, (num_episodes,) float64.")
       .def("summary", &summary_dict, "Counts, lengths (steps) and raw returns.")
       .def("__len__", &EpisodeStore::num_episodes);
 
   py::class_<TrajectoryStore, EpisodeStore, std::shared_ptr<TrajectoryStore>>(
-      m, "TrajectoryStore", "Episodes of a dataset; made by open_dataset.")
-      .def_property_readonly("state_dim", &TrajectoryStore::state_dim)
-      .def_property_readonly("act_dim", &TrajectoryStore::act_dim)
+      m, "TrajectoryStore",
+      "Episodes whose states and actions are vectors; dmamba.data.load and from_episodes make it.")
+      .def_property_readonly("state_dim", &TrajectoryStore::state_dim, "Values of a state.")
+      .def_property_readonly("act_dim", &TrajectoryStore::act_dim, "Values of an action.")
       .def("episode", &episode_arrays, py::arg("index"),
            "One episode as numpy arrays: observations (T, state_dim), actions (T, act_dim), "
            "rewards (T,), returns_to_go (T,), raw; and whether it terminated.")

@@ -78,7 +78,8 @@ py::tuple sample_batch(const data::FrameSampler& sampler, uint64_t step) {
 
 void bind_frames(py::module_& m) {
   py::class_<FrameStore, data::EpisodeStore, std::shared_ptr<FrameStore>>(
-      m, "FrameStore", "Episodes of a recorded game; made by open_replay. Arrays are views.")
+      m, "FrameStore",
+      "Episodes of a recorded game; dmamba.data.load makes it. Arrays are read-only views.")
       .def_property_readonly("num_actions", &FrameStore::num_actions, "Largest action + 1.")
       .def_property_readonly(
           "frames",
@@ -88,14 +89,18 @@ void bind_frames(py::module_& m) {
           "(N, 84, 84) uint8, a frame a transition.")
       .def_property_readonly(
           "actions",
-          [](const py::object& s) { return column(s, s.cast<const FrameStore&>().actions()); })
+          [](const py::object& s) { return column(s, s.cast<const FrameStore&>().actions()); },
+          "(N,) int32, indices.")
       .def_property_readonly(
           "rewards",
-          [](const py::object& s) { return column(s, s.cast<const FrameStore&>().rewards()); })
-      .def_property_readonly("returns_to_go",
-                             [](const py::object& s) {
-                               return column(s, s.cast<const FrameStore&>().returns_to_go());
-                             })
+          [](const py::object& s) { return column(s, s.cast<const FrameStore&>().rewards()); },
+          "(N,) float32, clipped to [-1, 1].")
+      .def_property_readonly(
+          "returns_to_go",
+          [](const py::object& s) {
+            return column(s, s.cast<const FrameStore&>().returns_to_go());
+          },
+          "(N,) float32, sums of clipped rewards to the game's end.")
       .def_property_readonly(
           "episode_ends",
           [](const py::object& s) { return column(s, s.cast<const FrameStore&>().episode_ends()); },

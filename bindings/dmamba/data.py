@@ -212,7 +212,12 @@ def info(path_or_name: str | os.PathLike[str], **options: Any) -> dict[str, Any]
         ``dropped_transitions`` (after the last episode end), the counts and the return and length
         statistics of ``TrajectoryStore.summary()``, ``constants`` (of the normalised score) and
         ``score_min``, ``score_mean``, ``score_max``, ``score_percentile_90`` (None for an unknown
-        environment). Of a recorded game, what :func:`dmamba.replays.describe` says.
+        environment). Of a recorded game ``game``, ``shards``, ``num_actions`` and
+        ``action_counts`` in place of the sizes, and no constants: its returns are sums of clipped
+        rewards.
+
+    Raises:
+        DataError: What :func:`load` raises.
     """
     return describe(load(path_or_name, **options))
 

@@ -61,16 +61,24 @@ def evaluate_model(
         workers: Processes that step them, or threads that play games; None: by the cores.
         max_episode_length: Time limit in steps; 0, or one above the environment's own, leaves that.
         dataset: The training set's name or path, to label the score's constants.
-        weights: ``fp32`` or ``bf16``; see :class:`dmamba.rollout.ArrayPolicy`.
+        weights: ``fp32`` or ``bf16``; as for :func:`evaluate`.
         rtg_rewards: ``raw``, ``clipped`` or ``none``: what returns-to-go go down by.
         temperature: Of games alone, as the next: of the softmax that actions are drawn from.
         sticky_actions: Probability that a frame repeats the action before.
         context_length: K of the windowed policy; 0: the one that a schedule or a bandit has chosen
             while the model was trained, else the model's.
         forget_after: Steps after which the recurrent policy begins anew; 0: never.
-        first_episode: See :func:`dmamba.rollout.make_jobs`.
+        first_episode: Number of the first episode; an episode's seed follows from its number.
         progress: Whether to show a bar.
         check: Called after every step; may raise to stop.
+
+    Returns:
+        As :func:`evaluate`.
+
+    Raises:
+        ConfigError: Impossible arguments, or an environment that cannot be made.
+        DataError: The environment's sizes, or a game's actions, are not the model's.
+        Error: gymnasium or ale-py is missing.
     """
     check_request(targets, episodes, seed, num_envs, workers)
     started = time.perf_counter()

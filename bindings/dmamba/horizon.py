@@ -2,7 +2,7 @@
 
 A channel's state decays with exp(delta_t A) a token, delta_t > 0 chosen by the token, A < 0 learned
 (Gu and Dao, arXiv 2312.00752, section 3.2). With the mean of delta over the tokens of real segments
-its half-life is
+its half-life is::
 
     ln 2 / (mean(delta) |A|)  tokens,  a third of that in environment steps,
 

@@ -200,7 +200,8 @@ class DMamba(_CppModule, _C.DMamba):  # type: ignore[misc]
         TypeError: For an unknown option, or options beside a trunk.
 
     Attributes:
-        state_dim, act_dim: As given.
+        state_dim: As given.
+        act_dim: As given.
         config: A copy of the options the model was made with.
 
     Example:

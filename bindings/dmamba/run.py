@@ -90,7 +90,7 @@ def read_json(path: Path) -> Any:
 
 
 class Run:
-    """A run folder, to read from; training writes through a :class:`RunWriter`.
+    """A run folder, to read from; the training alone writes to it.
 
     Args:
         folder: The run's folder. Nothing is read until it is asked for.

@@ -129,7 +129,7 @@ class SegmentDataset(Dataset[dict[str, torch.Tensor]]):
 
 
 def default_rtg_scale(store: _C.TrajectoryStore) -> float:
-    """The raw return per model unit: the largest power of ten not above the largest |return|.
+    """The raw return per model unit: the largest power of ten not above the largest ``|return|``.
 
     Scaled returns then peak between 1 and 10, as in the paper's recipes (1000 for returns of
     thousands). 1 where no return is as large as that.

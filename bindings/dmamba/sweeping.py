@@ -35,8 +35,11 @@ class Sweep:
 
     Attributes:
         folder: Where runs, tables and plot lie.
-        rows: A flat dict per grid point, the lines of sweep.csv; see
-            :func:`dmamba.sweep_report.flat_rows`.
+        rows: A flat dict per grid point, the lines of sweep.csv: the swept settings; ``seeds``,
+            how many have finished, and ``failed_seeds``; for each target T ``last_return_T``,
+            ``last_return_stderr_T``, ``last_score_T``, ``last_score_low_T``, ``last_score_high_T``
+            (95 % interval over seeds), and the same of the ``best`` evaluation; ``loss``,
+            ``training_seconds``, ``evaluation_seconds``: means over seeds.
         failures: What went wrong, by run folder; empty where all runs have finished.
     """
 
@@ -79,10 +82,13 @@ def sweep(
             :mod:`dmamba.engines`.
         trials: How many settings a search tries; None: the grid. ``key=a..b`` and ``key=log:a..b``
             are a search's ranges.
-        sampler: Of a search; see :data:`dmamba.search.SAMPLERS`.
+        sampler: Of a search: ``tpe``, ``random``, ``cmaes``, ``gp``, ``qmc`` or ``grid``.
         sampler_seed: Of a search.
         target: What a search makes large: the score at this target return, the ``mean`` over the
             targets, or the ``best``.
+
+    Returns:
+        A row for each point (of a search, each trial, best first), and what has failed.
 
     Raises:
         ConfigError: A grid that cannot be used, or a folder with runs of other settings.

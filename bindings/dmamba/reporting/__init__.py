@@ -70,6 +70,9 @@ def report(folder: str | os.PathLike[str], output: str | os.PathLike[str] | None
         output: The page, ``.html``; ``.md``, ``.csv`` and ``-plots/`` of the same name lie beside
             it. None: ``report.html`` in the folder.
 
+    Returns:
+        The files that were written, and the tables, figures and rows in them.
+
     Raises:
         ConfigError: ``output`` does not end in .html.
         DataError: No finished run in the folder, or a damaged file; the message says what to do.
