@@ -57,6 +57,9 @@ check_shellcheck() {
 
 check_house-rules() { python scripts/lib/house_rules.py; }
 
+# Links between the Markdown files, as a git host follows them; build_docs.sh checks the site's.
+check_links() { python scripts/lib/check_links.py; }
+
 # Kernels know no framework: each compiles alone, with nothing but nvcc and the tree's root.
 check_kernels() {
   local source sources=() object status=0
@@ -77,7 +80,7 @@ check_kernels() {
   return "$status"
 }
 
-all=(clang-format ruff ruff-format mypy shellcheck house-rules kernels)
+all=(clang-format ruff ruff-format mypy shellcheck house-rules links kernels)
 ((${#checks[@]})) || checks=("${all[@]}")
 for check in "${checks[@]}"; do
   [[ " ${all[*]} " == *" $check "* ]] || die "no check '$check'; there are: ${all[*]}"
