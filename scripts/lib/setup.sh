@@ -1,8 +1,9 @@
 # shellcheck shell=bash
 # Prepares a machine for DMamba: system packages, a virtual environment, torch, the package itself.
 #
-# Sourced by quickstart.sh, test.sh and lint.sh after `set -euo pipefail`. Every step looks first and
-# does nothing where nothing is missing, so a second run costs a second. Read from the environment:
+# Sourced by quickstart.sh, test.sh, lint.sh and build_docs.sh after `set -euo pipefail`. Every step
+# looks first and does nothing where nothing is missing, so a second run costs a second. Read from the
+# environment:
 #   PYTHON               the Python to start from (default: python3, else python3.14 ... python3.10)
 #   DMAMBA_SKIP_SYSTEM   1: do not look at system packages; CMake finds the libraries elsewhere
 #   CMAKE_BUILD_PARALLEL_LEVEL   compile jobs (default: by cores and memory)
