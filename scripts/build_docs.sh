@@ -34,7 +34,7 @@ else
   mkdir -p "$output"
   python scripts/lib/configuration_page.py >"$output/configuration.md"
   python scripts/make_drawings.py "$drawings"
-  diff -u docs/configuration.md "$output/configuration.md" && diff -ru docs/images "$drawings" ||
+  { diff -u docs/configuration.md "$output/configuration.md" && diff -ru docs/images "$drawings"; } ||
     die "the files above are made by programs and are not what these make now:" \
       "scripts/build_docs.sh --fix writes them"
 fi
