@@ -36,7 +36,7 @@ pygments_dark_style = "monokai"
 
 myst_heading_anchors = 4  # with the names that a git host gives them
 
-smartquotes = False  # '' and --option mean what they say
+smartquotes_action = "D"  # dashes alone: '' in a default means what it says
 add_module_names = False
 toc_object_entries_show_parents = "hide"
 autodoc_member_order = "bysource"
