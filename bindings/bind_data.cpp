@@ -2,6 +2,7 @@
 #include <pybind11/numpy.h>
 
 #include "bindings/bind.h"
+#include "dmamba/common/error.h"
 #include "dmamba/data/reader.h"
 #include "dmamba/data/segment_sampler.h"
 #include "dmamba/data/selection.h"
@@ -56,6 +57,27 @@ py::dict summary_dict(const EpisodeStore& store) {
   d["return_percentile_90"] = s.return_p90;
   d["return_max"] = s.return_max;
   return d;
+}
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
+
+template <class T>
+std::vector<T> values_of(const Array<T>& array) {
+  return {array.data(), array.data() + array.size()};
+}
+
+std::shared_ptr<TrajectoryStore> create_store(
+    const Array<float>& observations, const Array<float>& actions, const Array<float>& rewards,
+    const Array<uint8_t>& terminals, const Array<uint8_t>& timeouts, const std::string& name,
+    const data::Metadata& metadata) {
+  if (observations.ndim() != 2 || actions.ndim() != 2) {
+    throw DataError(name + ": observations and actions must be matrices");
+  }
+  return data::MemoryStore::create(
+      {observations.shape(1), actions.shape(1), values_of(observations), values_of(actions),
+       values_of(rewards), values_of(terminals), values_of(timeouts)},
+      name, metadata);
 }
 
 py::tuple sample_batch(const data::SegmentSampler& sampler, uint64_t step) {
@@ -124,6 +146,18 @@ void bind_data(py::module_& m) {
       },
       py::arg("path"), py::arg("format") = "auto", ReleaseGil(),
       "Reads a dataset file. Raises DataError naming file, field and what to do.");
+
+  m.def(
+      "open_minari",
+      [](const std::string& path, const data::Metadata& metadata) {
+        return data::open_minari(path, metadata);
+      },
+      py::arg("path"), py::arg("metadata"), ReleaseGil(),
+      "Reads the HDF5 file of a dataset of Minari's; the metadata become the store's.");
+  m.def("create_store", &create_store, py::arg("observations"), py::arg("actions"),
+        py::arg("rewards"), py::arg("terminals"), py::arg("timeouts"), py::arg("name"),
+        py::arg("metadata"),
+        "A store of arrays (N, state_dim), (N, act_dim), (N,), (N,), (N,), which are copied.");
 
   m.def("draw_episodes", &data::draw_episodes, py::arg("store"), py::arg("fraction"),
         py::arg("seed"), "Indices of a share of the episodes, ascending; the same for one seed.");

@@ -21,6 +21,7 @@ struct Format {
 
 // Asked in this order when the format is to be told from the file.
 constexpr std::array kFormats = {
+    Format{"minari", looks_like_minari, open_minari_file},
     Format{"d4rl", looks_like_d4rl, open_d4rl},
 };
 

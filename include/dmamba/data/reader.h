@@ -18,6 +18,7 @@ namespace dmamba::data {
 ///         cut by the time limit cannot be known, and two episodes would be read as one. Scalars of
 ///         the group `metadata`, where there is one, become the store's metadata. Other datasets
 ///         (next_observations, infos) are not read.
+///   minari: the HDF5 file of a dataset of Minari's; see open_minari.
 ///
 /// Returns a store whose name() is `path`. Throws DataError where the file is missing, unreadable,
 /// damaged, truncated, of no known format, or its content is unusable (as MemoryStore::create, and
@@ -26,6 +27,20 @@ namespace dmamba::data {
 ///     auto store = dmamba::data::open_dataset("hopper-medium.hdf5");
 std::shared_ptr<TrajectoryStore> open_dataset(const std::string& path,
                                               const std::string& format = "auto");
+
+/// Reads the HDF5 file of a dataset of Minari's (https://minari.farama.org), `main_data.hdf5`.
+///
+/// An episode is a group `episode_<i>`, i from 0 on, with `observations` (T + 1, state_dim) or
+/// (T, state_dim), `actions` (T, act_dim) and `rewards` (T,), of floats, observations and rewards
+/// also of integers; `terminations` and `truncations` (T,), bool, uint8 or int8, set in the last
+/// row at most. Observations may be groups of such datasets, dictionaries and tuples, which are put
+/// side by side in the order of their names and numbers; the store's metadata then has
+/// `observation_parts`. An episode that neither flag ends was cut where its recording stopped;
+/// `episodes_without_end` counts these. Infos are not read.
+///
+/// `metadata` is what the dataset's metadata.json says, which is not read here. Throws DataError as
+/// open_dataset does, naming episode and key; also for discrete actions and pictures.
+std::shared_ptr<TrajectoryStore> open_minari(const std::string& path, Metadata metadata = {});
 
 /// The names that open_dataset takes as its format, without "auto".
 std::vector<std::string> dataset_formats();

@@ -55,6 +55,10 @@ bool is_float(const DatasetInfo& info) {
   return info.dtype == "float32" || info.dtype == "float64";
 }
 
+bool is_integer(const DatasetInfo& info) {
+  return info.dtype.starts_with("int") || info.dtype.starts_with("uint");
+}
+
 bool is_flag(const DatasetInfo& info) {
   return info.dtype == "bool" || info.dtype == "uint8" || info.dtype == "int8";
 }
@@ -202,6 +206,13 @@ std::vector<std::string> Hdf5File::names(const std::string& group) const {
   return result;
 }
 
+std::uint64_t Hdf5File::count(const std::string& group) const {
+  const Hdf5Session session;
+  const Hdf5Handle object(H5Gopen2(file_.id(), group.c_str(), H5P_DEFAULT), H5Gclose);
+  H5G_info_t info{};
+  return object.valid() && H5Gget_info(object.id(), &info) >= 0 ? info.nlinks : 0;
+}
+
 Hdf5Handle Hdf5File::open_dataset(const std::string& name) const {
   Hdf5Handle object(H5Oopen(file_.id(), name.c_str(), H5P_DEFAULT), H5Oclose);
   if (!object.valid()) {
@@ -297,6 +308,19 @@ std::vector<float> Hdf5File::read_floats(const std::string& name) const {
   return values;
 }
 
+Numbers Hdf5File::read_numbers(const std::string& name) const {
+  const Hdf5Session session;
+  const Hdf5Handle dataset = open_dataset(name);
+  DatasetInfo info = describe(name, dataset.id());
+  if (!info.dtype.starts_with("float") && !is_integer(info)) {
+    throw DataError(path_ + ": " + name + " must be numbers, got " + info.dtype);
+  }
+  check_storage(name, dataset.id(), info);
+  std::vector<float> values(element_count(info.shape));
+  read_all(name, dataset.id(), H5T_NATIVE_FLOAT, values.data());
+  return {.info = std::move(info), .values = std::move(values)};
+}
+
 std::vector<std::uint8_t> Hdf5File::read_flags(const std::string& name) const {
   const Hdf5Session session;
   const Hdf5Handle dataset = open_dataset(name);
@@ -321,7 +345,7 @@ std::vector<std::int64_t> Hdf5File::read_integers(const std::string& name) const
   const Hdf5Session session;
   const Hdf5Handle dataset = open_dataset(name);
   const DatasetInfo info = describe(name, dataset.id());
-  if (!info.dtype.starts_with("int") && !info.dtype.starts_with("uint")) {
+  if (!is_integer(info)) {
     throw DataError(path_ + ": " + name + " must be of integers, got " + info.dtype);
   }
   check_storage(name, dataset.id(), info);

@@ -20,6 +20,12 @@ struct DatasetInfo {
   std::string shape_text() const;  ///< such as "(199876, 11)"
 };
 
+/// A dataset's values, row-major, with its shape and the type that they had in the file.
+struct Numbers {
+  DatasetInfo info;
+  std::vector<float> values;
+};
+
 class Hdf5File {
  public:
   /// Opens `path`. Throws DataError where it is missing, unreadable, no HDF5 file, or truncated;
@@ -34,6 +40,9 @@ class Hdf5File {
   /// The names in `group` ("/" for the root), sorted; empty where there is no such group.
   std::vector<std::string> names(const std::string& group) const;
 
+  /// How many names there are in `group`; 0 where there is no such group.
+  std::uint64_t count(const std::string& group) const;
+
   /// Shape and type of the dataset `name`. Throws DataError where it cannot be opened, is a group,
   /// keeps its data outside this file, was not written to its end, or claims more data than the
   /// file can hold.
@@ -42,6 +51,10 @@ class Hdf5File {
   /// The whole dataset, row-major, converted to float32. Throws DataError as info() does, where the
   /// type is neither float32 nor float64, and where the stored data are damaged.
   std::vector<float> read_floats(const std::string& name) const;
+
+  /// As read_floats(), with the shape; integers of at most 64 bits and floats of any size are
+  /// converted, too.
+  Numbers read_numbers(const std::string& name) const;
 
   /// The whole dataset as 0 and 1. Throws DataError as info() does, where the type is not bool,
   /// uint8 or int8, where a value is neither 0 nor 1 (first row named), and where the data are

@@ -17,6 +17,13 @@ bool looks_like_d4rl(const std::string& path);
 /// Reads a file of the D4RL HDF5 layout; see open_dataset.
 std::shared_ptr<TrajectoryStore> open_d4rl(const std::string& path);
 
+/// True if the file at `path` is an HDF5 file with a group episode_0; false also for what cannot be
+/// read.
+bool looks_like_minari(const std::string& path);
+
+/// open_minari without further metadata.
+std::shared_ptr<TrajectoryStore> open_minari_file(const std::string& path);
+
 /// Returns the size in bytes of the regular file at `path`. Throws DataError if it is missing, a
 /// directory or another thing that is not a file, empty, or may not be read.
 std::uint64_t require_readable_file(const std::string& path);

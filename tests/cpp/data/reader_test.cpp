@@ -107,10 +107,10 @@ TEST(OpenDataset, FromSeveralThreads) {
 }
 
 TEST(OpenDataset, Formats) {
-  EXPECT_EQ(dataset_formats(), std::vector<std::string>{"d4rl"});
+  EXPECT_EQ(dataset_formats(), (std::vector<std::string>{"minari", "d4rl"}));
   expect_contains(
       message_of<ConfigError>([] { open_dataset(kData + "/d4rl_tiny.hdf5", "parquet"); }),
-      {"unknown dataset format 'parquet'", "d4rl_tiny.hdf5", "auto, d4rl"});
+      {"unknown dataset format 'parquet'", "d4rl_tiny.hdf5", "auto, minari, d4rl"});
 }
 
 TEST(OpenDataset, HdfErrorsAreNotPrintedAndTheCallersPrinterStays) {
