@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from dmamba import _C, envs, evaluation, nn, suites
+from dmamba.envs import ids
 
 CORES_SHARE = 0.75  # of the environments' workers; the rest stays with the training
 _CLOSE_SECONDS = 5.0
@@ -122,9 +123,9 @@ def _pickled_spec(environment: str) -> bytes | None:
     if envs.is_game(environment):
         return None
     import cloudpickle  # gymnasium's
-    import gymnasium
 
-    return cloudpickle.dumps(gymnasium.spec(environment))
+    name, _ = ids.split(environment)
+    return cloudpickle.dumps(suites.import_vector().find_spec(name))
 
 
 def _register(pickled: bytes) -> None:

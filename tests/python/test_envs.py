@@ -14,7 +14,7 @@ from gymnasium.envs.registration import register
 
 import dmamba
 from dmamba import envs
-from dmamba.envs import vector
+from dmamba.envs import ids, vector
 from dmamba.envs.processes import usable_cores
 from dmamba.envs.slots import SlotError
 
@@ -223,3 +223,29 @@ def test_usable_cores_respect_the_quota(tmp_path, monkeypatch, text, cores):
     (tmp_path / "cpu.max").write_text(text)
     assert usable_cores(tmp_path) == (cores or 6)
     assert usable_cores(tmp_path / "none") == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "written"),
+    [
+        ({}, "Maze-v3"),
+        ({"dense": False, "a": 1.5}, "Maze-v3?a=1.5&dense=false"),
+        ({"map": [[1, "r"], [0, 1]]}, 'Maze-v3?map=[[1,"r"],[0,1]]'),
+        ({"name": "a&b=c%+#?"}, 'Maze-v3?name="a%26b=c%25%2B%23?"'),
+    ],
+)
+def test_ids_with_arguments(arguments, written):
+    assert ids.join("Maze-v3", arguments) == written
+    assert ids.split(written) == ("Maze-v3", arguments)
+
+
+def test_arguments_in_ids_that_cannot_be_read():
+    for environment, message in (
+        ("Hopper-v4?", "'' must be NAME=VALUE"),
+        ("Hopper-v4?x", "'x' must be NAME=VALUE"),
+        ("Hopper-v4?x=yes", "the value of x must be JSON"),
+        ("Hopper-v4?legs=7", "cannot be made: .*legs"),
+        ("no_such_module:Hopper-v4", "cannot be made: No module named 'no_such_module'"),
+    ):
+        with pytest.raises(dmamba.ConfigError, match=message):
+            vector.make(environment)

@@ -17,6 +17,7 @@ import signal
 import sys
 import traceback
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import gymnasium
@@ -76,7 +77,50 @@ def build(spec: Any, max_episode_steps: int, render_mode: str | None = None) -> 
     own = None if env.spec is None else env.spec.max_episode_steps
     if max_episode_steps > 0 and (own is None or max_episode_steps < own):
         env = gymnasium.wrappers.TimeLimit(env, max_episode_steps)
-    return env
+    return Flattened(env) if Flattened.suits(env.observation_space) else env
+
+
+class Flattened(gymnasium.ObservationWrapper):
+    """An environment whose observations, dictionaries or tuples of vectors, become one vector.
+
+    Their parts lie side by side, dictionaries in the order of their keys: that in which datasets
+    are read, whatever the order in which the environment declares them.
+    """
+
+    def __init__(self, env: gymnasium.Env) -> None:
+        super().__init__(env)
+        parts = list(_leaves(env.observation_space))
+        low, high = (
+            np.concatenate([np.ravel(getattr(part, side)) for part in parts])
+            for side in ("low", "high")
+        )
+        self.observation_space = gymnasium.spaces.Box(low, high, dtype=low.dtype.type)
+
+    @staticmethod
+    def suits(space: gymnasium.Space) -> bool:
+        """Whether a space is a dictionary or a tuple of vectors of real numbers alone."""
+        return isinstance(space, (gymnasium.spaces.Dict, gymnasium.spaces.Tuple)) and all(
+            isinstance(part, gymnasium.spaces.Box)
+            and len(part.shape) <= 1
+            and np.issubdtype(part.dtype, np.floating)
+            for part in _leaves(space)
+        )
+
+    def observation(self, observation: Any) -> np.ndarray:
+        """The parts, side by side."""
+        return np.concatenate([np.ravel(part) for part in _leaves(observation)])
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """The parts of an observation, or of its space, that are neither dictionary nor tuple."""
+    if isinstance(value, (dict, gymnasium.spaces.Dict)):
+        for key in sorted(value):
+            yield from _leaves(value[key])
+    elif isinstance(value, (tuple, gymnasium.spaces.Tuple)):
+        for part in value:
+            yield from _leaves(part)
+    else:
+        yield value
 
 
 class Slots:

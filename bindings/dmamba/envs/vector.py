@@ -7,11 +7,14 @@ how many processes step them does not matter to the results.
 
 from __future__ import annotations
 
+import copy
+import importlib
+
 import gymnasium
 import numpy as np
 
 from dmamba import _C
-from dmamba.envs import slots
+from dmamba.envs import ids, slots
 from dmamba.envs.processes import Processes
 
 
@@ -19,7 +22,7 @@ class Environments:
     """``num_envs`` copies of an environment, in this process or in several workers.
 
     Args:
-        environment: gymnasium id.
+        environment: gymnasium id, as :mod:`dmamba.envs.ids` writes it.
         num_envs: Slots.
         max_episode_steps: Time limit; 0, or one above the environment's own, leaves that.
         workers: Processes that step a share of the slots each; 1: this process steps them all.
@@ -49,7 +52,7 @@ class Environments:
         row_type = slots.row_type(env.observation_space, env.action_space)  # type: ignore[arg-type]
         self.frames_per_second = env.metadata.get("render_fps", 30)
         env.close()
-        spec, workers = gymnasium.spec(environment), min(workers, num_envs)
+        spec, workers = find_spec(environment), min(workers, num_envs)
         self._engine: slots.Slots | Processes
         if workers > 1:
             self._engine = Processes(spec, max_episode_steps, row_type, num_envs, workers)
@@ -118,6 +121,23 @@ class Environments:
         self._engine.close()
 
 
+def find_spec(environment: str) -> gymnasium.envs.registration.EnvSpec:
+    """Gymnasium's specification of an environment, with the arguments that its id names.
+
+    Raises:
+        gymnasium.error.Error: Unknown.
+        ImportError: The module that the id names is not there.
+        ValueError: The arguments in the id cannot be read.
+    """
+    name, arguments = ids.split(environment)
+    module, colon, own = name.rpartition(":")
+    if colon:
+        importlib.import_module(module)  # which registers it
+    spec = copy.deepcopy(gymnasium.spec(own))
+    spec.kwargs.update(arguments)
+    return spec
+
+
 def make(environment: str, max_episode_steps: int = 0) -> gymnasium.Env:
     """Makes one environment.
 
@@ -129,8 +149,9 @@ def make(environment: str, max_episode_steps: int = 0) -> gymnasium.Env:
         ConfigError: Unknown id, missing simulator, or spaces that are not plain vectors.
     """
     try:
-        env = slots.build(environment, max_episode_steps)
-    except (gymnasium.error.Error, ImportError) as error:
+        env = slots.build(find_spec(environment), max_episode_steps)
+    except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
+        # Constructors say with the last two what they think of their arguments.
         raise _C.ConfigError(f"environment {environment!r} cannot be made: {error}") from error
     _check_spaces(environment, env)
     if max_episode_steps <= 0 and (env.spec is None or env.spec.max_episode_steps is None):
