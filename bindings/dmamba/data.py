@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dmamba import _C, envs, replays, scores, sources
+from dmamba import _C, envs, histograms, minari_folders, minari_sets, replays, scores, sources
 from dmamba.download import check
 from dmamba.episodes import from_arrays, from_episodes
 from dmamba.frame_segments import FrameSegmentDataset
@@ -54,17 +54,19 @@ def load(
     progress: bool = True,
     verify: bool = False,
 ) -> _C.TrajectoryStore | _C.FrameStore:
-    """Reads a dataset; one of D4RL's names is downloaded if it is not here yet.
+    """Reads a dataset; one of D4RL's or Minari's names is downloaded if it is not here yet.
 
-    Downloads lie in ``$DMAMBA_DATA``, else in ``~/.cache/dmamba/datasets``. A later load holds the
-    file's size and time of change against the record of the download. What is read of a recorded
-    game is kept in the folder ``replays`` there, which later loads map into memory.
+    D4RL's downloads lie in ``$DMAMBA_DATA``, else in ``~/.cache/dmamba/datasets``. A later load
+    holds the file's size and time of change against the record of the download. What is read of a
+    recorded game is kept in the folder ``replays`` there, which later loads map into memory.
+    Minari's lie in ``$MINARI_DATASETS_PATH``, else in ``~/.minari/datasets``.
 
     Args:
-        path_or_name: A file, the folder of a recorded game in the DQN-replay layout, a name that
-            :func:`locate` finds, or a name of :func:`listing`.
-        format: ``auto`` looks at it; ``d4rl`` is D4RL's HDF5 layout, ``dqn-replay`` that of games,
-            or a file that the cache was filled with, under any name.
+        path_or_name: A file, the folder of a dataset of Minari's or of a recorded game in the
+            DQN-replay layout, a name that :func:`locate` finds, a name of :func:`listing`, or an id
+            of Minari's such as ``mujoco/hopper/medium-v0``.
+        format: ``auto`` looks at it; ``d4rl`` is D4RL's HDF5 layout, ``minari`` Minari's,
+            ``dqn-replay`` that of games, or a file that the cache was filled with, under any name.
         buffers: Of recorded games alone, as the five that follow: the last so many shards; 0: all.
         trajectories_per_buffer: Games a visit of a shard; 0: all of it.
         transitions: Reading ends once so many are chosen; 0: no limit.
@@ -78,7 +80,7 @@ def load(
     Raises:
         DataError: Not found, not to be had, changed, or not usable; the message names file, field
             and numbers.
-        ConfigError: Arguments of games for a file of D4RL's layout.
+        ConfigError: Arguments of games for another dataset.
 
     Example:
         >>> store = dmamba.data.load("hopper-medium-v2")
@@ -99,12 +101,18 @@ def _read(
     path: Path, format: str, chosen: dict[str, Any], cache: str, progress: bool
 ) -> _C.TrajectoryStore | _C.FrameStore:
     """Reads a file or folder that is here; ``chosen`` is what is chosen of a recorded game."""
-    if format == replays.FORMAT or (format == "auto" and replays.is_recording(path)):
+    if format == replays.FORMAT or (format == "auto" and _is_recording(path)):
         return replays.load(path, **chosen, cache=cache, progress=progress)
     for key, value in chosen.items():
         if value:
             raise _C.ConfigError(f"{path}: {key} is for recorded games (DQN-replay), not for this")
+    if format in ("auto", minari_sets.FORMAT) and minari_sets.is_set(path):
+        return minari_sets.load(path)
     return _C.open_dataset(str(path), format)
+
+
+def _is_recording(path: Path) -> bool:
+    return replays.is_recording(path) and not minari_sets.is_set(path)
 
 
 def load_configured(
@@ -117,7 +125,7 @@ def load_configured(
         "trajectories_per_buffer": config.trajectories_per_buffer,
         "transitions": config.transitions,
         # Of vectors, it is the seed of `fraction`.
-        "seed": config.selection_seed if replays.is_recording(path) else 0,
+        "seed": config.selection_seed if _is_recording(path) else 0,
         "game": replays.game_of(config.environment),
     }
     store = _read(path, "auto", chosen, config.cache, progress)
@@ -161,25 +169,32 @@ def reshape(
 
 
 def download(name: str, *, progress: bool = True) -> Path:
-    """Downloads a dataset of D4RL unless it is here, in which case its SHA-256 is checked.
+    """Downloads a dataset of D4RL's or Minari's, unless it is here, in which case it is checked.
 
-    A file that was put there by hand has no record to be checked against, and is left as it is.
+    A file of D4RL's is checked by its SHA-256; one that was put there by hand has no record to be
+    checked against, and is left as it is. A dataset of Minari's is read, and held against the
+    number of episodes and steps that it says to have.
 
     Args:
-        name: One of :func:`listing`'s, such as ``hopper-medium-v2``.
+        name: One of :func:`listing`'s, such as ``hopper-medium-v2``, or an id of Minari's with its
+            namespace, such as ``mujoco/hopper/medium-v0``.
         progress: Whether to show a bar.
 
     Returns:
-        Where the file is.
+        Where the file or, of Minari's, the folder is.
 
     Raises:
         DataError: An unknown name, or what :func:`load` raises.
     """
-    if name not in sources.SOURCES:
-        raise _C.DataError(
-            f"no dataset named {name!r} can be downloaded; there are {', '.join(sources.SOURCES)}"
-        )
     found = sources.find(name)
+    if found is not None and minari_sets.is_set(found):
+        minari_sets.load(found)
+        return found
+    if name not in sources.SOURCES and not minari_folders.is_remote_id(name):
+        raise _C.DataError(
+            f"no dataset named {name!r} can be downloaded; there are {', '.join(sources.SOURCES)}, "
+            "and Minari's with their namespaces, such as mujoco/hopper/medium-v0"
+        )
     if found is None:
         return sources.obtain(name, progress=progress)
     check(found, full=True)
@@ -196,6 +211,8 @@ def environment_of(store: _C.TrajectoryStore | _C.FrameStore) -> str:
     for key in ("environment", "env_id", "env_name"):
         if store.metadata.get(key):
             return str(store.metadata[key])
+    if minari_sets.is_read_from(store):
+        return ""  # its name may tell the robot, but not which version of the environment
     known = envs.find(store.name)
     return "" if known is None else known.gym_id
 
@@ -212,9 +229,8 @@ def info(path_or_name: str | os.PathLike[str], **options: Any) -> dict[str, Any]
         ``dropped_transitions`` (after the last episode end), the counts and the return and length
         statistics of ``TrajectoryStore.summary()``, ``constants`` (of the normalised score) and
         ``score_min``, ``score_mean``, ``score_max``, ``score_percentile_90`` (None for an unknown
-        environment). Of a recorded game ``game``, ``shards``, ``num_actions`` and
-        ``action_counts`` in place of the sizes, and no constants: its returns are sums of clipped
-        rewards.
+        environment), and ``histograms`` of ``return`` and ``length``, each with ``edges`` (bins +
+        1) and ``counts`` (bins). Of a recorded game, what :func:`dmamba.replays.describe` says.
 
     Raises:
         DataError: What :func:`load` raises.
@@ -245,6 +261,7 @@ def describe(
         "metadata": dict(store.metadata),
         **summary,
         "constants": envs.score_constants(environment, store.name),
+        "histograms": histograms.of_episodes(store),
     }
     for name in ("min", "mean", "max", "percentile_90"):
         result[f"score_{name}"] = envs.normalized_score(environment, summary[f"return_{name}"])
@@ -286,6 +303,7 @@ def format_info(result: dict[str, Any]) -> str:
         rows.append(["D4RL score", *(f"{result[f'score_{name}']:.1f}" for name in names)])
     lines.append(scores.format_table(rows))
     lines.append("  " + envs.describe_constants(result["constants"]))
+    lines += ["", histograms.format_histograms(result["histograms"])]
     if result["metadata"]:
         lines.append("")
         lines += [f"  {key}: {value}" for key, value in sorted(result["metadata"].items())]

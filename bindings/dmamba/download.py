@@ -67,7 +67,7 @@ def download(url: str, target: Path, *, name: str, progress: bool = True) -> Pat
         raise _C.DataError(f"{url}: must begin with http:// or https://; check DMAMBA_D4RL_URL")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(target.with_name(f"{target.name}.lock"), name):
+        with lock(target.with_name(f"{target.name}.lock"), name):
             if target.is_file():  # the process that was waited for has done it
                 return target
             transfer = _Transfer(url, target, name, progress)
@@ -321,7 +321,7 @@ def _accept(url: str, target: Path, name: str) -> None:
 
 
 @contextlib.contextmanager
-def _lock(path: Path, name: str) -> Iterator[None]:
+def lock(path: Path, name: str) -> Iterator[None]:
     """Holds a lock file; waits for the process that has it, and says which one that is."""
     said = False
     while True:

@@ -50,41 +50,7 @@ def from_episodes(
         >>> store = dmamba.data.from_episodes(episodes, environment="Hopper-v4")
         >>> run = dmamba.train("hopper-sample", dataset=store)
     """
-    if len(episodes) == 0:
-        raise _C.DataError(f"{name}: there are no episodes")
-    columns: dict[str, list[np.ndarray]] = {field: [] for field in FIELDS[:3]}
-    terminals, timeouts, sizes = [], [], (0, 0)
-    for number, episode in enumerate(episodes):
-        where = f"{name}: episode {number}"
-        fields = _fields(episode, where)
-        rewards = _numbers(fields["rewards"], f"{where}: rewards", "(T,)")
-        count = len(rewards)
-        if count == 0:
-            raise _C.DataError(f"{where}: rewards are empty; leave the episode out")
-        actions = _numbers(fields["actions"], f"{where}: actions", "(T, act_dim)")
-        observations = _numbers(
-            fields["observations"], f"{where}: observations", "(T or T + 1, state_dim)"
-        )
-        _require_rows(len(actions), (count,), f"{where}: actions")
-        _require_rows(len(observations), (count, count + 1), f"{where}: observations")
-        found = (observations.shape[1], actions.shape[1])
-        sizes = sizes if number else found
-        for field, size, first in zip(("observations", "actions"), found, sizes, strict=True):
-            if size != first:
-                raise _C.DataError(
-                    f"{where}: {field} have {size} components, those of episode 0 have {first}"
-                )
-        _require_sum(rewards, f"{where}: rewards")
-        for field, value in zip(FIELDS, (observations[:count], actions, rewards), strict=False):
-            columns[field].append(value)
-        last: np.ndarray = np.zeros(count, bool)
-        last[-1] = True
-        terminated = _flag(fields["terminated"], f"{where}: terminated")
-        terminals.append(last & terminated)
-        timeouts.append(last & (not terminated))
-    arrays = {field: np.concatenate(values) for field, values in columns.items()}
-    arrays |= {"terminals": np.concatenate(terminals), "timeouts": np.concatenate(timeouts)}
-    return _store(arrays, name, environment, save)
+    return _store(collect(episodes, name), name, environment, save)
 
 
 def from_arrays(
@@ -130,8 +96,56 @@ def from_arrays(
     return _store(arrays, name, environment, save)
 
 
+def collect(
+    episodes: Sequence[Mapping[str, Any] | Sequence[Any]], name: str
+) -> dict[str, np.ndarray]:
+    """Checks episodes and puts them one after the other; :func:`from_episodes` says which.
+
+    Returns:
+        ``observations``, ``actions``, ``rewards`` float32, ``terminals``, ``timeouts`` bool.
+
+    Raises:
+        DataError: As :func:`from_episodes`.
+    """
+    if len(episodes) == 0:
+        raise _C.DataError(f"{name}: there are no episodes")
+    columns: dict[str, list[np.ndarray]] = {field: [] for field in FIELDS[:3]}
+    terminals, timeouts, sizes = [], [], (0, 0)
+    for number, episode in enumerate(episodes):
+        where = f"{name}: episode {number}"
+        fields = _fields(episode, where)
+        rewards = _numbers(fields["rewards"], f"{where}: rewards", "(T,)")
+        count = len(rewards)
+        if count == 0:
+            raise _C.DataError(f"{where}: rewards are empty; leave the episode out")
+        actions = _numbers(fields["actions"], f"{where}: actions", "(T, act_dim)")
+        observations = _numbers(
+            fields["observations"], f"{where}: observations", "(T or T + 1, state_dim)"
+        )
+        _require_rows(len(actions), (count,), f"{where}: actions")
+        _require_rows(len(observations), (count, count + 1), f"{where}: observations")
+        found = (observations.shape[1], actions.shape[1])
+        sizes = sizes if number else found
+        for field, size, first in zip(("observations", "actions"), found, sizes, strict=True):
+            if size != first:
+                raise _C.DataError(
+                    f"{where}: {field} have {size} components, those of episode 0 have {first}"
+                )
+        _require_sum(rewards, f"{where}: rewards")
+        for field, value in zip(FIELDS, (observations[:count], actions, rewards), strict=False):
+            columns[field].append(value)
+        last: np.ndarray = np.zeros(count, bool)
+        last[-1] = True
+        terminated = _flag(fields["terminated"], f"{where}: terminated")
+        terminals.append(last & terminated)
+        timeouts.append(last & (not terminated))
+    arrays = {field: np.concatenate(values) for field, values in columns.items()}
+    arrays |= {"terminals": np.concatenate(terminals), "timeouts": np.concatenate(timeouts)}
+    return arrays
+
+
 def config_path(store: _C.TrajectoryStore | _C.FrameStore) -> str:
-    """What a run's ``dataset.path`` says of a store: its file, or for arrays name and digest.
+    """What a run's ``dataset.path`` says of a store: its file or folder, or name and digest.
 
     The digest lets a resumed run notice that it is given other data. Of a recorded game, too: its
     folder alone does not say what was chosen from it.
@@ -142,7 +156,7 @@ def config_path(store: _C.TrajectoryStore | _C.FrameStore) -> str:
         for array in (store.actions, store.rewards, store.episode_ends):
             digest.update(np.ascontiguousarray(array).data.cast("B"))
         return f"{sources.MEMORY}{path.stem}-{digest.hexdigest()[:12]}"
-    return store.name if path.is_file() else f"{sources.MEMORY}{path.stem}"
+    return store.name if path.exists() else f"{sources.MEMORY}{path.stem}"
 
 
 def _store(

@@ -1,4 +1,8 @@
-"""Pictures: of a run, its loss and its return against target; of a sweep, return against a key."""
+"""Pictures of a run, of a sweep, of datasets.
+
+Of a run its loss and its return against target, of a sweep return against a key, of datasets the
+histograms of returns and lengths.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dmamba import envs
+from dmamba import _C, envs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,6 +19,7 @@ if TYPE_CHECKING:
 
     from dmamba.run import Run
 
+FORMATS = ("png", "pdf", "svg")
 _BLUE, _ORANGE, _GREY = "#2b6cb0", "#dd6b20", "#718096"
 
 
@@ -97,10 +102,76 @@ def plot_sweep(
     return _save(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def check_format(path: Path) -> str:
+    """The format that a picture's file name asks for, one of ``FORMATS``.
+
+    Raises:
+        ConfigError: Another one.
+    """
+    suffix = path.suffix.removeprefix(".").lower()
+    if suffix not in FORMATS:
+        raise _C.ConfigError(
+            f"{path}: a picture's name must end with one of {', '.join(f'.{f}' for f in FORMATS)}"
+        )
+    return suffix
+
+
+def plot_datasets(results: list[dict[str, Any]], path: Path) -> Path:
+    """Draws the histograms of returns and of lengths into a picture, a row for each dataset.
+
+    Args:
+        results: What ``dmamba.data.info`` gives, at least one.
+        path: The file; ``.png``, ``.pdf`` or ``.svg``.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        ConfigError: Another ending.
+    """
+    from matplotlib.figure import Figure
+
+    form = check_format(path)
+    figure = Figure(figsize=(10.0, 3.4 * len(results)), dpi=120, layout="constrained")
+    rows = figure.subplots(len(results), 2, squeeze=False)
+    for (returns, lengths), result in zip(rows, results, strict=True):
+        whose = "games" if "game" in result else "episodes"
+        title = result["metadata"].get("dataset_id", Path(result["path"]).name)
+        lengths.set_title(title, fontsize=10, loc="right")
+        clipped = "clipped return" if "game" in result else "return"
+        environment = f" in {result['environment']}" if result["environment"] else ""
+        _draw_histogram(returns, result, "return", f"{clipped}{environment}", whose)
+        _draw_histogram(lengths, result, "length", "length (steps)", whose)
+        if result["constants"] is not None:
+            borrowed = " (borrowed constants)" if result["constants"]["borrowed"] else ""
+            _score_axis(returns, result["environment"], "x", borrowed)
+    return _save(figure, path, form)
+
+
+def _draw_histogram(
+    axes: Axes, result: dict[str, Any], measure: str, label: str, whose: str
+) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    found, mean = result["histograms"][measure], result[f"{measure}_mean"]
+    edges = np.array(found["edges"], dtype=float)
+    if measure == "length":  # whole numbers lie in the middle of their bars
+        edges -= 0.5
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.bar(edges[:-1], found["counts"], np.diff(edges), align="edge", color=_BLUE)
+    if len(edges) == 2:  # one bar would fill the panel
+        axes.set_xlim(edges[0] - 5 * np.ptp(edges), edges[1] + 5 * np.ptp(edges))
+    axes.axvline(mean, color=_ORANGE, linewidth=1.2, label=f"mean {mean:.4g}")
+    axes.set_xlabel(label)
+    axes.set_ylabel(f"{whose} ({result['episodes']:,} in all)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+
+
+def _save(figure: Figure, path: Path, form: str = "png") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png")
+    figure.savefig(temporary, format=form)
     temporary.replace(path)
     return path
 
@@ -185,16 +256,17 @@ def _name_mean(environment: str, dataset_mean: float) -> str:
     return f"dataset mean{clipped} {dataset_mean:.0f}"
 
 
-def _score_axis(axes: Axes, environment: str) -> None:
+def _score_axis(axes: Axes, environment: str, along: str = "y", note: str = "") -> None:
     constants = envs.score_constants(environment)
     if constants is None:
         return
     low, span = constants["min"], (constants["max"] - constants["min"]) / 100.0
-    right = axes.secondary_yaxis(
-        "right",
-        functions=(
-            lambda returns: (returns - low) / span,
-            lambda score: score * span + low,
-        ),
+    functions = (
+        lambda returns: (returns - low) / span,
+        lambda score: score * span + low,
     )
-    right.set_ylabel(envs.scale_of(environment).axis)
+    label = envs.scale_of(environment).axis + note
+    if along == "x":
+        axes.secondary_xaxis("top", functions=functions).set_xlabel(label, fontsize=8)
+    else:
+        axes.secondary_yaxis("right", functions=functions).set_ylabel(label)

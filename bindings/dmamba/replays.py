@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dmamba import _C, envs, scores, sources
+from dmamba import _C, envs, histograms, scores, sources
 from dmamba.envs import games
 from dmamba.progress import bar
 
@@ -206,7 +206,8 @@ def describe(store: _C.FrameStore, environment: str) -> dict[str, Any]:
         ``action_counts`` (by index), ``dropped_transitions``, ``metadata``, the counts and the
         return and length statistics of ``FrameStore.summary()`` (of clipped rewards), and
         ``constants`` (None) and ``score_min``, ``score_mean``, ``score_max``,
-        ``score_percentile_90`` (None): clipped returns have no score.
+        ``score_percentile_90`` (None): clipped returns have no score; and ``histograms`` of
+        ``return`` and ``length``.
     """
     return {
         "path": store.name,
@@ -219,6 +220,7 @@ def describe(store: _C.FrameStore, environment: str) -> dict[str, Any]:
         "metadata": dict(store.metadata),
         **store.summary(),
         "constants": None,
+        "histograms": histograms.of_episodes(store),
         **{f"score_{name}": None for name in ("min", "mean", "max", "percentile_90")},
     }
 
@@ -245,4 +247,5 @@ def format_info(result: dict[str, Any]) -> str:
     lines.append("  returns are sums of rewards clipped to [-1, 1], which no score can be made of")
     shares = [f"{action}: {n / total:.1%}" for action, n in enumerate(result["action_counts"])]
     lines.append(f"  actions        {',  '.join(shares)}")
+    lines += ["", histograms.format_histograms(result["histograms"], what="games")]
     return "\n".join(lines)

@@ -1,5 +1,7 @@
 """Datasets by name: where their files lie on this machine, and where D4RL keeps them.
 
+Minari's, whose names have slashes, have their own folder; see :mod:`dmamba.minari_folders`.
+
 D4RL (J. Fu and others, arXiv 2004.07219) has recordings of four MuJoCo tasks, five qualities each,
 in versions of which -v0 and -v2 are in use. Its server's names (d4rl/infos.py, d4rl/gym_mujoco):
 
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dmamba import _C, download
+from dmamba import _C, download, minari_folders
 from dmamba.envs import games
 
 PACKAGE_FOLDER = Path(__file__).parent
@@ -83,8 +85,9 @@ def locate(path_or_name: str | os.PathLike[str]) -> Path:
 
     Looked at, in this order: the path as it is; the package's samples (``hopper-medium``, or
     ``samples/hopper-medium.hdf5``); in ``$DMAMBA_DATA`` and then in ``~/.cache/dmamba/datasets``
-    NAME, NAME.hdf5 and D4RL's own file name (hopper_medium-v2.hdf5 for hopper-medium-v2). Files
-    come before folders, which are those of recorded games.
+    NAME, NAME.hdf5 and D4RL's own file name (hopper_medium-v2.hdf5 for hopper-medium-v2); then
+    Minari's folder of that name. Files come before folders, which are those of Minari's datasets
+    and of recorded games.
 
     Raises:
         DataError: None of them exists; the message lists them all.
@@ -113,13 +116,14 @@ def find(name: str) -> Path | None:
             return candidate
     if candidates[0].exists():  # a device, say: the reader says what is wrong with it
         return candidates[0]
-    return next((candidate for candidate in candidates if candidate.is_dir()), None)
+    folders = (candidate for candidate in candidates if candidate.is_dir())
+    return next((folder for folder in folders if not minari_folders.is_namespace(folder)), None)
 
 
 def obtain(
     path_or_name: str | os.PathLike[str], *, progress: bool = True, verify: bool = False
 ) -> Path:
-    """Finds the file of a dataset, and downloads it if its name is D4RL's and it is not here yet.
+    """Finds a dataset, and downloads it if its name is D4RL's or Minari's and it is not here yet.
 
     A file with a record of its download is held against it: by size and time of change, and by
     its SHA-256 where those don't settle it.
@@ -133,10 +137,14 @@ def obtain(
         DataError: Not found, not to be had, or not what was recorded; the message says what to do.
     """
     name = os.fspath(path_or_name)
-    source = SOURCES.get(name)
-    found = find(name) if source is not None else locate(name)
+    source, found = SOURCES.get(name), find(name)
+    if found is None and source is None and minari_folders.is_remote_id(name):
+        from dmamba import minari_download  # it reads what has come, with what needs this module
+
+        return minari_download.obtain(name, progress=progress)
     if found is None:
-        assert source is not None
+        if source is None:
+            return locate(name)  # which says where it looked
         target = cache_folders()[0] / source.file_name
         return download.download(source.url, target, name=name, progress=progress)
     if not download.check(found, full=verify) and verify:
@@ -145,11 +153,11 @@ def obtain(
 
 
 def listing() -> list[dict[str, Any]]:
-    """The datasets that can be had by name, downloaded ones with their size and path.
+    """The datasets that can be had by name: D4RL's, and Minari's that are here.
 
     Returns:
-        For each a dict with ``name``, ``url``, ``path`` (None: not here), ``bytes`` (of the file)
-        and ``partial_bytes`` (of an interrupted download).
+        For each a dict with ``name``, ``url`` (None of Minari's), ``path`` (None: not here),
+        ``bytes`` (of the files) and ``partial_bytes`` (of an interrupted download).
     """
     rows = []
     for source in SOURCES.values():
@@ -165,7 +173,7 @@ def listing() -> list[dict[str, Any]]:
                 "partial_bytes": part.stat().st_size if part.is_file() else 0,
             }
         )
-    return rows
+    return rows + minari_folders.listing()
 
 
 def _candidates(name: str) -> list[Path]:
@@ -183,6 +191,7 @@ def _candidates(name: str) -> list[Path]:
         candidates += _named(PACKAGE_FOLDER / "samples", relative)
         for folder in cache_folders():
             candidates += _named(folder, name)
+        candidates.append(minari_folders.root() / name)
     return candidates
 
 

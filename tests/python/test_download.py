@@ -401,7 +401,7 @@ def test_the_command_s_list(server, cache, capsys):
     assert list(rows) == list(sources.SOURCES)
     assert rows["ant-expert-v0"] == f"0.0  {cache / 'ant-expert-v0.hdf5'}"
     assert rows[NAME] == "0.0  (interrupted)" and rows["ant-expert-v2"] == "-"
-    assert out.endswith(f"downloads go to {cache}\n")
+    assert out.endswith(f"downloads of D4RL's go to {cache}\n")
 
 
 def test_the_command_s_download(server, cache, capsys):
