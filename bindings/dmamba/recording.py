@@ -2,7 +2,8 @@
 
 What an evaluation plays is played here, too (``rollout.play``), through environments that note each
 step. MuJoCo episodes become a file of D4RL's layout, games of the Arcade Learning Environment a
-folder of the DQN-replay layout. Everything is written at the end, under a temporary name first.
+folder of the DQN-replay layout. Everything is written at the end, under a temporary name first; the
+end may be SIGINT's or SIGTERM's.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import itertools
 import os
 import shutil
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from dmamba.envs import games
 from dmamba.progress import bar
 from dmamba.replay_files import Game, write_shards
 from dmamba.run import Run, write_json
+from dmamba.signals import Interrupted, NotedSignals
 
 NUM_ENVS = 16  # environments at a time
 
@@ -130,7 +133,7 @@ class _NotedGames(_Noted):
 
 
 class _Enough(Exception):  # noqa: N818  # no error
-    """As much has been played as was asked for."""
+    """As much has been played as was asked for, or a signal has come."""
 
 
 class _Kept:
@@ -140,9 +143,11 @@ class _Kept:
     so many: which ones, does not depend on how many are played at a time, and long ones count.
     """
 
-    def __init__(self, episodes: int | None, transitions: int | None, shown: Any) -> None:
+    def __init__(
+        self, episodes: int | None, transitions: int | None, shown: Any, signals: NotedSignals
+    ) -> None:
         self._wanted, self._by_transitions = episodes or transitions or 0, episodes is None
-        self._shown = shown
+        self._shown, self._signals = shown, signals
         self._waiting: dict[int, Any] = {}
         self.episodes: list[Any] = []
         self._count = 0
@@ -156,8 +161,17 @@ class _Kept:
             self._shown.update(min(more, self._wanted - self._count))
             self._count += more
 
+    def describe(self, place: Path) -> str:
+        """What has become of a recording that was stopped."""
+        if not self.episodes:
+            return "nothing was kept, for the first episode had not ended"
+        count = len(self.episodes)
+        wanted = "" if self._by_transitions else f" of {self._wanted}"
+        steps = sum(map(len, self.episodes))
+        return f"{place} has the first {count}{wanted} episodes, {steps:,} transitions"
+
     def check(self) -> None:
-        if self._count >= self._wanted:
+        if self._count >= self._wanted or self._signals.received:
             raise _Enough
 
 
@@ -204,6 +218,10 @@ def record(
 ) -> Path:
     """Plays whole episodes and writes them down as a dataset.
 
+    SIGINT (Ctrl-C) and SIGTERM end it early: the first episodes, up to one that is still being
+    played, are kept, and the file is what a recording of so many would have been. (Of those that
+    are played at a time the short ones end first; to keep these alone would favour them.)
+
     Args:
         policy: A run, its folder, or a checkpoint's folder; None: random actions.
         output: A file to be made, of D4RL's layout; for a game the folder in which the folder of
@@ -229,6 +247,7 @@ def record(
         CheckpointError: There is no usable checkpoint.
         DataError: The environment's sizes are not the model's; the output exists or cannot be made.
         OSError: The output cannot be written.
+        KeyboardInterrupt: A signal has come; what could be kept is written.
 
     Example:
         >>> path = dmamba.data.record("runs/hopper-sample-seed0", "mine.hdf5", episodes=100)
@@ -249,23 +268,29 @@ def record(
     from dmamba.envs.processes import usable_cores  # gymnasium is needed from here on only
 
     slots = min(num_envs or NUM_ENVS, episodes or transitions or 1)
-    with (
-        player.environments(slots, min(workers or usable_cores(), slots)) as environments,
-        bar(
-            episodes or transitions or 0,
-            f"recording {player.environment}",
-            "transition" if episodes is None else "episode",
-            enabled=progress,
-        ) as shown,
-    ):
-        noted = _NotedGames(environments) if game else _NotedVectors(environments)
-        kept = _Kept(episodes, transitions, shown)
-        _play(player.policy(environments), noted, _jobs(episodes, player.target, seed), kept)
-    facts = {"environment": player.environment, **player.facts, "seed": str(seed)}
-    if game:
-        _write_games(place, kept.episodes, game, facts)
-    else:
-        _write_episodes(place, kept.episodes, facts)
+    unit = "transition" if episodes is None else "episode"
+    with NotedSignals() as signals:
+        with (
+            player.environments(slots, min(workers or usable_cores(), slots)) as environments,
+            bar(
+                episodes or transitions or 0,
+                f"recording {player.environment}",
+                unit,
+                enabled=progress,
+            ) as shown,
+        ):
+            noted = _NotedGames(environments) if game else _NotedVectors(environments)
+            kept = _Kept(episodes, transitions, shown, signals)
+            _play(player.policy(environments), noted, _jobs(episodes, player.target, seed), kept)
+        if kept.episodes:
+            facts = {"environment": player.environment, **player.facts, "seed": str(seed)}
+            write = _write_games if game else _write_episodes
+            write(place, kept.episodes, facts)
+    if signals.received:
+        stop = Interrupted(signals.received, place)
+        if progress:
+            print(f"{stop}: {kept.describe(place)}", file=sys.stderr, flush=True)
+        raise stop
     return place
 
 
@@ -404,11 +429,13 @@ def _write_episodes(path: Path, episodes: list[Episode], facts: dict[str, str]) 
     hdf5.write(path, arrays, facts)
 
 
-def _write_games(place: Path, played: list[Game], game: str, facts: dict[str, str]) -> None:
+def _write_games(place: Path, played: list[Game], facts: dict[str, str]) -> None:
     temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
         shards = write_shards(temporary / "1", played)
-        write_json(temporary / "rollout.json", [{"game": game, **row, **facts} for row in shards])
+        write_json(
+            temporary / "rollout.json", [{"game": place.name, **row, **facts} for row in shards]
+        )
         os.rename(temporary, place)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

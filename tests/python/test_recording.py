@@ -1,6 +1,8 @@
 """Recording: what is played is what is written, and it can be trained on."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import gymnasium
@@ -12,6 +14,7 @@ from walk import Walk
 
 import dmamba
 from dmamba import data, recording
+from dmamba.commands import main
 from dmamba.envs.atari import Environments
 
 
@@ -86,6 +89,56 @@ def test_what_is_recorded_can_be_trained_on(elsewhere):
     record(None, "random.hdf5", environment="Hopper-v4", transitions=200)
     run = dmamba.train(tiny(elsewhere / "random.hdf5", steps=2), output="run", progress=False)
     assert run.summary()["dataset"]["transitions"] >= 200
+
+
+@pytest.fixture
+def stopped(monkeypatch):
+    """Lets a recording be stopped by a signal after so many steps of its batch."""
+
+    def after(steps, signum):
+        count = iter(range(1, 10_000))
+        step = recording._Noted.step
+
+        def counted(self, actions, active):
+            if next(count) == steps:
+                os.kill(os.getpid(), signum)
+            return step(self, actions, active)
+
+        monkeypatch.setattr(recording._Noted, "step", counted)
+        return pytest.raises(KeyboardInterrupt, match=f"stopped by {signal.Signals(signum).name}")
+
+    return after
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("amount", [{"episodes": 50}, {"transitions": 500}])
+def test_a_signal_keeps_the_first_episodes(walk, stopped, capsys, signum, amount):
+    handler = signal.getsignal(signal.SIGINT)
+    with stopped(20, signum) as error:
+        data.record(None, "some.hdf5", environment=walk, num_envs=4, seed=3, **amount)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert error.value.signum == signum and error.value.folder == Path("some.hdf5")
+    count = data.load("some.hdf5").num_episodes
+    assert 4 <= count < 50
+    assert f"some.hdf5 has the first {count}" in capsys.readouterr().err
+    record(None, "same.hdf5", environment=walk, episodes=count, seed=3)
+    assert Path("some.hdf5").read_bytes() == Path("same.hdf5").read_bytes()
+
+
+def test_a_signal_before_the_first_end_keeps_nothing(walk, stopped, elsewhere, capsys):
+    with stopped(1, signal.SIGINT):
+        data.record(None, "new/none.hdf5", environment=walk, episodes=50)
+    assert "nothing was kept, for the first episode had not ended" in capsys.readouterr().err
+    assert list((elsewhere / "new").iterdir()) == []
+
+
+def test_a_signal_keeps_the_first_games(stopped, capsys):
+    words = ["--random", "--environment", "Pong", "--episodes", "3", "--num-envs", "1"]
+    with stopped(1100, signal.SIGINT):
+        data.record(None, "out", environment="Pong", episodes=3, num_envs=1)
+    assert "out/Pong has the first 1 of 3 episodes" in capsys.readouterr().err
+    assert json.loads(Path("out/Pong/rollout.json").read_text())[0]["games"] == 1
+    assert main(["data", "record", *words, "--output", "out"]) == 2, "it exists"
 
 
 def test_what_stops_it_leaves_nothing(walk, elsewhere, monkeypatch):

@@ -16,7 +16,9 @@ OPTIONS = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of ``record``; all default to None."""
     group = parser.add_argument_group(
-        "record", "dmamba data record RUN --output PATH, or record --random --environment ID"
+        "record",
+        "dmamba data record RUN --output PATH, or record --random --environment ID; "
+        "Ctrl-C keeps the first episodes",
     )
     group.add_argument(
         "--output", metavar="PATH", help="file to make; for a game, the folder of its folder"
