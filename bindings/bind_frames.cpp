@@ -5,6 +5,7 @@
 #include "bindings/bind.h"
 #include "dmamba/data/frame_sampler.h"
 #include "dmamba/data/frame_store.h"
+#include "dmamba/data/replay_outline.h"
 
 namespace dmamba::bindings {
 namespace {
@@ -45,10 +46,11 @@ py::dict episode_views(const py::object& object, int64_t i) {
   return d;
 }
 
-std::shared_ptr<FrameStore> open_replay(const std::string& path, int64_t buffers,
-                                        int64_t trajectories_per_buffer, int64_t transitions,
-                                        uint64_t seed, std::string game, std::string cache,
-                                        const py::object& progress) {
+// open_replay or outline_replay.
+template <auto kRead>
+auto read_replay(const std::string& path, int64_t buffers, int64_t trajectories_per_buffer,
+                 int64_t transitions, uint64_t seed, std::string game, std::string cache,
+                 const py::object& progress) {
   data::ReadProgress report;
   if (!progress.is_none()) {
     report = [&progress](int64_t done, int64_t total) {
@@ -57,9 +59,8 @@ std::shared_ptr<FrameStore> open_replay(const std::string& path, int64_t buffers
     };
   }
   const py::gil_scoped_release release;
-  return data::open_replay(path,
-                           {buffers, trajectories_per_buffer, transitions, seed, std::move(game)},
-                           {std::move(cache)}, report);
+  return kRead(path, {buffers, trajectories_per_buffer, transitions, seed, std::move(game)},
+               {std::move(cache)}, report);
 }
 
 py::tuple sample_batch(const data::FrameSampler& sampler, uint64_t step) {
@@ -109,8 +110,22 @@ void bind_frames(py::module_& m) {
            "One episode as numpy arrays: frames (T, 84, 84), actions (T,), rewards (T,), "
            "returns_to_go (T,); and whether it terminated.");
 
+  py::class_<data::ReplayOutline, data::EpisodeStore, std::shared_ptr<data::ReplayOutline>>(
+      m, "ReplayOutline", "Episodes of a recorded game without its frames; by outline_replay.")
+      .def_property_readonly("num_actions", &data::ReplayOutline::num_actions,
+                             "Largest action + 1.")
+      .def_property_readonly("actions", [](const py::object& s) {
+        return column(s, s.cast<const data::ReplayOutline&>().actions());
+      });
+
+  m.def("outline_replay", &read_replay<&data::outline_replay>, py::arg("path"),
+        py::arg("buffers") = 0, py::arg("trajectories_per_buffer") = 0, py::arg("transitions") = 0,
+        py::arg("seed") = 0, py::arg("game") = "", py::arg("cache") = "",
+        py::arg("progress") = py::none(),
+        "Looks at a recording as open_replay reads it, without its frames: a ReplayOutline, or the "
+        "FrameStore of a converted file that is there.");
   m.def(
-      "open_replay", &open_replay, py::arg("path"), py::arg("buffers") = 0,
+      "open_replay", &read_replay<&data::open_replay>, py::arg("path"), py::arg("buffers") = 0,
       py::arg("trajectories_per_buffer") = 0, py::arg("transitions") = 0, py::arg("seed") = 0,
       py::arg("game") = "", py::arg("cache") = "", py::arg("progress") = py::none(),
       "Reads a recording in the DQN-replay layout, or a converted file. `progress` is called with "

@@ -232,6 +232,23 @@ def open_replay(
     progress: Callable[[int, int], object] | None = None,
 ) -> FrameStore: ...
 
+class ReplayOutline(EpisodeStore):
+    @property
+    def num_actions(self) -> int: ...
+    @property
+    def actions(self) -> NDArray[np.int32]: ...
+
+def outline_replay(
+    path: str,
+    buffers: int = 0,
+    trajectories_per_buffer: int = 0,
+    transitions: int = 0,
+    seed: int = 0,
+    game: str = "",
+    cache: str = "",
+    progress: Callable[[int, int], object] | None = None,
+) -> ReplayOutline | FrameStore: ...
+
 class FrameSampler:
     def __init__(
         self,

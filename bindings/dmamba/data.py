@@ -101,7 +101,7 @@ def _read(
     path: Path, format: str, chosen: dict[str, Any], cache: str, progress: bool
 ) -> _C.TrajectoryStore | _C.FrameStore:
     """Reads a file or folder that is here; ``chosen`` is what is chosen of a recorded game."""
-    if format == replays.FORMAT or (format == "auto" and _is_recording(path)):
+    if _holds_game(path, format):
         return replays.load(path, **chosen, cache=cache, progress=progress)
     for key, value in chosen.items():
         if value:
@@ -109,6 +109,10 @@ def _read(
     if format in ("auto", minari_sets.FORMAT) and minari_sets.is_set(path):
         return minari_sets.load(path)
     return _C.open_dataset(str(path), format)
+
+
+def _holds_game(path: Path, format: str) -> bool:
+    return format == replays.FORMAT or (format == "auto" and _is_recording(path))
 
 
 def _is_recording(path: Path) -> bool:
@@ -201,12 +205,12 @@ def download(name: str, *, progress: bool = True) -> Path:
     return found
 
 
-def environment_of(store: _C.TrajectoryStore | _C.FrameStore) -> str:
+def environment_of(store: _C.TrajectoryStore | _C.FrameStore | _C.ReplayOutline) -> str:
     """The gymnasium id of a dataset's environment: its metadata's, else the known one of its name.
 
     Empty where neither tells.
     """
-    if isinstance(store, _C.FrameStore):
+    if isinstance(store, (_C.FrameStore, _C.ReplayOutline)):
         return replays.environment_of(store)
     for key in ("environment", "env_id", "env_name"):
         if store.metadata.get(key):
@@ -218,7 +222,7 @@ def environment_of(store: _C.TrajectoryStore | _C.FrameStore) -> str:
 
 
 def info(path_or_name: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
-    """What a dataset holds.
+    """What a dataset holds; of a recorded game, frames are not read and nothing is converted.
 
     Args:
         path_or_name: As for :func:`load`.
@@ -235,11 +239,16 @@ def info(path_or_name: str | os.PathLike[str], **options: Any) -> dict[str, Any]
     Raises:
         DataError: What :func:`load` raises.
     """
-    return describe(load(path_or_name, **options))
+    obtaining = {key: options[key] for key in ("progress", "verify") if key in options}
+    path = sources.obtain(path_or_name, **obtaining)
+    if not _holds_game(path, options.get("format", "auto")):
+        return describe(load(path, **options))
+    chosen = {key: value for key, value in options.items() if key not in ("format", "verify")}
+    return describe(replays.outline(path, **chosen))
 
 
 def describe(
-    store: _C.TrajectoryStore | _C.FrameStore, environment: str | None = None
+    store: _C.TrajectoryStore | _C.FrameStore | _C.ReplayOutline, environment: str | None = None
 ) -> dict[str, Any]:
     """What :func:`info` returns, of a dataset already in memory.
 
@@ -249,7 +258,7 @@ def describe(
     """
     if environment is None:
         environment = environment_of(store)
-    if isinstance(store, _C.FrameStore):
+    if isinstance(store, (_C.FrameStore, _C.ReplayOutline)):
         return replays.describe(store, environment)
     summary = store.summary()
     result = {

@@ -39,9 +39,9 @@ def load(path: Path) -> _C.TrajectoryStore:
 
     Returns:
         A store with the metadata that :func:`dmamba.minari_folders.facts` gives, and, where they
-        apply, ``observation_parts``, the datasets of which an observation is put together, in their
-        order, and ``episodes_without_end``: how many are neither terminated nor truncated, which
-        count as cut.
+        apply, ``episodes_without_end``, how many are neither terminated nor truncated, which count
+        as cut, and, of HDF5, ``observation_parts``, the datasets of which an observation is put
+        together, in their order.
 
     Raises:
         DataError: Incomplete, damaged, or of spaces that are not supported; the message names

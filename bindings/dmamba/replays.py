@@ -67,11 +67,9 @@ def load(
         ConfigError: A number below 0, or an unknown ``cache``.
         DataError: Nothing usable; the message names file, field and numbers.
     """
-    if cache not in CACHES:
-        raise _C.ConfigError(f"cache must be one of {', '.join(CACHES)}, got {cache!r}")
+    place = _cache_folder(cache)
     folder = ""
-    if cache == "disk" and path.is_dir():
-        place = sources.cache_folders()[0] / "replays"
+    if place is not None and path.is_dir():
         try:
             place.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -91,6 +89,37 @@ def load(
             cache=folder,
             progress=shown.update,
         )
+
+
+def outline(
+    path: Path, *, cache: str = "disk", progress: bool = True, **chosen: Any
+) -> _C.ReplayOutline | _C.FrameStore:
+    """What a recording holds, without reading its frames and without writing anything.
+
+    A converted file that is there is opened. Where there is none, padding before a game is taken to
+    be alike in all games of a shard, as Dopamine writes it; :func:`load`, which sees all frames,
+    finds out.
+
+    Args:
+        path: As for :func:`load`, as are the others.
+        cache: As above.
+        progress: As above.
+        **chosen: As above.
+
+    Raises:
+        ConfigError, DataError: As :func:`load`, but for what only the frames can show.
+    """
+    place = _cache_folder(cache)
+    folder = str(place) if place is not None and place.is_dir() else ""
+    with _ReadingBar(f"looking at {path.name}", progress) as shown:
+        return _C.outline_replay(str(path), **chosen, cache=folder, progress=shown.update)
+
+
+def _cache_folder(cache: str) -> Path | None:
+    """Of converted recordings; None: they stay in memory."""
+    if cache not in CACHES:
+        raise _C.ConfigError(f"cache must be one of {', '.join(CACHES)}, got {cache!r}")
+    return sources.cache_folders()[0] / "replays" if cache == "disk" else None
 
 
 class _ReadingBar:
@@ -120,7 +149,7 @@ def game_of(environment: str) -> str:
     return found.name if found else ""
 
 
-def environment_of(store: _C.FrameStore) -> str:
+def environment_of(store: _C.FrameStore | _C.ReplayOutline) -> str:
     """The gymnasium id of a recording's game; "" where its folder does not name one."""
     found = games.find(store.metadata.get("game", ""))
     return found.gym_id if found else ""
@@ -198,7 +227,7 @@ def refuse_keys(config: _C.Config, name: str) -> None:
                 )
 
 
-def describe(store: _C.FrameStore, environment: str) -> dict[str, Any]:
+def describe(store: _C.FrameStore | _C.ReplayOutline, environment: str) -> dict[str, Any]:
     """What ``dmamba.data.info`` returns of a recording.
 
     Returns:

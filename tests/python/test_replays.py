@@ -235,3 +235,48 @@ def test_a_cache_that_cannot_be_made(recording, monkeypatch, tmp_path):
     monkeypatch.setenv("DMAMBA_DATA", str(tmp_path / "file"))
     with pytest.raises(dmamba.DataError, match="cannot be made.*or use cache=memory"):
         data.load(recording, progress=False)
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [{}, {"buffers": 1}, {"transitions": 20, "seed": 3}, {"trajectories_per_buffer": 1}],
+    ids=str,
+)
+def test_a_look_tells_what_a_reading_does(recording, elsewhere, chosen):
+    for path in ("games", "samples/Breakout"):
+        looked = data.info(path, progress=False, **chosen)
+        assert looked == data.describe(load(path, **chosen))
+    assert not (elsewhere / "home").exists(), "nothing is written"
+
+
+def test_a_look_needs_no_frames_but_the_first(recording):
+    expected = data.info("games", progress=False)
+    logs = recording / "1" / "replay_logs"
+    for frames in logs.glob("$store$_observation_ckpt.*.gz"):
+        content = frames.read_bytes()
+        frames.write_bytes(content[: len(content) * 3 // 4])
+    assert data.info("games", progress=False) == expected
+    with pytest.raises(dmamba.DataError, match="observation_ckpt"):
+        load("games")
+
+
+def test_a_look_takes_a_converted_file_that_is_there(recording, elsewhere):
+    data.load("games", progress=False)
+    (converted,) = (elsewhere / "home").rglob("*.h5")
+    expected = data.info("games", progress=False)
+    assert data.info(converted, progress=False) == {**expected, "path": str(converted)}
+    converted.write_bytes(b"damaged")
+    assert data.info("games", progress=False) == expected, "and else looks itself"
+    assert converted.read_bytes() == b"damaged"
+
+
+def test_a_look_refuses_as_a_reading(recording, elsewhere):
+    with pytest.raises(dmamba.ConfigError, match="buffers must be at least 0"):
+        data.info("games", buffers=-1)
+    with pytest.raises(dmamba.ConfigError, match="cache must be one of"):
+        data.info("games", cache="tape")
+    with pytest.raises(dmamba.DataError, match="Pong"):
+        data.info("games", game="Pong")
+    (recording / "1" / "replay_logs" / "$store$_reward_ckpt.3.gz").unlink()
+    with pytest.raises(dmamba.DataError, match="reward"):
+        data.info("games")

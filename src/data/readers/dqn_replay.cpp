@@ -11,6 +11,7 @@
 #include "dmamba/common/error.h"
 #include "dmamba/common/log.h"
 #include "dmamba/data/frame_store.h"
+#include "dmamba/data/replay_outline.h"
 
 namespace dmamba::data {
 namespace {
@@ -81,18 +82,31 @@ std::shared_ptr<FrameStore> open_given_file(const std::string& path,
   return store;
 }
 
+Metadata metadata_of(const Recording& recording) {
+  return {{"game", recording.game}, {"shards", shard_list(recording.shards)}};
+}
+
+// The converted file of a recording and a selection, or nothing where it is not there or damaged.
+std::shared_ptr<FrameStore> find_converted(const std::string& file, const std::string& path,
+                                           const std::string& fingerprint,
+                                           const std::string& consequence) {
+  std::error_code error;
+  if (!std::filesystem::exists(file, error)) return nullptr;
+  try {
+    return open_converted(file, path, fingerprint);
+  } catch (const DataError& problem) {
+    log_warning(problem.what() + consequence);
+    return nullptr;
+  }
+}
+
 std::shared_ptr<FrameStore> open_cached(const std::string& path, const Recording& recording,
                                         const ReplaySelection& selection, const std::string& folder,
                                         const Metadata& metadata, const ReadProgress& progress) {
   const std::string fingerprint = replay_fingerprint(recording, selection);
   const std::string file = converted_path(folder, recording, fingerprint);
-  std::error_code error;
-  if (std::filesystem::exists(file, error)) {
-    try {
-      return open_converted(file, path, fingerprint);
-    } catch (const DataError& problem) {
-      log_warning(std::string(problem.what()) + "; the recording is converted again");
-    }
+  if (auto found = find_converted(file, path, fingerprint, "; the recording is converted again")) {
+    return found;
   }
   std::shared_ptr<ConvertedFile> storage;
   ReplayReading(recording, selection, progress).read([&](const FrameStore::Columns& columns) {
@@ -124,11 +138,30 @@ std::shared_ptr<FrameStore> open_replay(const std::string& path, const ReplaySel
   std::error_code error;
   if (std::filesystem::is_regular_file(path, error)) return open_given_file(path, selection);
   const Recording recording = find_recording(path, selection);
-  Metadata metadata = {{"game", recording.game}, {"shards", shard_list(recording.shards)}};
+  Metadata metadata = metadata_of(recording);
   if (!cache.folder.empty()) {
     return open_cached(path, recording, selection, cache.folder, metadata, progress);
   }
   return open_in_memory(path, recording, selection, std::move(metadata), progress);
+}
+
+std::shared_ptr<EpisodeStore> outline_replay(const std::string& path,
+                                             const ReplaySelection& selection,
+                                             const FrameCache& cache,
+                                             const ReadProgress& progress) {
+  require_selection(selection);
+  std::error_code error;
+  if (std::filesystem::is_regular_file(path, error)) return open_given_file(path, selection);
+  const Recording recording = find_recording(path, selection);
+  if (!cache.folder.empty()) {
+    const std::string fingerprint = replay_fingerprint(recording, selection);
+    const std::string file = converted_path(cache.folder, recording, fingerprint);
+    if (auto found = find_converted(file, path, fingerprint, "; the recording is looked at")) {
+      return found;
+    }
+  }
+  return std::make_shared<ReplayOutline>(ReplayReading(recording, selection, progress).outline(),
+                                         path, metadata_of(recording));
 }
 
 }  // namespace dmamba::data

@@ -111,6 +111,13 @@ void ReplayReading::read_into(FrameStorage* storage) {
   run_jobs(static_cast<std::int64_t>(shards_.size()), job, [this] { tick(); });
 }
 
+FrameStore::Columns ReplayReading::outline() {
+  for (const ReplayShard& shard : recording_.shards) total_ -= size_of(shard.files[kObservation]);
+  plan();
+  choose();
+  return columns();
+}
+
 FrameStore::Columns ReplayReading::read(const MakeStorage& make_storage) {
   plan();
   const std::int64_t planned = done_;

@@ -35,6 +35,9 @@ class ReplayReading {
   /// all begins anew. Throws DataError; what `progress` throws.
   FrameStore::Columns read(const MakeStorage& make_storage);
 
+  /// Reads all but the frames; what they would contradict stays.
+  FrameStore::Columns outline();
+
  private:
   void plan();
   void scan();
