@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -204,5 +205,13 @@ def check_environment(config: _C.Config, store: _C.TrajectoryStore | _C.FrameSto
         raise _C.ConfigError(
             f"{store.name}: neither file nor configuration names an environment; set "
             "dataset.environment=ID, or train without evaluation (evaluate=False, --no-evaluate)"
+        )
+    told = store.metadata.get("environment", environment)
+    if told != environment:
+        warnings.warn(
+            f"{store.name} names {told} as its environment, but dataset.environment is "
+            f"{environment}, in which policies will be evaluated; dataset.environment={told} "
+            "takes the dataset's",
+            stacklevel=2,
         )
     suites.check_store(environment, store, config.dataset.max_episode_length)

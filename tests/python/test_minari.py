@@ -280,6 +280,15 @@ def test_a_configuration_names_it(made):
     assert dmamba.evaluate(run, targets=[10], episodes=1, progress=False)["dataset"] == ID
 
 
+def test_another_environment_than_the_dataset_s_is_warned_of(made):
+    config = tiny(made, steps=1)
+    config["dataset"]["environment"] = "Hopper-v4"
+    config["evaluation"]["episodes"] = 1
+    message = r"names Hopper-v5 as its environment, but dataset.environment is Hopper-v4"
+    with pytest.warns(UserWarning, match=message):
+        dmamba.train(config, progress=False)
+
+
 def test_the_list_has_local_sets(made, capsys):
     (made.parents[1] / "torn-v0" / "data").mkdir(parents=True)
     (made.parents[1] / "torn-v0" / "data" / "main_data.hdf5").write_bytes(b"x" * 10)
