@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from collections.abc import Iterable
@@ -62,13 +63,22 @@ def _config_path(name: str) -> Path:
         if packaged.is_file():
             return packaged
         known = ", ".join(recipes())
-        raise _C.ConfigError(f"no configuration named {name!r}; there are {known}, or give a file")
+        raise _C.ConfigError(
+            f"no configuration named {name!r}; there are {known}, or give a file"
+            + did_you_mean(name, recipes())
+        )
     raise _C.ConfigError(f"{name}: no such configuration file")
 
 
 def recipes() -> list[str]:
     """Names of the configurations that come with the package."""
     return sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml") if path.stem[0] != "_")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``; did you mean 'X'?`` for the known word that is nearest; empty where none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

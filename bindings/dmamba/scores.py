@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from dmamba import terminal
+
 Interval = tuple[float, float]
 
 
@@ -89,14 +91,21 @@ def not_below(mean: float, stderr: float, reference: float, reference_stderr: fl
 
 
 def format_table(rows: list[list[str]], indent: str = "  ") -> str:
-    """Aligns a header and rows of cells: the first column to the left, the others to the right."""
+    """Aligns a header and rows of cells: the first column to the left, the others to the right.
+
+    What is wider than the terminal becomes several tables one below the other, each with the first
+    column.
+    """
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append((indent + "  ".join(cells)).rstrip())
-    return "\n".join(lines)
+    room = [len(indent) + widths[0], *(2 + width for width in widths[1:])]
+    tables = []
+    for columns in terminal.column_groups(room, terminal.width()):
+        lines = []
+        for row in rows:
+            cells = [row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in columns[1:])]
+            lines.append((indent + "  ".join(cells)).rstrip())
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
 
 
 def format_interval(interval: Interval | None, digits: int = 1) -> str:
