@@ -24,10 +24,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from benchmark_ops import processor
 
 import dmamba
 from dmamba import _C, data
+from dmamba.benchmarking import processor
 
 
 def stores(recipes: list[str]) -> dict[str, Any]:

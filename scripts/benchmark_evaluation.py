@@ -16,8 +16,8 @@ from collections.abc import Callable
 
 import gymnasium
 import numpy as np
-from benchmark_ops import processor
 
+from dmamba.benchmarking import processor
 from dmamba.envs import vector
 from dmamba.envs.processes import usable_cores
 

@@ -15,11 +15,11 @@ import statistics
 import time
 
 import torch
-from benchmark_ops import processor
 from benchmark_train import make_trainer
 
 import dmamba
 from dmamba import _C
+from dmamba.benchmarking import processor
 
 VARIANTS = {
     "mamba, mlp": [],

@@ -11,7 +11,6 @@ backward pass, which takes them again). The last columns: the reference's time o
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -20,6 +19,8 @@ import torch
 
 import dmamba
 from dmamba import _C, ops, reference
+from dmamba.benchmarking import processor
+from dmamba.benchmarking.cases import both_directions, scan_inputs
 
 
 def measure(call: Callable[[], object], seconds: float) -> tuple[float, float, float]:
@@ -33,51 +34,6 @@ def measure(call: Callable[[], object], seconds: float) -> tuple[float, float, f
         times.append(time.perf_counter() - start)
     low, median, high = statistics.quantiles(times, n=4)
     return low, median, high
-
-
-def processor() -> str:
-    """Names the processor."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
-        return names[0]
-    except (OSError, IndexError):
-        return platform.processor() or "unknown processor"
-
-
-def scan_inputs(batch: int, length: int, d_inner: int, d_state: int) -> dict[str, torch.Tensor]:
-    """Random inputs of a scan as they come in a Mamba block."""
-    generator = torch.Generator().manual_seed(0)
-    normal = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
-    A = -torch.arange(1.0, d_state + 1).repeat(d_inner, 1)
-    inputs = {
-        "u": normal(batch, length, d_inner),
-        "delta": normal(batch, length, d_inner),
-        "A": A,
-        "B": normal(batch, length, d_state),
-        "C": normal(batch, length, d_state),
-        "D": normal(d_inner),
-        "z": normal(batch, length, d_inner),
-        "delta_bias": normal(d_inner),
-    }
-    return {name: tensor.requires_grad_() for name, tensor in inputs.items()}
-
-
-def both_directions(
-    function: Callable[..., torch.Tensor], inputs: dict[str, torch.Tensor]
-) -> tuple[Callable[[], object], Callable[[], object]]:
-    """The forward call without gradients, and forward and backward."""
-    gradient = torch.randn_like(inputs["u"])
-
-    def forward() -> object:
-        with torch.no_grad():
-            return function(**inputs, delta_softplus=True)
-
-    def backward() -> object:
-        out = function(**inputs, delta_softplus=True)
-        return torch.autograd.grad(out, list(inputs.values()), gradient)
-
-    return forward, backward
 
 
 def main() -> None:

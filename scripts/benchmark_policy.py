@@ -20,9 +20,10 @@ import time
 from collections.abc import Callable
 
 import torch
-from benchmark_ops import processor
 
 import dmamba
+from dmamba.benchmarking import processor
+from dmamba.benchmarking.cases import policy_halves
 
 # What a step consists of: names and calls, in their order.
 Step = dict[str, Callable[[], object]]
@@ -49,14 +50,8 @@ def policy_step(
     model: dmamba.nn.DMamba, batch: int, label: str, kind: str = "recurrent", weights: str = "fp32"
 ) -> Step:
     """The two halves of a policy's step."""
-    zeros, ones = [0.0] * model.state_dim, [1.0] * model.state_dim
-    policy = dmamba.Policy(model.cpp_module, kind, batch, 1000.0, zeros, ones, weights=weights)
-    policy.reset(torch.ones(batch, dtype=torch.bool), torch.full((batch,), 3600.0).double())
-    observations, rewards = torch.randn(batch, model.state_dim), torch.ones(batch).double()
-    return {
-        f"act(), {label}": lambda: policy.act(observations),
-        f"observe(), {label}": lambda: policy.observe(rewards),
-    }
+    act, observe = policy_halves(model, batch, kind, weights)
+    return {f"act(), {label}": act, f"observe(), {label}": observe}
 
 
 def model_step(model: dmamba.nn.DMamba, batch: int) -> Step:

@@ -19,7 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmark_ops import processor
+from dmamba.benchmarking import processor
 
 FIELDS = ("observation", "action", "reward", "terminal")
 MEASURE = """

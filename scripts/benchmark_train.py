@@ -22,10 +22,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from benchmark_ops import processor
 
 import dmamba
 from dmamba import _C, data
+from dmamba.benchmarking import cases, processor
 
 
 def matrix_products(config: _C.ModelConfig, batch_size: int, state_dim: int, act_dim: int):
@@ -51,30 +51,22 @@ def matrix_products(config: _C.ModelConfig, batch_size: int, state_dim: int, act
 
 def make_trainer(options: argparse.Namespace) -> tuple[_C.Trainer, _C.Config, _C.EpisodeStore]:
     """A trainer of the size that the options give, on the bundled sample or a recorded game."""
-    torch.manual_seed(0)
-    config = _C.Config()
-    config.dataset.rtg_scale = 1000.0
+    config = cases.standard_config(options.device, options.precision)
     config.model.d_model = options.d_model
     config.model.context_length = options.context_length
     config.model.n_layer = options.n_layer
     config.training.batch_size = options.batch_size
-    config.training.steps = 10**9
-    config.training.device = options.device
-    config.training.precision = options.precision
     config.training.graph = options.graph
     config.training.data = options.data
     config.override(options.settings)
     store: _C.EpisodeStore
-    model: dmamba.nn.DMamba | dmamba.nn.AtariDMamba
     if options.game:
         config.dataset.rtg_scale = 1.0
         store = _C.open_replay(options.game)
         config.model.max_timestep = int(store.episode_lengths.max()) + 1
-        model = dmamba.nn.AtariDMamba(store.num_actions, config.model)
     else:
         store = data.load("hopper-medium")
-        model = dmamba.nn.DMamba(store.state_dim, store.act_dim, config.model)
-    return _C.Trainer(config, store, model.cpp_module), config, store
+    return cases.make_trainer(config, store), config, store
 
 
 def time_beside_products(options: argparse.Namespace) -> dict[str, list[float]]:
