@@ -216,6 +216,21 @@ def _propose(table: dict[int, tuple[float, float]], horizon: float | None) -> tu
     return max(allowed), f"the longest with at most {MAX_PADDED:.0%} padding, though {seen}"
 
 
+def to_document(result: dict[str, Any]) -> dict[str, Any]:
+    """What ``dmamba context --json`` prints: the same with names in place of numbers for keys."""
+    quantiles = {f"{q:g}": value for q, value in result["episode_lengths"].items()}
+    lengths = [
+        {"context_length": length, "padded_segments": padded, "padding": padding}
+        for length, (padded, padding) in result["lengths"].items()
+    ]
+    lives = result["half_lives"]
+    if lives is not None:
+        names = [f"{q:g}" for q in QUANTILES]
+        lives = [dict(zip(names, layer, strict=True)) for layer in lives]
+    changed = {"episode_lengths": quantiles, "lengths": lengths, "half_lives": lives}
+    return {**result, **changed}
+
+
 def format_result(result: dict[str, Any]) -> str:
     """The text of ``dmamba context``."""
     quantiles = result["episode_lengths"]

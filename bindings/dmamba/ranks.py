@@ -44,6 +44,11 @@ def several() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def leads() -> bool:
+    """Whether this process is rank 0 of several, or alone: the one that writes and speaks."""
+    return not several() or os.environ.get("RANK") == "0"
+
+
 def join() -> Team:
     """This process's team: what torchrun has started, or this process alone."""
     return Ranks() if several() else Team()

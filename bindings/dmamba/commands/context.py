@@ -6,10 +6,17 @@ import argparse
 from pathlib import Path
 
 from dmamba import _C, data, horizon, nn
+from dmamba.commands.answers import Answer
 from dmamba.configuration import load_config
 from dmamba.run import Run, locate_checkpoint
 
 HELP = "Propose a context length from a dataset, or from a short run's memory as well."
+EXAMPLES = (
+    ("dmamba context hopper-medium-v2", "by its episodes alone"),
+    ("dmamba context runs/hopper-sample-seed0", "and by how far back the model looks"),
+    ("dmamba context hopper-sample --lengths 10 20 40", "of these"),
+)
+JSON = "the tables and the proposed K"
 LENGTHS = (5, 10, 20, 30, 50, 100)
 
 
@@ -20,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lengths", nargs="+", type=int, metavar="K", help=f"{LENGTHS}")
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Prints the tables and the proposal."""
+def run(arguments: argparse.Namespace) -> Answer:
+    """Says the tables and the proposal."""
     path = Path(arguments.what)
     model, info = None, None
     if path.is_dir():
@@ -34,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise _C.ConfigError(f"{path}: the memory horizon is for models of vectors, not games")
     else:
         config = load_config(arguments.what, arguments.overrides)
-    store = data.load_configured(config.dataset)
+    store = data.load_configured(config.dataset, progress=not arguments.quiet)
     lengths = sorted(set(arguments.lengths or (*LENGTHS, config.model.context_length)))
-    print(horizon.format_result(horizon.describe(store, lengths, model, info)))
-    return 0
+    result = horizon.describe(store, lengths, model, info)
+    return Answer(horizon.format_result(result), horizon.to_document(result))

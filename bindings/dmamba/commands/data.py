@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from dmamba import _C, data, download, minari_folders, plots, replays
 from dmamba.commands import record
+from dmamba.commands.answers import Answer
 
 HELP = "Show, download or record datasets: dmamba data info PATH, data list, download, record."
+EXAMPLES = (
+    ("dmamba data info hopper-sample.hdf5", "a file's episodes, returns, scores"),
+    ("dmamba data list", "which can be had by name"),
+    ("dmamba data download hopper-medium-v2", "now, not at the first use"),
+    ("dmamba data record RUN --episodes 100 --output mine.hdf5", "play becomes a dataset"),
+)
+JSON = "a list with a dict for each dataset"
 ACTIONS = {
     "info": "sizes, lengths, returns, scores",
     "list": "names that can be downloaded, and which are here",
@@ -30,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     record.add_arguments(parser)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> Answer:
     """Does what the action says, for each dataset."""
     if arguments.plot is not None:
         if arguments.action != "info":
@@ -42,27 +51,19 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.action == "list":
         if arguments.paths:
             raise _C.ConfigError(f"data list takes no names, got {' '.join(arguments.paths)}")
-        print(format_list())
-        return 0
+        return Answer(format_list(), data.listing())
     if not arguments.paths:
         raise _C.ConfigError(f"data {arguments.action}: no dataset given")
+    shown = {"progress": not arguments.quiet}
     if arguments.action == "download":
-        for path in arguments.paths:
-            print(_download(path), flush=True)
-        return 0
-    _show(arguments)
-    return 0
-
-
-def _show(arguments: argparse.Namespace) -> None:
-    chosen = {"buffers": arguments.buffers or 0, "game": arguments.game or ""}
-    results = []
-    for number, path in enumerate(arguments.paths):
-        results.append(data.info(path, **chosen))
-        text = data.format_info(results[-1])
-        print(text if number == 0 else f"\n{text}", flush=True)
+        files = [_download(name, **shown) for name in arguments.paths]
+        return Answer("\n".join(map(_format_download, files)), files, note=True)
+    chosen = {"buffers": arguments.buffers or 0, "game": arguments.game or "", **shown}
+    found = [data.info(path, **chosen) for path in arguments.paths]
+    texts = [data.format_info(each) for each in found]
     if arguments.plot is not None:
-        print(f"\nhistograms  {plots.plot_datasets(results, Path(arguments.plot))}")
+        texts.append(f"histograms  {plots.plot_datasets(found, Path(arguments.plot))}")
+    return Answer("\n\n".join(texts), found)
 
 
 def format_list() -> str:
@@ -87,10 +88,16 @@ def format_list() -> str:
     return "\n".join([*lines, "", minari, "", replays.RECIPE, "", places])
 
 
-def _download(name: str) -> str:
-    path = data.download(name)
-    if path.is_dir():
-        return f"{name}  {path}\n  whole: read from beginning to end"
-    megabytes = path.stat().st_size / 1e6
-    digest = download.recorded_sha256(path) or "not recorded: this file was put there by hand"
-    return f"{name}  {megabytes:.1f} MB  {path}\n  SHA-256  {digest}"
+def _download(name: str, progress: bool) -> dict[str, Any]:
+    path = data.download(name, progress=progress)
+    parts = [part for part in path.rglob("*") if part.is_file()] if path.is_dir() else [path]
+    digest = None if path.is_dir() else download.recorded_sha256(path)
+    size = sum(part.stat().st_size for part in parts)
+    return {"name": name, "path": path, "bytes": size, "sha256": digest}
+
+
+def _format_download(file: dict[str, Any]) -> str:
+    checked = f"SHA-256  {file['sha256'] or 'not recorded: this file was put there by hand'}"
+    if file["path"].is_dir():
+        checked = "whole: read from beginning to end"
+    return f"{file['name']}  {file['bytes'] / 1e6:.1f} MB  {file['path']}\n  {checked}"

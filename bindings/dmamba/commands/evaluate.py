@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dmamba import contexts
 from dmamba._C import ConfigError, Error
+from dmamba.commands.answers import Answer
 from dmamba.evaluation import evaluate, format_result
 from dmamba.pretraining import FOLDER
 from dmamba.run import Run, locate_checkpoint, write_json
@@ -14,6 +15,14 @@ from dmamba.suites import RTG_REWARDS
 from dmamba.video import check_path, record_video
 
 HELP = "Evaluate a run's latest checkpoint, or one checkpoint folder, in its environment."
+EXAMPLES = (
+    ("dmamba evaluate runs/hopper-sample-seed0", "as the run's configuration says"),
+    ("dmamba evaluate RUN --targets 1800 3600 --episodes 100", "other target returns"),
+    ("dmamba evaluate RUN --context-length 5,10,20", "one checkpoint with several K"),
+    ("dmamba evaluate RUN --video hopper.gif", "a film of it"),
+    ("dmamba evaluate RUN --json | jq '.targets[0].return_mean'", "for a script"),
+)
+JSON = "the evaluation, with the return of every episode"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,8 +92,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="FILE", help="write the result as JSON, too")
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Evaluates and prints the table."""
+def run(arguments: argparse.Namespace) -> Answer:
+    """Evaluates; the answer is the table."""
     if arguments.video:
         check_path(Path(arguments.video))
     if arguments.video and arguments.set:
@@ -114,24 +123,24 @@ def run(arguments: argparse.Namespace) -> int:
         set=arguments.set,
         context_length=wanted,
         forget_after=arguments.forget_after,
+        progress=not arguments.quiet,
         **choices,
     )
     if arguments.output:
         write_json(Path(arguments.output), result)
     if isinstance(wanted, list):
-        print(contexts.format_results(result))
-        return 0
-    if wanted == contexts.AUTO:
-        print(contexts.format_choice(result))
+        return Answer(contexts.format_results(result), result)
+    lines = [contexts.format_choice(result)] if wanted == contexts.AUTO else []
     folder, _ = locate_checkpoint(Path(arguments.run))
     if folder is not None and arguments.set:
         folder = folder / FOLDER / arguments.set
-    print(format_result(result, None if folder is None else Run(folder).dataset_mean()))
+    lines.append(format_result(result, None if folder is None else Run(folder).dataset_mean()))
     if arguments.video:
         target = result["targets"][0]["target"]
         film = record_video(arguments.run, arguments.video, target, **choices)
-        print(
+        lines.append(
             f"video       {film['path']}: target {target:g}, return {film['return']:.1f}, "
             f"{film['length']} steps at {film['frames_per_second']:g} a second"
         )
-    return 0
+        result["video"] = film
+    return Answer("\n".join(lines), result)

@@ -3,37 +3,74 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import torch
 
-from dmamba import _C, _build_info, summary
+from dmamba import _C, _build_info, summary, terminal
+from dmamba.commands.answers import Answer
 
 HELP = "Show versions, instruction sets, threads, and whether CUDA is used and why."
+EXAMPLES = (("dmamba info", "for a bug report"), ("dmamba info --json", "for a script"))
+JSON = "the same facts"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares nothing: the command has no arguments."""
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Prints one line per fact."""
-    facts = {name: version or "not installed" for name, version in summary.versions().items()}
-    facts["built for torch"] = _build_info.torch_version
-    facts["build type"] = _build_info.build_type
-    facts["instructions"] = str(_C.cpu_capability())
-    facts["threads"] = str(torch.get_num_threads())
-    facts["CUDA"] = _cuda()
-    width = max(map(len, facts))
-    print("\n".join(f"{name.ljust(width)}  {value}" for name, value in facts.items()))
-    return 0
+def run(arguments: argparse.Namespace) -> Answer:
+    """One line per fact."""
+    found = facts()
+    return Answer(terminal.format_facts(_lines(found)), found)
 
 
-def _cuda() -> str:
+def facts() -> dict[str, Any]:
+    """What ``dmamba info --json`` prints; docs/command-line.md has the keys."""
+    return {
+        "versions": summary.versions(),
+        "built_for_torch": _build_info.torch_version,
+        "build_type": _build_info.build_type,
+        "instructions": _C.cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "cuda": _cuda(),
+    }
+
+
+def _lines(found: dict[str, Any]) -> dict[str, str]:
+    lines = {name: version or "not installed" for name, version in found["versions"].items()}
+    lines["built for torch"] = found["built_for_torch"]
+    lines["build type"] = found["build_type"]
+    lines["instructions"] = found["instructions"]
+    lines["threads"] = str(found["threads"])
+    lines["CUDA"] = _cuda_line(found["cuda"])
+    return lines
+
+
+def _cuda() -> dict[str, Any]:
+    """Whether a GPU can be used; why not, else which."""
+    found: dict[str, Any] = {"usable": False, "reason": _build_info.cuda_reason or None}
+    found |= {"architectures": [], "device": None, "capability": None}
     if _build_info.cuda_reason:
-        return f"no: {_build_info.cuda_reason}"
-    architectures = _build_info.cuda_architectures.replace(";", ", ")
-    built = f"built for architectures {architectures}"
+        return found
+    found["architectures"] = _build_info.cuda_architectures.split(";")
     if not torch.cuda.is_available():
-        return f"no: {built}, but torch (CUDA {torch.version.cuda}) finds no usable GPU or driver"
+        found["reason"] = f"torch (CUDA {torch.version.cuda}) finds no usable GPU or driver"
+        return found
     major, minor = torch.cuda.get_device_capability()
-    return f"yes: {torch.cuda.get_device_name()}, capability {major}.{minor}; {built}"
+    return found | {
+        "usable": True,
+        "device": torch.cuda.get_device_name(),
+        "capability": f"{major}.{minor}",
+    }
+
+
+def _cuda_line(found: dict[str, Any]) -> str:
+    built = f"built for architectures {', '.join(found['architectures'])}"
+    if found["usable"]:
+        return f"yes: {found['device']}, capability {found['capability']}; {built}"
+    return (
+        f"no: {built}, but {found['reason']}"
+        if found["architectures"]
+        else f"no: {found['reason']}"
+    )

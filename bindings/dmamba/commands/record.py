@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from dmamba import _C, data
+from dmamba.commands.answers import Answer
 
 OPTIONS = (
     *("output", "episodes", "transitions", "environment", "target", "policy", "temperature"),
@@ -48,8 +49,8 @@ def refuse(arguments: argparse.Namespace) -> None:
         raise _C.ConfigError(f"data {arguments.action} takes no --{name}; data record does")
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Records, and shows what it has become."""
+def run(arguments: argparse.Namespace) -> Answer:
+    """Records, and says what it has become."""
     if len(arguments.paths) != (not arguments.random):
         words = " ".join(arguments.paths) or "none"
         raise _C.ConfigError(f"data record: give one RUN, or none and --random; got {words}")
@@ -68,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         num_envs=arguments.num_envs,
         workers=arguments.workers,
         device=arguments.device,
+        progress=not arguments.quiet,
     )
-    print(data.format_info(data.info(path)))
-    return 0
+    found = data.info(path, progress=not arguments.quiet)
+    return Answer(data.format_info(found), [found], note=True)

@@ -5,24 +5,34 @@ from __future__ import annotations
 import argparse
 
 from dmamba import _C, engines
+from dmamba.commands.answers import Answer
 from dmamba.configuration import recipes
 from dmamba.sweeping import sweep
 
-EXAMPLES = """examples:
-  dmamba sweep hopper-medium K=5,10,20 seed=0:3
-  dmamba sweep hopper-medium learning_rate=log:1e-4..1e-2 dropout=0.0..0.3 K=5,10,20 seed=0:2 \\
-      --trials 20 --target 3600      # a search; pip install 'dmamba[sweep]'
-  dmamba sweep hopper-medium K=5,10,20 seed=0:3 --engine ray --ray address=auto,cpus=4,gpus=0.25
-  dmamba sweep hopper-medium K=5,10,20 seed=0:3 --engine slurm \\
-      --slurm time=60,partition=gpu,gpus_per_node=1,cpus_per_task=8   # pip install 'dmamba[slurm]'
-"""
 HELP = "Train a grid of settings and seeds, several runs at a time, and compare the points."
+EXAMPLES = (
+    ("dmamba sweep hopper-medium K=5,10,20 seed=0:3", "three settings, three seeds each"),
+    (
+        "dmamba sweep hopper-medium learning_rate=log:1e-4..1e-2 dropout=0.0..0.3 K=5,10,20 "
+        "seed=0:2 --trials 20 --target 3600",
+        "a search; pip install 'dmamba[sweep]'",
+    ),
+    (
+        "dmamba sweep hopper-medium K=5,10,20 seed=0:3 --engine ray "
+        "--ray address=auto,cpus=4,gpus=0.25",
+        "on a Ray cluster",
+    ),
+    (
+        "dmamba sweep hopper-medium K=5,10,20 seed=0:3 --engine slurm "
+        "--slurm time=60,partition=gpu,gpus_per_node=1,cpus_per_task=8",
+        "on a Slurm cluster; pip install 'dmamba[slurm]'",
+    ),
+)
+JSON = "the sweep's folder, a row for each point, and what failed"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.epilog = EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
         "config", metavar="CONFIG", help=f"a YAML file, or one of: {', '.join(recipes())}"
     )
@@ -57,10 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target", metavar="T", help="score to make large: at a target return, mean, or best"
     )
-    parser.add_argument("--no-progress", action="store_true", help="print nothing but errors")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> Answer:
     """Sweeps; 0 if every run has finished."""
     given = {
         "sampler": arguments.sampler,
@@ -78,13 +87,14 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.overrides,
         output=arguments.output,
         jobs=arguments.jobs,
-        progress=not arguments.no_progress,
+        progress=not arguments.quiet,
         engine=arguments.engine,
         engine_options=_engine_options(arguments),
         trials=arguments.trials,
         **options,
     )
-    return 1 if result.failures else 0
+    document = {"folder": result.folder, "rows": result.rows, "failures": result.failures}
+    return Answer(document=document, code=1 if result.failures else 0)
 
 
 def _engine_options(arguments: argparse.Namespace) -> dict[str, object]:

@@ -6,10 +6,20 @@ import argparse
 from pathlib import Path
 
 from dmamba import _C
+from dmamba.commands.answers import Answer
 from dmamba.configuration import recipes
+from dmamba.ranks import leads
 from dmamba.training import EVALUATE, train
 
 HELP = "Train a model on a dataset and evaluate it in the dataset's environment."
+EXAMPLES = (
+    ("dmamba train hopper-sample", "a bundled dataset, minutes on two cores"),
+    ("dmamba train hopper-medium seed=1 training.steps=20000", "settings as key=value"),
+    ("dmamba train my.yaml dataset.path=mine.hdf5 --output runs/mine", "one's own"),
+    ("dmamba train --resume runs/hopper-sample-seed0", "go on where it was stopped"),
+    ("dmamba train hopper-sample --json > summary.json", "for a script"),
+)
+JSON = "the run's folder and its summary.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,18 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="between the steps, or beside them in another process (auto: beside on a GPU)",
     )
-    parser.add_argument("--no-progress", action="store_true", help="print nothing but errors")
-    parser.add_argument(
-        "--log-level",
-        metavar="L",
-        default="warning",
-        help="of the library's log: trace, debug, info, warning, error, off",
-    )
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Trains; the run folder is printed at the end."""
-    _C.set_log_level(arguments.log_level)
+def run(arguments: argparse.Namespace) -> Answer:
+    """Trains; what came of it is printed at the end."""
     given = [word for word in (arguments.config, *arguments.overrides) if word is not None]
     resume, output = arguments.resume is not None, arguments.output
     if arguments.resume:
@@ -66,12 +68,14 @@ def run(arguments: argparse.Namespace) -> int:
     config = given.pop(0) if given and "=" not in given[0] else None
     if config is None and output is None:
         raise _C.ConfigError(f"no CONFIG given: a YAML file, or one of {', '.join(recipes())}")
-    train(
+    made = train(
         config,
         given,
         output=output,
         resume=resume,
-        progress=not arguments.no_progress,
+        progress=not arguments.quiet,
         evaluate=not arguments.no_evaluate and arguments.evaluate,
     )
-    return 0
+    if not leads():
+        return Answer()
+    return Answer(document={"folder": made.folder, **made.summary()})
