@@ -358,7 +358,7 @@ def _disk_error(error: OSError, target: Path, name: str) -> _C.DataError:
 
 
 def _record_of(path: Path) -> Path:
-    return path.with_name(f"{path.name}.download.json")
+    return path.parent / f"{path.name}.download.json"  # a folder such as "." has no name
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -111,8 +111,10 @@ def test_the_ways_to_resume(recipe, words):
         (["sweep", "hopper-sample", "K=5,1000"], "grid point model.context_length=1000: "),
         (["sweep", "hopper-sample", "training.stepz=3"], "training.stepz"),
         (["evaluate", "nowhere"], "nowhere: no such folder"),
+        (["evaluate", "nowhere", "--output", "."], ".: a folder; give the file to write"),
         (["data", "info", "nowhere.hdf5"], "dataset 'nowhere.hdf5' not found"),
         (["data", "info"], "data info: no dataset given"),
+        (["data", "info", "."], ".: no recording in the DQN-replay layout"),
         (
             ["data", "record", "--output", "x", "--episodes", "1"],
             "give one RUN, or none and --rand",

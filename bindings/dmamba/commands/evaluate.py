@@ -100,6 +100,8 @@ def run(arguments: argparse.Namespace) -> Answer:
         raise Error("--video films runs on one set: leave it or --set out")
     if arguments.output and not Path(arguments.output).absolute().parent.is_dir():
         raise Error(f"{arguments.output}: its folder does not exist; make it first")
+    if arguments.output and Path(arguments.output).is_dir():
+        raise Error(f"{arguments.output}: a folder; give the file to write")
     wanted = contexts.parse(arguments.context_length) if arguments.context_length else None
     if arguments.video and (wanted is not None or arguments.forget_after):
         raise ConfigError(
