@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from dmamba import _C, envs, histograms, minari_folders, minari_sets, replays, scores, sources
+from dmamba._C import FrameStore, TrajectoryStore
 from dmamba.download import check
 from dmamba.episodes import from_arrays, from_episodes
 from dmamba.frame_segments import FrameSegmentDataset
@@ -20,8 +21,10 @@ from dmamba.sources import PACKAGE_FOLDER, cache_folders, listing, locate
 
 __all__ = [
     "FrameSegmentDataset",
+    "FrameStore",
     "PACKAGE_FOLDER",
     "SegmentDataset",
+    "TrajectoryStore",
     "cache_folders",
     "default_targets",
     "describe",

@@ -14,6 +14,8 @@ All are torch ops (``torch.ops.dmamba.*``): autograd, ``torch.compile`` and C++ 
 
 from __future__ import annotations
 
+from typing import Literal, overload
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,55 @@ from . import _C  # noqa: F401  (registers the ops)
 _ops = torch.ops.dmamba
 
 
+@overload
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    mask: Tensor | None = None,
+    segment_starts: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    return_last_state: Literal[False] = False,
+) -> Tensor: ...
+@overload
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    mask: Tensor | None = None,
+    segment_starts: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    *,
+    return_last_state: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    mask: Tensor | None = None,
+    segment_starts: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    return_last_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def selective_scan(
     u: Tensor,
     delta: Tensor,
@@ -100,6 +151,40 @@ def selective_state_update(
     return _ops.selective_state_update(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
 
 
+@overload
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    silu: bool = True,
+    mask: Tensor | None = None,
+    segment_starts: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    return_last_state: Literal[False] = False,
+) -> Tensor: ...
+@overload
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    silu: bool = True,
+    mask: Tensor | None = None,
+    segment_starts: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    *,
+    return_last_state: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    silu: bool = True,
+    mask: Tensor | None = None,
+    segment_starts: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    return_last_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def causal_conv1d(
     x: Tensor,
     weight: Tensor,

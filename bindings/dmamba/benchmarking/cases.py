@@ -193,7 +193,7 @@ def scan(config: _C.Config, device: torch.device) -> tuple[Case, Case]:
     sizes = (config.training.batch_size, length, d_inner, model.d_state)
     inputs = scan_inputs(*sizes, device)
     found: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
-        OURS: both_directions(ops.selective_scan, inputs),  # type: ignore[arg-type]
+        OURS: both_directions(ops.selective_scan, inputs),
         PLAIN: both_directions(reference.selective_scan, inputs),  # type: ignore[arg-type]
     }
     theirs = mamba_ssm_scan(device)
