@@ -8,13 +8,13 @@ namespace dmamba::bindings {
 
 void bind_common(py::module_& m) {
   auto& error = py::register_exception<Error>(m, "Error", PyExc_RuntimeError);
-  error.doc() = "What DMamba raises; the message says what to do.";
+  error.doc() = "What the library refuses to do; the message says why, and what to do.";
   py::register_exception<DataError>(m, "DataError", error.ptr()).doc() =
-      "A dataset that cannot be had or used, or does not fit the model or the environment.";
+      "A dataset that cannot be read or used; the message names file, field and numbers.";
   py::register_exception<ConfigError>(m, "ConfigError", error.ptr()).doc() =
-      "A setting or an argument that is unknown, of the wrong type or out of range.";
+      "A setting or an argument that cannot be; the message names it, and what is allowed.";
   py::register_exception<CheckpointError>(m, "CheckpointError", error.ptr()).doc() =
-      "A checkpoint or a run folder that is missing, damaged or of something else.";
+      "A checkpoint that is missing, damaged, or of another model; the message names the file.";
   // A device's memory may run out in any of our own calls: callers know torch's exception for it.
   py::register_exception_translator([](std::exception_ptr thrown) {
     try {

@@ -47,7 +47,8 @@ py::list list_sets(const train::TrainingState& state) {
 }  // namespace
 
 void bind_train(py::module_& m) {
-  py::register_exception<train::LostRankError>(m, "LostRankError", m.attr("Error").ptr());
+  py::register_exception<train::LostRankError>(m, "LostRankError", m.attr("Error").ptr()).doc() =
+      "Another process of the same training is gone; the message says which, and how to go on.";
 
   py::class_<train::Ranks, std::shared_ptr<train::Ranks>>(
       m, "Ranks", "The processes that train one model together, over a torch ProcessGroup.")
@@ -157,12 +158,12 @@ void bind_train(py::module_& m) {
       py::arg("folder"), "What a checkpoint folder says beside its tensors.");
   m.def(
       "init_parameters",
-      [](const std::string& from, std::shared_ptr<torch::nn::Module> model,
+      [](const std::string& origin, std::shared_ptr<torch::nn::Module> model,
          const config::Config& config) {
-        const train::TransferReport report = train::init_parameters(from, *model, config);
+        const train::TransferReport report = train::init_parameters(origin, *model, config);
         return py::make_tuple(report.taken, report.fresh);
       },
-      py::arg("from"), py::arg("model"), py::arg("config"),
+      py::arg("origin"), py::arg("model"), py::arg("config"),
       "Copies what fits of a checkpoint folder or safetensors file into the model of a run with "
       "this config; returns the names taken, and those that begin anew.");
   m.def(

@@ -73,6 +73,8 @@ class TrainingConfig:
     epsilon: float
     warmup_steps: int
     schedule: str
+    warmup_tokens: int
+    cosine_tokens: int
     final_learning_rate: float
     gradient_clip: float
     log_every: int
@@ -302,6 +304,8 @@ class AtariDMamba(torch.nn.Module):
     config: ModelConfig
     def __init__(self, num_actions: int, config: ModelConfig) -> None: ...
 
+class RecurrentState: ...
+
 class AtariPolicy:
     def __init__(
         self,
@@ -388,5 +392,5 @@ class Trainer:
 
 def resolve_device(choice: str, key: str = "device") -> str: ...
 def read_checkpoint(folder: str) -> dict[str, Any]: ...
-def init_parameters(from_: str, model: Any, config: Config) -> tuple[list[str], list[str]]: ...
+def init_parameters(origin: str, model: Any, config: Config) -> tuple[list[str], list[str]]: ...
 def load_parameters(folder: str, model: Any) -> None: ...

@@ -5,6 +5,7 @@
 #include <spdlog/sinks/stdout_color_sinks.h>
 
 #include <array>
+#include <cstdlib>
 #include <memory>
 #include <utility>
 
@@ -21,11 +22,18 @@ constexpr std::array<std::pair<const char*, spdlog::level::level_enum>, 6> kLeve
      {"error", spdlog::level::err},
      {"off", spdlog::level::off}}};
 
+/// Coloured on a terminal, unless NO_COLOR says otherwise (no-color.org).
+spdlog::sink_ptr make_sink() {
+  const char* plain = std::getenv("NO_COLOR");
+  const bool colours = plain == nullptr || *plain == '\0';
+  return std::make_shared<spdlog::sinks::stderr_color_sink_mt>(
+      colours ? spdlog::color_mode::automatic : spdlog::color_mode::never);
+}
+
 // Kept out of spdlog's global registry, and never destroyed: a thread may log while the process
 // ends.
 spdlog::logger& logger() {
-  static auto* const instance =
-      new spdlog::logger("dmamba", std::make_shared<spdlog::sinks::stderr_color_sink_mt>());
+  static auto* const instance = new spdlog::logger("dmamba", make_sink());
   return *instance;
 }
 

@@ -71,7 +71,8 @@ def trained(dataset, tmp_path_factory) -> dmamba.Run:
 def elsewhere(tmp_path, monkeypatch):
     """Each test runs in a folder of its own, without the user's datasets and without D4RL's."""
     monkeypatch.chdir(tmp_path)
-    for name in ("DMAMBA_DATA", "MINARI_DATASETS_PATH", "MINARI_REMOTE"):
+    data = ("DMAMBA_DATA", "MINARI_DATASETS_PATH", "MINARI_REMOTE")
+    for name in (*data, "COLUMNS", "FORCE_COLOR", "CLICOLOR_FORCE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DMAMBA_D4RL_URL", "http://127.0.0.1:9/closed")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))

@@ -60,11 +60,11 @@ def _plain(value: Any) -> Any:
 @contextlib.contextmanager
 def everything_on_stderr() -> Iterator[None]:
     """Leads what is written to stdout to stderr, that of C libraries and child processes too."""
-    sys.stdout.flush()
     with contextlib.ExitStack() as stack:
         try:
+            sys.stdout.flush()
             stdout, stderr = sys.stdout.fileno(), sys.stderr.fileno()
-        except (OSError, ValueError):  # in a test or a notebook they are no files
+        except (OSError, ValueError, AttributeError):  # no files, as in a notebook, or closed
             pass
         else:
             kept = os.dup(stdout)
