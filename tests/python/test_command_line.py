@@ -146,6 +146,15 @@ def test_json_of_commands_that_make_files(dataset, elsewhere, capsys):
     assert [one["episodes"] for one in found] == [1]
 
 
+def test_of_torchrun_s_processes_one_prints(trained, monkeypatch, capsys):
+    monkeypatch.setattr(COMMANDS["train"], "train", lambda *words, **options: trained)
+    for rank, printed in (("1", False), ("0", True)):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("RANK", rank)
+        assert main(["train", "hopper-sample", "--json"]) == 0
+        assert bool(capsys.readouterr().out) == printed
+
+
 def test_json_of_a_sweep_where_a_run_has_failed(monkeypatch, capsys):
     folder, rows = Path("out"), [{"seeds": 1, "failed_seeds": "1", "loss": float("nan")}]
     found = dmamba.Sweep(folder, rows, {folder / "seed1": "exit code 2"})
