@@ -4,7 +4,7 @@ A channel's state decays with exp(delta_t A) a token, delta_t > 0 chosen by the 
 (Gu and Dao, arXiv 2312.00752, section 3.2). With the mean of delta over the tokens of real segments
 its half-life is::
 
-    ln 2 / (mean(delta) |A|)  tokens,  a third of that in environment steps,
+    ln 2 / (mean(delta) |A|)  tokens,  in environment steps that divided by the tokens of one (3),
 
 for each layer, channel and state: d_inner x d_state numbers a layer. It says how long a state can
 keep what it has been told, not whether the model makes use of it.
@@ -19,11 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from dmamba import _C, nn, ops, scores, segments
+from dmamba import _C, nn, scores, segments
 
-TOKENS_PER_STEP = 3
 SEGMENTS = 64  # that the deltas are the mean of
 QUANTILES = (0.1, 0.5, 0.9, 0.99)
 HORIZON_QUANTILE = 0.9  # of the half-lives of a layer, that K should cover
@@ -58,7 +56,7 @@ def half_lives(model: nn.DMamba, batch: dict[str, Tensor]) -> list[np.ndarray]:
     """The half-life in tokens of every layer, channel and state.
 
     Args:
-        model: Of ``mamba`` layers, on the CPU, float32.
+        model: Of ``mamba`` layers, float32.
         batch: ``states``, ``actions``, ``returns_to_go``, ``timesteps``, ``mask``, as
             :class:`dmamba.data.SegmentDataset` gives, with a batch dimension.
 
@@ -68,12 +66,6 @@ def half_lives(model: nn.DMamba, batch: dict[str, Tensor]) -> list[np.ndarray]:
     Raises:
         ConfigError: A layer that is not ``mamba``.
     """
-    lives, _ = _walk(model, batch)
-    return lives
-
-
-def _walk(model: nn.DMamba, batch: dict[str, Tensor]) -> tuple[list[np.ndarray], Tensor]:
-    """The half-lives, and the predicted actions, by which tests see that this is the model."""
     config = model.config
     others = sorted(set(config.token_mixer) - {"mamba"})
     if others:
@@ -81,57 +73,21 @@ def _walk(model: nn.DMamba, batch: dict[str, Tensor]) -> tuple[list[np.ndarray],
             f"model.token_mixer: {', '.join(others)} has no delta and A; the memory horizon is "
             "that of mamba layers"
         )
-    for key in ("rtg", "past_actions"):
-        if getattr(config, key) != "token":
-            raise _C.ConfigError(
-                f"model.{key}: none; the memory horizon is that of models with all three tokens"
-            )
-    if config.channel_mixing == "ssm":
-        raise _C.ConfigError("model.channel_mixing: ssm; choose a run with mlp or none")
-    w = {name: tensor.detach() for name, tensor in model.named_parameters()}
-    width = (config.d_model,)
-
-    def linear(name: str, x: Tensor) -> Tensor:
-        return functional.linear(x, w[f"{name}.weight"], w.get(f"{name}.bias"))
-
-    def norm(name: str, x: Tensor) -> Tensor:
-        return functional.layer_norm(x, width, w[f"{name}.weight"], w[f"{name}.bias"])
-
-    mask = batch["mask"].repeat_interleave(TOKENS_PER_STEP, dim=1)
-    time = functional.embedding(batch["timesteps"], w["embed_timestep.weight"])
-    kinds = (("return", "returns_to_go"), ("state", "states"), ("action", "actions"))
-    tokens = [linear(f"embed_{name}", batch[key]) + time for name, key in kinds]
-    x = norm("embed_ln", torch.stack(tokens, 2).flatten(1, 2))
-    flags = mask if config.padding == "masked" else None
+    captured = model.capture(**batch, what=["delta", "A"])
+    mask = batch["mask"].repeat_interleave(tokens_per_step(config), dim=1)
     lives = []
-    mixer = nn.Mamba(*width, config.d_state, config.d_conv, config.expand, config.dt_rank)
     for layer in range(config.n_layer):
-        at = f"transformer.h.{layer}"
-        names = mixer.state_dict()
-        mixer.load_state_dict({name: w[f"{at}.mamba.{name}"] for name in names})
-        h = norm(f"{at}.norm_mamba", x)
-        delta = _delta(mixer, h, flags)[mask].double().mean(0)
-        rates = torch.exp(mixer.get_parameter("A_log").detach().double())
-        lives.append((math.log(2) / (delta[:, None] * rates)).numpy())
-        x = x + mixer(h, flags)
-        if config.channel_mixing == "mlp":
-            hidden = functional.gelu(linear(f"{at}.mlp_channels.0", norm(f"{at}.ln_2", x)))
-            x = x + linear(f"{at}.mlp_channels.2", hidden)
-    states = norm("transformer.ln_f", x)[:, 1::TOKENS_PER_STEP]
-    return lives, torch.tanh(linear("predict_action.0", states))
+        inside = captured.layer(layer)
+        delta = inside["delta"][mask].double().mean(0)
+        lives.append((-math.log(2) / (delta[:, None] * inside["A"].double())).cpu().numpy())
+    return lives
 
 
-def _delta(mixer: nn.Mamba, h: Tensor, mask: Tensor | None) -> Tensor:
-    """Step sizes (batch, L, d_inner) of a layer's normed tokens (batch, L, d_model)."""
-    w = {name: tensor.detach() for name, tensor in mixer.named_parameters()}
-    d_inner, rank = w["dt_proj.weight"].shape
-    inner = functional.linear(h, w["in_proj.weight"][:d_inner])
-    u = ops.causal_conv1d(inner, w["conv1d.weight"].squeeze(1), w["conv1d.bias"], mask=mask)
-    low = functional.linear(u, w["x_proj.weight"][:rank])
-    return functional.softplus(functional.linear(low, w["dt_proj.weight"], w["dt_proj.bias"]))
+def tokens_per_step(config: _C.ModelConfig) -> int:
+    """Of return-to-go, state and action, as many as the model has."""
+    return 1 + (config.rtg == "token") + (config.past_actions == "token")
 
 
-@torch.no_grad()
 def describe(
     store: _C.TrajectoryStore | _C.FrameStore,
     lengths: Sequence[int],
@@ -169,7 +125,7 @@ def describe(
         assert isinstance(store, _C.TrajectoryStore)
         lives = half_lives(model, _batch(store, model, info))
         far = max(float(np.quantile(each, HORIZON_QUANTILE)) for each in lives)
-        horizon = far / TOKENS_PER_STEP
+        horizon = far / tokens_per_step(model.config)
     proposed, why = _propose(table, horizon)
     return {
         "path": store.name,

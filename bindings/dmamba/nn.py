@@ -1,10 +1,11 @@
 """Modules: C++ inside, ordinary ``torch.nn.Module`` outside.
 
 ``state_dict``, ``parameters``, ``.to``, ``deepcopy``, pickling, optimizers and hooks on the
-outermost module work as ever. Children live in C++: their hooks do not fire, and ``torch.compile``
-leaves the module whole (the ops alone compile into a graph, see :mod:`dmamba.ops`). Parameters live
-there too: their values, dtype and device can change, but no other tensor can take their place, so
-``torch.func.functional_call`` raises NotImplementedError.
+outermost module work as ever. Children live in C++: their hooks do not fire (``capture`` looks
+inside in their place, :mod:`dmamba.captures`), and ``torch.compile`` leaves the module whole (the
+ops compile into a graph, and with them :class:`GraphDMamba`, the same model for tracers).
+Parameters live there too: their values, dtype and device can change, but no other tensor can take
+their place, so ``torch.func.functional_call`` raises NotImplementedError.
 """
 
 from __future__ import annotations
@@ -14,156 +15,29 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.cpp import ModuleWrapper, OrderedDictWrapper
 
 from . import _C
 from ._C import ModelConfig
+from .blocks import MambaBlock
+from .captures import Captured, Captures
+from .cpp_module import CppModule
+from .graph import GraphAtariDMamba, GraphDMamba, GraphStep
+from .layers import Mamba
+from .mixers import GraphMamba
 
-
-def _complete(module: Any) -> None:
-    """Mends what ModuleWrapper leaves undone: nested children, and methods that return None.
-
-    It copies every method of the C++ module onto the instance, where they hide nn.Module's own
-    (``eval()`` would return None); those work on the wrapped parameters and children just as well.
-    """
-    cpp = module.cpp_module
-    for name in dir(cpp):
-        if hasattr(torch.nn.Module, name) and not name.startswith("_"):
-            module.__dict__.pop(name, None)
-    module.__dict__.pop("forward", None)
-    module._modules = {name: _Child(child) for name, child in cpp._modules.items()}
-    module._parameters = _Parameters(cpp, "_parameters")
-    for parameter in module._parameters.values():
-        parameter._is_param = True  # makes it an instance of torch.nn.Parameter
-
-
-class _Parameters(OrderedDictWrapper):
-    """The parameters of a C++ module, which holds on to its own tensors."""
-
-    def __setitem__(self, name: str, tensor: Tensor | None) -> None:
-        raise NotImplementedError(
-            f"parameter '{name}' of a dmamba module lives in C++: another tensor cannot take its "
-            "place, so torch.func.functional_call does not work. Change its values instead, with "
-            "load_state_dict (of a copy.deepcopy, to keep the module as it is) or .data.copy_()"
-        )
-
-    def __delitem__(self, name: str) -> None:
-        self[name] = None
-
-
-class _LoadsIntoCpp:
-    """Makes ``load_state_dict(assign=True)`` work; mixed in before a ModuleWrapper."""
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        errors = len(error_msgs)
-        super()._load_from_state_dict(  # type: ignore[misc]
-            state_dict,
-            prefix,
-            {**local_metadata, "assign_to_params_buffers": False},
-            strict,
-            missing_keys,
-            unexpected_keys,
-            error_msgs,
-        )
-        if not local_metadata.get("assign_to_params_buffers") or len(error_msgs) > errors:
-            return
-        for name, parameter in self._parameters.items():  # type: ignore[attr-defined]
-            if prefix + name in state_dict:
-                parameter.grad = None  # may be of another dtype or device now
-                parameter.data = state_dict[prefix + name].detach()
-
-
-class _Child(_LoadsIntoCpp, ModuleWrapper):
-    """A C++ submodule as Python sees it, its own children included."""
-
-    def __init__(self, cpp_module: Any):
-        super().__init__(cpp_module)
-        _complete(self)
-
-
-def _rebuild(
-    cls: type[Any],
-    arguments: tuple[Any, ...],
-    state: dict[str, Tensor],
-    frozen: list[str],
-    training: dict[str, bool],
-) -> Any:
-    module = cls(*arguments)
-    module.load_state_dict(state, assign=True)
-    for name in frozen:
-        module.get_parameter(name).requires_grad_(False)
-    for name, child in module.named_modules():  # parents come first: setting one sets all below it
-        child.training = training[name]
-    return module
-
-
-class _CppModule(_LoadsIntoCpp):
-    """What pybind11's module bindings lack: nested children, deepcopy and pickle.
-
-    Mixed in before a class bound by ``torch::python::bind_module``.
-    """
-
-    _arguments: tuple[Any, ...]
-
-    def _adopt(self, *arguments: Any) -> None:
-        self._arguments = arguments
-        _complete(self)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        module: Any = self
-        frozen = [n for n, p in module.named_parameters() if not p.requires_grad]
-        training = {name: child.training for name, child in module.named_modules()}
-        state = module.state_dict()
-        return _rebuild, (type(self), self._arguments, state, frozen, training)
-
-
-class Mamba(_CppModule, _C.Mamba):  # type: ignore[misc]
-    """The Mamba block (Gu and Dao, arXiv 2312.00752), parameters named as in mamba_ssm.
-
-    Args:
-        d_model: Channels of a token.
-        d_state: State size of a channel.
-        d_conv: Taps of the causal convolution.
-        expand: Inner channels per channel of a token.
-        dt_rank: Rank of the step-size projection; 0 or "auto" means ceil(d_model / 16).
-    """
-
-    def __init__(
-        self,
-        d_model: int,
-        d_state: int = 16,
-        d_conv: int = 4,
-        expand: int = 2,
-        dt_rank: int | str = 0,
-    ):
-        rank = 0 if dt_rank == "auto" else int(dt_rank)
-        super().__init__(d_model, d_state, d_conv, expand, rank)
-        self._adopt(d_model, d_state, d_conv, expand, rank)
-
-    @torch.compiler.disable
-    def forward(
-        self, x: Tensor, mask: Tensor | None = None, segment_starts: Tensor | None = None
-    ) -> Tensor:
-        """Mixes tokens: (batch, L, d_model) -> (batch, L, d_model).
-
-        Args:
-            x: Tokens, (batch, L, d_model).
-            mask: (batch, L) bool, False for padding.
-            segment_starts: (batch, L) bool, True where a sequence begins anew.
-
-        Returns:
-            (batch, L, d_model).
-        """
-        return self.cpp_module.forward(x, mask, segment_starts)
+__all__ = [
+    "AtariDMamba",
+    "Captured",
+    "DMamba",
+    "GraphDMamba",
+    "GraphMamba",
+    "GraphStep",
+    "Mamba",
+    "MambaBlock",
+    "ModelConfig",
+    "MultiDMamba",
+    "load",
+]
 
 
 def _model_config(model: str, config: ModelConfig | None, options: dict[str, Any]) -> ModelConfig:
@@ -180,7 +54,7 @@ def _model_config(model: str, config: ModelConfig | None, options: dict[str, Any
     return config
 
 
-class DMamba(_CppModule, _C.DMamba):  # type: ignore[misc]
+class DMamba(Captures, CppModule, _C.DMamba):  # type: ignore[misc]
     """Decision Mamba (T. Ota, arXiv 2403.19925).
 
     Args:
@@ -250,8 +124,11 @@ class DMamba(_CppModule, _C.DMamba):  # type: ignore[misc]
         """
         return self.cpp_module.forward(states, actions, returns_to_go, timesteps, mask)
 
+    def _twin(self) -> GraphDMamba:
+        return GraphDMamba(self)
 
-class MultiDMamba(_CppModule, _C.MultiDMamba):  # type: ignore[misc]
+
+class MultiDMamba(CppModule, _C.MultiDMamba):  # type: ignore[misc]
     """Models for several sets of states and actions over one trunk.
 
     Its parameters are those of the trunk under their own names, and of each set, such as
@@ -289,7 +166,7 @@ class MultiDMamba(_CppModule, _C.MultiDMamba):  # type: ignore[misc]
         self.models = models
 
 
-class AtariDMamba(_CppModule, _C.AtariDMamba):  # type: ignore[misc]
+class AtariDMamba(Captures, CppModule, _C.AtariDMamba):  # type: ignore[misc]
     """Decision Mamba for games (T. Ota, arXiv 2403.19925): frames in, discrete actions out.
 
     Parameters are named as in the author's Atari code.
@@ -346,6 +223,9 @@ class AtariDMamba(_CppModule, _C.AtariDMamba):  # type: ignore[misc]
     def encode(self, stacks: Tensor) -> Tensor:
         """States (n, d_model) of stacks of frames (n, 4, 84, 84) uint8, in [-1, 1]."""
         return self.cpp_module.encode(stacks)
+
+    def _twin(self) -> GraphAtariDMamba:
+        return GraphAtariDMamba(self)
 
 
 def load(

@@ -41,21 +41,6 @@ def make_batch(model, batch=3, steps=7):
     }
 
 
-@pytest.mark.parametrize("padding", ["masked", "paper"])
-@pytest.mark.parametrize("channel_mixing", ["mlp", "none"])
-def test_the_walk_through_the_layers_is_the_models_own(padding, channel_mixing):
-    torch.manual_seed(0)
-    model = nn.DMamba(
-        11, 3, d_model=24, n_layer=3, padding=padding, channel_mixing=channel_mixing
-    ).eval()
-    batch = make_batch(model)
-    with torch.no_grad():
-        lives, actions = horizon._walk(model, batch)
-        expected = model(*batch.values())
-    torch.testing.assert_close(actions[batch["mask"]], expected[batch["mask"]])
-    assert [x.shape for x in lives] == [(48, 16)] * 3
-
-
 def test_half_life_of_steps_and_rates_that_are_known():
     model = nn.DMamba(11, 3, d_model=16, n_layer=1, d_state=4).eval()
     with torch.no_grad():
@@ -98,9 +83,19 @@ def test_command_of_a_run_and_of_a_configuration(trained, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "options", [{"rtg": "none"}, {"past_actions": "none"}, {"channel_mixing": "ssm"}]
+    ("options", "tokens"),
+    [({"rtg": "none"}, 2), ({"past_actions": "none"}, 2), ({"channel_mixing": "ssm"}, 3)],
 )
-def test_models_that_the_horizon_does_not_follow_are_refused(options):
-    model = nn.DMamba(11, 3, d_model=16, n_layer=1, **options).eval()
-    with pytest.raises(dmamba.ConfigError, match=f"model.{next(iter(options))}"):
+def test_other_tokens_and_channel_mixers(options, tokens, dataset):
+    model = nn.DMamba(11, 3, d_model=16, n_layer=2, **options).eval()
+    assert [x.shape for x in horizon.half_lives(model, make_batch(model))] == [(32, 16)] * 2
+    info = {"rtg_scale": 1.0, "state_mean": [0.0] * 11, "state_std": [1.0] * 11}
+    result = horizon.describe(dmamba.data.load(dataset), [5], model, info)
+    longest = max(row[horizon.QUANTILES.index(0.9)] for row in result["half_lives"])
+    assert result["horizon"] == pytest.approx(longest / tokens)
+
+
+def test_mixers_without_step_sizes_are_refused():
+    model = nn.DMamba(11, 3, d_model=16, n_layer=2, token_mixer=["mamba", "attention"], n_head=2)
+    with pytest.raises(dmamba.ConfigError, match="attention has no delta"):
         horizon.half_lives(model, make_batch(model))
