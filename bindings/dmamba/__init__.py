@@ -41,6 +41,7 @@ from ._C import (  # noqa: E402
 )
 from .callbacks import Callback  # noqa: E402
 from .evaluation import evaluate  # noqa: E402
+from .exporting import export  # noqa: E402
 from .official import from_official  # noqa: E402
 from .reporting import Report, report  # noqa: E402
 from .run import Run  # noqa: E402
@@ -64,6 +65,7 @@ __all__ = [
     "data",
     "envs",
     "evaluate",
+    "export",
     "from_official",
     "nn",
     "ops",

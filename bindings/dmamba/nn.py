@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _C
+from . import _C, pretrained
 from ._C import ModelConfig
 from .blocks import MambaBlock
 from .captures import Captured, Captures
@@ -24,6 +24,7 @@ from .cpp_module import CppModule
 from .graph import GraphAtariDMamba, GraphDMamba, GraphStep
 from .layers import Mamba
 from .mixers import GraphMamba
+from .pretrained import Pretrained
 
 __all__ = [
     "AtariDMamba",
@@ -54,7 +55,7 @@ def _model_config(model: str, config: ModelConfig | None, options: dict[str, Any
     return config
 
 
-class DMamba(Captures, CppModule, _C.DMamba):  # type: ignore[misc]
+class DMamba(Captures, Pretrained, CppModule, _C.DMamba):  # type: ignore[misc]
     """Decision Mamba (T. Ota, arXiv 2403.19925).
 
     Args:
@@ -166,7 +167,7 @@ class MultiDMamba(CppModule, _C.MultiDMamba):  # type: ignore[misc]
         self.models = models
 
 
-class AtariDMamba(Captures, CppModule, _C.AtariDMamba):  # type: ignore[misc]
+class AtariDMamba(Captures, Pretrained, CppModule, _C.AtariDMamba):  # type: ignore[misc]
     """Decision Mamba for games (T. Ota, arXiv 2403.19925): frames in, discrete actions out.
 
     Parameters are named as in the author's Atari code.
@@ -231,10 +232,11 @@ class AtariDMamba(Captures, CppModule, _C.AtariDMamba):  # type: ignore[misc]
 def load(
     folder: str | os.PathLike[str], device: str | torch.device = "cpu", set: str = ""
 ) -> tuple[DMamba | AtariDMamba, dict[str, Any]]:
-    """Loads the model of a checkpoint folder, wherever it was trained.
+    """Loads the model of a checkpoint or pretrained folder, wherever it was trained.
 
     Args:
-        folder: A folder such as ``RUN/checkpoints/step-00001000``.
+        folder: A folder such as ``RUN/checkpoints/step-00001000``, or one that ``save_pretrained``
+            or ``dmamba export`` wrote.
         device: Where the model is put.
         set: Of a run on several sets, the one whose model is wanted.
 
@@ -247,6 +249,8 @@ def load(
         CheckpointError: Where the folder is no checkpoint or does not fit; names file and tensor.
             No such set, or none named where there are several.
     """
+    if pretrained.is_folder(folder):
+        return _load_pretrained(folder, device, set)
     info = _C.read_checkpoint(os.fspath(folder))
     config = info["config"].model
     info["rtg_scale"] = info["config"].dataset.rtg_scale
@@ -259,6 +263,23 @@ def load(
     else:
         model = DMamba(info["state_dim"], info["act_dim"], config)
         _C.load_parameters(os.fspath(folder), model.cpp_module)
+    return model.to(device).eval(), info
+
+
+def _load_pretrained(
+    folder: str | os.PathLike[str], device: str | torch.device, set: str
+) -> tuple[DMamba | AtariDMamba, dict[str, Any]]:
+    info = pretrained.read(folder)
+    if set:
+        raise _C.CheckpointError(f"{os.fspath(folder)}: has no set {set!r}; it holds one model")
+    kind, dtype = info.pop("kind"), info.pop("dtype")
+    config = info["config"].model
+    model: DMamba | AtariDMamba
+    if kind == "AtariDMamba":
+        model = AtariDMamba(info["num_actions"], config)
+    else:
+        model = DMamba(info["state_dim"], info["act_dim"], config)
+    pretrained.load_parameters(folder, model.to(dtype))
     return model.to(device).eval(), info
 
 

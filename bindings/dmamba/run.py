@@ -184,19 +184,23 @@ def _complete_steps(root: Path) -> list[tuple[int, Path]]:
 def locate_checkpoint(folder: Path) -> tuple[Path | None, Path]:
     """(run folder, checkpoint folder) of a run's folder or of one checkpoint.
 
-    The run folder is None for a checkpoint that lies outside a run.
+    The run folder is None for a checkpoint that lies outside a run, as a pretrained folder does.
 
     Raises:
         CheckpointError: Neither of the two, or a run without a complete checkpoint.
     """
-    if not folder.is_dir():
-        raise _C.CheckpointError(f"{folder}: no such folder")
+    from dmamba import pretrained  # which writes its files with functions of this module
+
+    pretrained.check_folder(folder)
+    if pretrained.is_folder(folder):
+        return None, folder
     if (folder / "state.json").is_file():
         run_folder = folder.absolute().parent.parent
         return (run_folder if (run_folder / "config.yaml").is_file() else None), folder
     if not (folder / "config.yaml").is_file():
         raise _C.CheckpointError(
-            f"{folder}: neither a run folder (no config.yaml) nor a checkpoint (no state.json)"
+            f"{folder}: neither a run folder (no config.yaml) nor a checkpoint (no state.json) nor "
+            "a pretrained model (no config.json)"
         )
     latest = Run(folder).latest_checkpoint()
     if latest is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dmamba import _C
+from dmamba import _C, pretrained
 from dmamba.run import locate_checkpoint
 
 
@@ -13,12 +13,15 @@ def locate(init_from: str) -> Path:
     """The checkpoint folder or safetensors file that ``transfer.init_from`` means.
 
     Args:
-        init_from: A checkpoint folder, a run folder (its latest checkpoint), or a file.
+        init_from: A checkpoint folder, a run folder (its latest checkpoint), a pretrained folder
+            (its parameters' file), or a file.
 
     Raises:
         CheckpointError: There is nothing of the kind.
     """
     path = Path(init_from).expanduser()
+    if pretrained.is_folder(path):
+        return path / pretrained.PARAMETERS
     return path if path.is_file() else locate_checkpoint(path)[1]
 
 
