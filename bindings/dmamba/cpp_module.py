@@ -35,8 +35,9 @@ class _Parameters(OrderedDictWrapper):
     def __setitem__(self, name: str, tensor: Tensor | None) -> None:
         raise NotImplementedError(
             f"parameter '{name}' of a dmamba module lives in C++: another tensor cannot take its "
-            "place, so torch.func.functional_call does not work. Change its values instead, with "
-            "load_state_dict (of a copy.deepcopy, to keep the module as it is) or .data.copy_()"
+            "place, so torch.func.functional_call and torch.export do not work. They do with "
+            "dmamba.nn.GraphDMamba(model). Or change the values, with load_state_dict (of a "
+            "copy.deepcopy, to keep the module as it is) or .data.copy_()"
         )
 
     def __delitem__(self, name: str) -> None:

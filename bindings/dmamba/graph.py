@@ -137,11 +137,11 @@ class GraphStep(nn.Module):
         others = sorted({layer.token_mixer for layer in graph.transformer.h} - {"mamba"})
         if others:
             raise ConfigError(f"GraphStep: a layer is {others[0]}; it steps mamba layers alone")
-        self.graph = graph
+        self.policy = graph  # fx has a graph of its own
 
     def initial_state(self, batch: int) -> State:
         """Before the first step: (n_layer, batch, d_inner, d_conv - 1), (..., d_state), zeros."""
-        states = [layer.initial_state(batch) for layer in self.graph.transformer.h]
+        states = [layer.initial_state(batch) for layer in self.policy.transformer.h]
         return torch.stack([s[0] for s in states]), torch.stack([s[1] for s in states])
 
     def forward(
@@ -169,7 +169,7 @@ class GraphStep(nn.Module):
         Returns:
             Actions (batch, act_dim), and both states after the step.
         """
-        graph = self.graph
+        graph = self.policy
         before = (timesteps - 1).clamp_min(0)
         order = sorted(graph.kinds, key=["action", "return", "state"].index)
         values = {"action": previous_actions, "return": returns_to_go, "state": states}
