@@ -14,25 +14,19 @@ from . import _C, envs, scores
 _PAPER = "[Decision Mamba](https://arxiv.org/abs/2403.19925)"
 
 
-def write(
-    name: str,
-    content: Mapping[str, Any],
-    config: _C.Config | None,
-    evaluation: Mapping[str, Any] | None,
-) -> str:
+def write(name: str, content: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> str:
     """The text of a card.
 
     Args:
         name: Of the model.
         content: Of its config.json.
-        config: Of the run that it comes from; None for a model without one.
         evaluation: What :func:`dmamba.evaluate` returned, or its JSON; None: not evaluated.
 
     Raises:
         ConfigError: An ``evaluation`` that is something else.
     """
     try:
-        return _write(name, content, config, evaluation)
+        return _write(name, content, evaluation)
     except (KeyError, IndexError, TypeError, ValueError) as error:
         if evaluation is None:
             raise
@@ -41,16 +35,11 @@ def write(
         ) from None
 
 
-def _write(
-    name: str,
-    content: Mapping[str, Any],
-    config: _C.Config | None,
-    evaluation: Mapping[str, Any] | None,
-) -> str:
+def _write(name: str, content: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> str:
     kind = content["architectures"][0]
     environment = content["config"]["dataset"]["environment"]
     parts = [_head(name, environment, content, evaluation), f"# {name}\n"]
-    parts.append(_origin(content, config))
+    parts.append(_origin(content))
     if evaluation is not None:
         parts.append(_scores(evaluation))
     use = [f'model = dmamba.nn.{kind}.from_pretrained("{name}")']
@@ -62,14 +51,11 @@ def _write(
         f"`dmamba.nn.load({name!r})` also returns the states' normalisation and the scale of "
         "returns. `model.safetensors` holds the parameters under the names of `state_dict()`.\n"
     )
-    if config is not None:
-        clean = config.copy()
-        clean.dataset.path = content["config"]["dataset"]["path"]
-        clean.dataset.cache = content["config"]["dataset"]["cache"]
-        clean.transfer.init_from = content["config"]["transfer"]["init_from"]
+    if content["config"]["dataset"]["path"]:
+        config = _C.Config.parse(json.dumps(content["config"])).to_yaml().strip()
         parts.append(
             "## Training\n\n`dmamba train config.yaml` with this as config.yaml repeats it"
-            f" (dmamba {content['dmamba_version']}):\n\n```yaml\n{clean.to_yaml().strip()}\n```\n"
+            f" (dmamba {content['dmamba_version']}):\n\n```yaml\n{config}\n```\n"
         )
     return "\n".join(parts)
 
@@ -104,17 +90,16 @@ def _head(
     return "\n".join([*lines, "---\n"])
 
 
-def _origin(content: Mapping[str, Any], config: _C.Config | None) -> str:
-    if config is None:
-        return f"A model of {_PAPER}, saved by dmamba {content['dmamba_version']}.\n"
-    data = content["config"]["dataset"]
-    words = [f"A policy of {_PAPER}"]
-    if data["environment"]:
-        words.append(f"for {data['environment']}")
-    words.append(f"after {content['step']} steps of offline training")
+def _origin(content: Mapping[str, Any]) -> str:
+    data, version = content["config"]["dataset"], content["dmamba_version"]
+    if not data["environment"]:
+        return f"A model of {_PAPER}, saved by dmamba {version}.\n"
+    words = [f"A policy of {_PAPER} for {data['environment']}"]
+    if content["step"]:
+        words.append(f"after {content['step']} steps of offline training")
     if data["path"]:
-        words.append(f"on {data['path']}")
-    return " ".join(words) + f", seed {config.seed}, by dmamba {content['dmamba_version']}.\n"
+        words.append(f"on {data['path']}, seed {content['config']['seed']}")
+    return " ".join(words) + f", saved by dmamba {version}.\n"
 
 
 def _scores(evaluation: Mapping[str, Any]) -> str:

@@ -78,9 +78,7 @@ def save(
         fresh.mkdir()
         _write_parameters(model, fresh / PARAMETERS)
         write_json(fresh / CONFIG, content)
-        config = None if info is None else info.get("config")
-        card = cards.write(folder.name, content, config, evaluation)
-        write_text(fresh / CARD, card)
+        write_text(fresh / CARD, cards.write(folder.name, content, evaluation))
         _replace_folder(fresh, folder)
     except OSError as error:
         raise _C.Error(f"{folder}: cannot be written: {error.strerror or error}") from None

@@ -138,9 +138,29 @@ def test_the_card_has_the_runs_scores_and_what_repeats_it(trained, tmp_path):
     assert metric["value"].startswith(f"{best['return_mean']:.1f} +/- ")
     for row in rows:
         assert f"| {row['target']:g} | {row['return_mean']:.1f} |" in body
-    assert "borrowed" in body and "on tiny.hdf5, seed 7" in body
-    config = body.split("```yaml\n")[1].split("```")[0]
-    assert dmamba.Config.parse(config).training.steps == 30
+    assert "borrowed" in body and "30 steps of offline training on tiny.hdf5, seed 7" in body
+    config = dmamba.Config.parse(body.split("```yaml\n")[1].split("```")[0])
+    expected = trained.config.copy()
+    expected.dataset.path = "tiny.hdf5"
+    assert config == expected
+
+
+def test_a_model_with_an_environment_of_ones_own(tmp_path):
+    config = dmamba.Config()
+    config.dataset.environment, config.evaluation.targets = "Hopper-v4", [1800]
+    torch.manual_seed(0)
+    model = DMamba(11, 3, **SIZES)
+    statistics = {"state_mean": np.full(11, 0.5, np.float32), "state_std": torch.full((11,), 2.0)}
+    folder = model.save_pretrained(
+        tmp_path / "mine", {"config": config, "rtg_scale": 1000.0} | statistics
+    )
+    result = dmamba.evaluate(folder, episodes=1, progress=False, workers=1)
+    assert [row["target"] for row in result["targets"]] == [1800]
+    _, info = dmamba.nn.load(folder)
+    assert info["state_mean"] == [0.5] * 11 and info["state_std"] == [2.0] * 11
+    assert info["config"].dataset.rtg_scale == 1000.0 and info["config"].model == model.config
+    card = (folder / "README.md").read_text()
+    assert "for Hopper-v4, saved by" in card and "## Training" not in card, "no data to repeat it"
 
 
 def test_the_command(trained, tmp_path, capsys):
