@@ -231,3 +231,17 @@ def test_a_report_is_on_the_parts(pretrained, tmp_path):
     report = dmamba.report(pretrained.folder, output=tmp_path / "report.html")
     text = report.html.read_text()
     assert "Hopper-v4, jumps" in text and "HalfCheetah-v4, runs" in text
+
+
+def test_one_of_its_sets_is_exported(pretrained, tmp_path):
+    folder = dmamba.export(pretrained, tmp_path / "jumps", set="jumps")
+    asked = {"targets": [50.0], "episodes": 2, "progress": False, "workers": 1}
+    expected = dmamba.evaluate(pretrained, set="jumps", **asked)["targets"][0]
+    found = dmamba.evaluate(folder, **asked)
+    assert found["environment"] == "Hopper-v4"
+    assert found["targets"][0]["returns"].tolist() == expected["returns"].tolist()
+    assert "## Scores" in (folder / "README.md").read_text()
+    with pytest.raises(dmamba.CheckpointError, match="has no set 'jumps'; it holds one model"):
+        dmamba.nn.load(folder, set="jumps")
+    with pytest.raises(dmamba.CheckpointError, match="name one of jumps, runs_v1"):
+        dmamba.export(pretrained, tmp_path / "both")
