@@ -25,6 +25,13 @@ def locate(init_from: str) -> Path:
     return path if path.is_file() else locate_checkpoint(path)[1]
 
 
+def _describe_origin(origin: Path) -> dict[str, Any] | None:
+    """What is known of the parameters beside them; None of a bare file."""
+    if not origin.is_file():
+        return _C.read_checkpoint(str(origin))
+    return pretrained.read(origin.parent) if pretrained.is_folder(origin.parent) else None
+
+
 def begin(config: _C.Config, model: Any) -> dict[str, Any]:
     """Copies what fits of ``transfer.init_from`` into a new model.
 
@@ -43,7 +50,8 @@ def begin(config: _C.Config, model: Any) -> dict[str, Any]:
     """
     origin = locate(config.transfer.init_from)
     taken, fresh = _C.init_parameters(str(origin), model.cpp_module, config)
-    step = None if origin.is_file() else _C.read_checkpoint(str(origin))["step"]
+    saved = _describe_origin(origin)
+    step = None if saved is None else saved["step"]
     return {"from": str(origin), "step": step, "taken": taken, "fresh": fresh}
 
 
@@ -79,12 +87,12 @@ def statistics(
             "not standardised; leave the key out"
         )
     origin = locate(config.transfer.init_from) if resumed is None else resumed
-    if origin.is_file():
+    saved = _describe_origin(origin)
+    if saved is None:
         raise _C.ConfigError(
             f"transfer.statistics: checkpoint, but {origin} is a file of parameters alone; name a "
             "checkpoint folder in transfer.init_from, or use data"
         )
-    saved = _C.read_checkpoint(str(origin))
     if saved["sets"]:
         name = config.transfer.set
         if not name:

@@ -187,9 +187,14 @@ def test_transfer_takes_such_a_folder(trained, dataset, tmp_path):
     config.transfer.init_from, config.training.steps = str(folder), 1
     config.evaluation.every = 0
     config.training.warmup_steps = 0
+    config.transfer.statistics = "checkpoint"
     run = dmamba.train(config, output=tmp_path / "next", progress=False, evaluate=False)
     began = json.loads((run.folder / "transfer.json").read_text())
     assert began["from"] == str(folder / "model.safetensors") and began["fresh"] == []
+    assert began["step"] == 30
+    _, mine = dmamba.nn.load(run.latest_checkpoint()[1])
+    _, theirs = dmamba.nn.load(folder)
+    assert mine["state_mean"] == theirs["state_mean"]
 
 
 def test_a_name_of_the_hub_says_how_to_get_it():
