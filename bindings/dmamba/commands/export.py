@@ -5,10 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from dmamba.commands.answers import Answer
 from dmamba.exporting import export
 from dmamba.run import read_json
 
 HELP = "Write a run's policy as a folder with parameters, configuration and model card."
+EXAMPLES = (
+    ("dmamba export runs/hopper-sample-seed0 hopper-policy", "the latest checkpoint"),
+    ("dmamba evaluate hopper-policy --episodes 100", "the folder is all it takes"),
+)
+JSON = "a dict with folder and files"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,10 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> Answer:
     """Exports, and says what can be done with the folder."""
     evaluation = read_json(Path(arguments.evaluation)) if arguments.evaluation else None
     folder = export(arguments.run, arguments.folder, set=arguments.set, evaluation=evaluation)
-    print(f"{folder}: config.json, model.safetensors, README.md")
-    print(f"evaluate it: dmamba evaluate {arguments.folder}")
-    return 0
+    files = sorted(path.name for path in Path(folder).iterdir())
+    text = f"{folder}: {', '.join(files)}\nevaluate it: dmamba evaluate {arguments.folder}"
+    return Answer(text, {"folder": folder, "files": files}, note=True)
