@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from dmamba import _C, evaluation, nn, scores
+from dmamba.results import Evaluation
 
 AUTO = "auto"
 
@@ -40,7 +41,7 @@ def evaluate_lengths(
     config: _C.Config,
     episodes: int,
     **settings: Any,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Evaluates with one K, with each of several, or with the best of some.
 
     Args:
@@ -81,7 +82,9 @@ def evaluate_lengths(
         )
         for length in lengths
     }
-    return results[lengths[0]] if isinstance(wanted, int) else {"context_lengths": results}
+    if isinstance(wanted, int):
+        return results[wanted]
+    return Evaluation(context_lengths=results)
 
 
 def candidates(config: _C.Config) -> list[int]:
@@ -128,7 +131,7 @@ def _choose(
     lengths: list[int],
     episodes: int,
     settings: dict[str, Any],
-) -> dict[str, Any]:
+) -> Evaluation:
     if episodes < 2:
         raise _C.ConfigError(
             f"context_length auto needs 2 episodes a target: half to choose by; got {episodes}"
@@ -149,11 +152,25 @@ def _choose(
         first_episode=seen,
         **settings,
     )
-    return {**result, "chosen_from": means, "chosen_episodes": seen}
+    return Evaluation(result, chosen_from=means, chosen_episodes=seen)
+
+
+def format_any(result: dict[str, Any]) -> str:
+    """The text of an evaluation with one length, with several, or with one that was chosen."""
+    if "context_lengths" in result:
+        return format_results(result)
+    chosen = [format_choice(result)] if "chosen_from" in result else []
+    return "\n".join([*chosen, evaluation.format_result(result)])
 
 
 def format_results(result: dict[str, Any]) -> str:
-    """The table of several lengths: a row for each K and target."""
+    """The text of several lengths."""
+    heading, rows = lengths_table(result)
+    return "\n".join([heading, scores.format_table(rows)])
+
+
+def lengths_table(result: dict[str, Any]) -> tuple[str, list[list[str]]]:
+    """A heading, and cells of a table (header first) with a row for each K and target."""
     first, *_ = results = list(result["context_lengths"].values())
     scored = first["constants"] is not None
     percent = f"{100 * first['confidence']:g} % interval"
@@ -173,11 +190,11 @@ def format_results(result: dict[str, Any]) -> str:
                     f"{row['length_mean']:.0f}",
                 ]
             )
-    head = (
+    heading = (
         f"{first['environment']}, step {first['checkpoint_step']}, windowed policy, "
         f"{first['targets'][0]['episodes']} episodes a target, seed {first['seed']}"
     )
-    return "\n".join([head, scores.format_table(rows)])
+    return heading, rows
 
 
 def format_choice(result: dict[str, Any]) -> str:

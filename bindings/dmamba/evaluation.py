@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 
 from dmamba import _C, envs, nn, pretraining, scores, suites
 from dmamba.progress import bar
+from dmamba.results import Evaluation
 from dmamba.rollout import Job, make_jobs, play
 from dmamba.run import Run, locate_checkpoint
 
@@ -42,7 +44,7 @@ def evaluate_model(
     first_episode: int = 0,
     progress: bool = True,
     check: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Evaluates a model that is in memory; :func:`evaluate` says what comes back.
 
     Args:
@@ -114,7 +116,7 @@ def evaluate_model(
 
         play(suite.policy(slots), environments, jobs, on_episode, check)
     constants = envs.score_constants(environment, dataset)
-    return {
+    found = {
         "environment": environment,
         "dataset": dataset,
         "policy": policy,
@@ -136,6 +138,7 @@ def evaluate_model(
         "constants": constants,
         "time_seconds": time.perf_counter() - started,
     }
+    return Evaluation(found)
 
 
 def settings(config: _C.Config) -> dict[str, Any]:
@@ -173,7 +176,7 @@ def evaluate(
     set: str = "",
     context_length: int | Sequence[int] | str | None = None,
     forget_after: int = 0,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Evaluates a run's latest checkpoint in the environment of its dataset.
 
     What is left out is taken from the run's configuration.
@@ -206,7 +209,8 @@ def evaluate(
         forget_after: Steps after which the recurrent policy begins anew; 0: never.
 
     Returns:
-        A dict with ``environment``, ``policy``, ``weights``, ``context_length``,
+        A dict, which a notebook shows as a table, with
+        ``environment``, ``policy``, ``weights``, ``context_length``,
         ``trained_context_length``, ``forget_after``, ``checkpoint_step``, ``device`` (its name),
         ``constants`` (of the score, and whether they are borrowed), ``time_seconds`` and
         ``targets``: one dict per target with
@@ -288,7 +292,23 @@ def device_name(device: str | torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+@dataclass(frozen=True)
+class Described:
+    """An evaluation in words: lines above a table, its cells (header first), a line below."""
+
+    heading: list[str]
+    rows: list[list[str]]
+    note: str
+
+
 def format_result(result: dict[str, Any], dataset_mean: float | None = None) -> str:
+    """The text of an evaluation; arguments as of :func:`describe_result`."""
+    described = describe_result(result, dataset_mean)
+    table = scores.format_table(described.rows)
+    return "\n".join([*described.heading, table, f"  {described.note}"])
+
+
+def describe_result(result: dict[str, Any], dataset_mean: float | None = None) -> Described:
     """The table of an evaluation, beside the dataset's own mean return where it is given.
 
     A game's recordings hold clipped rewards: their mean is called so, and has no score.
@@ -313,16 +333,13 @@ def format_result(result: dict[str, Any], dataset_mean: float | None = None) -> 
     if dataset_mean is not None:
         rows.append(_dataset_row(result["environment"], dataset_mean, scored))
     episodes = result["targets"][0]["episodes"]
-    return "\n".join(
-        [
-            f"{result['environment']}, step {result['checkpoint_step']}, "
-            f"{_format_policy(result)}, {episodes} episodes a target, "
-            f"seed {result['seed']}, {result['time_seconds']:.0f} s",
-            *_format_choices(result),
-            scores.format_table(rows),
-            "  " + envs.describe_constants(result["constants"]),
-        ]
+    heading = (
+        f"{result['environment']}, step {result['checkpoint_step']}, "
+        f"{_format_policy(result)}, {episodes} episodes a target, "
+        f"seed {result['seed']}, {result['time_seconds']:.0f} s"
     )
+    note = envs.describe_constants(result["constants"])
+    return Described([heading, *_format_choices(result)], rows, note)
 
 
 def _format_policy(result: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from dmamba.pictures import Picture
     from dmamba.run import Run
 
 FORMATS = ("png", "pdf", "svg")
@@ -27,45 +28,60 @@ def plot_run(run: Run, dataset_mean: float | None = None, path: Path | None = No
     """Draws a run into a PNG.
 
     Args:
-        run: With its metrics, and its evaluations if there are any.
-        dataset_mean: Mean raw return of the training set's episodes, for a line.
+        run: As for :func:`draw_run`.
+        dataset_mean: Likewise.
         path: The file; None: ``plots/training.png`` in the run's folder.
 
     Returns:
         The file's path.
     """
-    # A Figure of its own, not pyplot: no global state, and no window system is looked for.
-    from matplotlib.figure import Figure
+    return _save(draw_run(run, dataset_mean), run.plot_path if path is None else path)
 
-    path = run.plot_path if path is None else path
+
+def draw_run(run: Run, dataset_mean: float | None = None) -> Picture:
+    """Draws a run: its loss, and return against target in its last evaluation.
+
+    Args:
+        run: With its metrics, and its evaluations if there are any.
+        dataset_mean: Mean raw return of the training set's episodes, for a line.
+    """
+    from dmamba.pictures import Picture  # matplotlib is slow to import
+
     evaluations = run.evaluations()
-    figure = Figure(figsize=(11.0 if evaluations else 6.0, 4.2), dpi=120, layout="constrained")
+    figure = Picture(11.0 if evaluations else 6.0, 4.2)
     panels: list[Axes] = list(figure.subplots(1, 2 if evaluations else 1, squeeze=False)[0])
     figure.suptitle(f"{run.config.name}, seed {run.config.seed}")
     _draw_loss(panels[0], run.metrics())
     if evaluations:
         _draw_targets(panels[1], evaluations, dataset_mean)
-    return _save(figure, path)
+    return figure
 
 
 def plot_sweep(
     name: str, key: str, points: list[dict[str, Any]], dataset_mean: float | None, path: Path
 ) -> Path:
-    """Draws the last evaluations' mean return over seeds against a key's values into a PNG.
+    """Draws a sweep into a PNG; arguments as of :func:`draw_sweep`, and the file.
+
+    Returns:
+        The file's path.
+    """
+    return _save(draw_sweep(name, key, points, dataset_mean), path)
+
+
+def draw_sweep(
+    name: str, key: str, points: list[dict[str, Any]], dataset_mean: float | None
+) -> Picture:
+    """Draws the last evaluations' mean return over seeds against a key's values.
 
     Args:
         name: Of the sweep, for the title.
         key: With numbers for values.
         points: At least one, as :func:`dmamba.sweep_report.collect` gives; with finished runs.
         dataset_mean: Mean raw return of the training set's episodes, for a line.
-        path: The file.
-
-    Returns:
-        The file's path.
     """
-    from matplotlib.figure import Figure
+    from dmamba.pictures import Picture
 
-    figure = Figure(figsize=(7.0, 4.6), dpi=120, layout="constrained")
+    figure = Picture(7.0, 4.6)
     axes: Axes = figure.subplots()
     count = max(len(point["seeds"]) for point in points)
     title = f"mean of {count} seeds" if count > 1 else "one seed, its episodes'"
@@ -99,7 +115,7 @@ def plot_sweep(
     _score_axis(axes, points[0]["environment"])
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    return _save(figure, path)
+    return figure
 
 
 def check_format(path: Path) -> str:
@@ -231,7 +247,8 @@ def _draw_targets(
     axes.set_ylim(bottom - (margin if bottom < 0 else 0.0), top + margin)
     left, right = axes.get_xlim()
     line = np.linspace(left, right, 200)
-    axes.plot(line, line, color=_GREY, linestyle="--", linewidth=1.0, label="return = target")
+    if left <= axes.get_ylim()[1] and right >= axes.get_ylim()[0]:  # it passes through the picture
+        axes.plot(line, line, color=_GREY, linestyle="--", linewidth=1.0, label="return = target")
     axes.set_xlim(left, right)
     axes.set_xlabel("target return")
     axes.set_ylabel(f"return in {last['environment']}, {last['policy']} policy")

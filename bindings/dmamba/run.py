@@ -26,11 +26,14 @@ import re
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dmamba import _C, envs
+from dmamba import _C, envs, results
+
+if TYPE_CHECKING:
+    from dmamba.pictures import Picture
 
 METRICS = ("step", "training/loss", "training/grad_norm", "training/learning_rate")
 _CHECKPOINT = re.compile(r"step-(\d{8,})")
@@ -106,6 +109,15 @@ class Run:
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"
 
+    def _repr_html_(self) -> str:
+        return results.run_html(self)
+
+    def plot(self) -> Picture:
+        """Draws loss, and return against target: a matplotlib figure, which a notebook shows."""
+        from dmamba import plots  # which draws runs
+
+        return plots.draw_run(self, None if self.parts() else self.dataset_mean())
+
     @property
     def config(self) -> _C.Config:
         """The resolved configuration."""
@@ -145,17 +157,22 @@ class Run:
             for name in METRICS
         }
 
+    def parts(self) -> list[Run]:
+        """Of a run on several sets, what belongs to each; else empty."""
+        root = self.folder / "sets"
+        return [Run(path) for path in sorted(root.iterdir())] if root.is_dir() else []
+
     def evaluations(self) -> list[dict[str, Any]]:
         """The evaluations made during the training, in order of step.
 
         Each is what :func:`dmamba.evaluate` returns, with lists in place of arrays and tuples.
         """
-        found = []
+        found: list[tuple[int, dict[str, Any]]] = []
         root = self.folder / "evaluations"
         for path in root.iterdir() if root.is_dir() else ():
             match = _EVALUATION.fullmatch(path.name)
             if match:
-                found.append((int(match[1]), read_json(path)))
+                found.append((int(match[1]), results.Evaluation(read_json(path))))
         return [result for _, result in sorted(found, key=lambda item: item[0])]
 
     def summary(self) -> dict[str, Any]:

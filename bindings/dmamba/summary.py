@@ -194,19 +194,23 @@ def format_run(run: Run) -> str:
         lines += [evaluation.format_result(evaluations[-1], summary["dataset"]["return_mean"]), ""]
     if len(evaluations) > 1:
         lines += [_format_best(summary), ""]
+    lines += [describe_training(summary), f"run folder  {run.folder}"]
+    if run.plot_path.is_file():  # that of several sets is the whole run's
+        lines.append(f"plot        {run.plot_path}")
+    return "\n".join(lines)
+
+
+def describe_training(summary: dict[str, Any]) -> str:
+    """A line of summary.json: steps, device, loss, times."""
     times = summary["times"]
     since = f" from step {times['first_step']}" if times["first_step"] else ""
     loss = "-" if summary["loss"] is None else f"{summary['loss']:.4f}"
     beside = f" beside it, waited {times['waiting_seconds']:.0f} s"
-    lines += [
+    return (
         f"trained {summary['steps']} steps{since} on {summary['device']}, loss {loss}; training "
         f"{times['training_seconds']:.0f} s, evaluation {times['evaluation_seconds']:.0f} s"
-        + (beside if times["evaluated"] == "beside" else ""),
-        f"run folder  {run.folder}",
-    ]
-    if run.plot_path.is_file():  # that of several sets is the whole run's
-        lines.append(f"plot        {run.plot_path}")
-    return "\n".join(lines)
+        + (beside if times["evaluated"] == "beside" else "")
+    )
 
 
 def _format_best(summary: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 Read from the run folders (config.yaml, metrics.csv), so it does not matter which process, on which
 machine, trains there. On a terminal the lines are bars; elsewhere there is a line for each run that
-has ended and at most one overall line a minute.
+has ended and at most one overall line a minute. In a notebook the bars are replaced in place.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tqdm.auto import tqdm
+from tqdm.std import tqdm
 
-from dmamba import _C
+from dmamba import _C, notebook
 from dmamba.run import Run
 from dmamba.runner import STOPPED
 
@@ -118,7 +118,7 @@ class SweepProgress:
         kept: Those that have finished before.
         enabled: False shows nothing but failures, on stderr.
         clock: Seconds.
-        live: Whether to draw bars; None: on a terminal.
+        live: Whether to draw bars; None: on a terminal, or in a notebook.
     """
 
     def __init__(
@@ -132,7 +132,9 @@ class SweepProgress:
     ) -> None:
         self.total, self.done, self.failed = total, kept, 0
         self._kept, self._enabled, self._clock = kept, enabled, clock
-        self._live = sys.stderr.isatty() if live is None else live
+        in_notebook = live is None and notebook.inside()
+        self._live = in_notebook or (sys.stderr.isatty() if live is None else live)
+        self._shown = notebook.Shown() if in_notebook else None
         self._started = self._last_line = clock()
         self._watches: dict[Path, Watch] = {}
         self._bars: dict[Path, Any] = {}
@@ -143,7 +145,7 @@ class SweepProgress:
 
     def __enter__(self) -> SweepProgress:
         if self._enabled:
-            if self._live:
+            if self._live and self._shown is None:
                 self._overall = _bar(0, self.total, "run")
             self._thread = threading.Thread(target=self._run, daemon=True)
             self._thread.start()
@@ -161,6 +163,8 @@ class SweepProgress:
         for shown in (*self._bars.values(), self._overall):
             if shown is not None:
                 shown.close()
+        if self._shown is not None and self._enabled:
+            self._show(self._shown)
 
     def watch(self, folders: Iterable[Path]) -> None:
         """Runs that may begin from now on."""
@@ -220,7 +224,9 @@ class SweepProgress:
         if not self._enabled:
             return
         with self._lock:
-            if self._live:
+            if self._shown is not None:
+                self._show(self._shown)
+            elif self._live:
                 self._draw()
             elif self._clock() - self._last_line >= OVERALL_SECONDS:
                 self._last_line = self._clock()
@@ -242,6 +248,13 @@ class SweepProgress:
                 rest -= state.step / state.steps
         elapsed = now - self._started
         return elapsed * max(0.0, rest) / done if done > 0 and elapsed > 0 else None
+
+    def _show(self, shown: notebook.Shown) -> None:
+        lines: list[tuple[float, float, str]] = [
+            (self.done + self.failed, self.total, self.overall()),
+            *((state.step, state.steps, state.line()) for state in self.states()),
+        ]
+        shown.replace("\n".join(text for _, _, text in lines), notebook.bars(lines))
 
     def _draw(self) -> None:
         if self._overall is None:

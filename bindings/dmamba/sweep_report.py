@@ -118,14 +118,28 @@ def write(grid: Grid, folder: Path, points: list[dict[str, Any]]) -> Path | None
     content = {"name": grid.base.name, "seeds": grid.seeds, "dataset_mean": grid.dataset_mean}
     notes = [NOTE, *failure_lines(points)]
     write_tables(folder, content, points, flat_rows(points), table_cells(points), notes)
+    key = plotted_key(points)
+    if key is None:
+        return None
     finished = [point for point in points if point["targets"]]
-    if len(grid.keys) != 1 or not finished:
-        return None
-    key = short_name(grid.keys[0], grid.base)
-    if not all(isinstance(point["settings"][key], (int, float)) for point in points):
-        return None
     path = folder / "plots" / f"score-against-{key}.png"
     return plots.plot_sweep(grid.base.name, key, finished, grid.dataset_mean, path)
+
+
+def plotted_key(points: list[dict[str, Any]]) -> str | None:
+    """The key that a sweep is drawn against: the only one beside the seed, with numbers for values.
+
+    Args:
+        points: As :func:`collect` gives them, or as they stand in sweep.json.
+
+    Returns:
+        Its short name; None where there is no such key, or no run that has finished.
+    """
+    keys = list(points[0]["settings"])
+    if len(keys) != 1 or not any(point["targets"] for point in points):
+        return None
+    numbers = all(isinstance(point["settings"][keys[0]], (int, float)) for point in points)
+    return keys[0] if numbers else None
 
 
 def write_tables(

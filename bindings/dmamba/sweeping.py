@@ -15,16 +15,19 @@ import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dmamba import _C, engines, sweep_report
+from dmamba import _C, engines, plots, results, sweep_report
 from dmamba.configuration import UNSHAPING, changes
 from dmamba.envs import is_game
 from dmamba.grid import Grid, Point, make_grid
-from dmamba.run import Run, write_text
+from dmamba.run import Run, read_json, write_text
 from dmamba.scores import format_number, format_table
 from dmamba.signals import Interrupted
 from dmamba.sweep_progress import SweepProgress
+
+if TYPE_CHECKING:
+    from dmamba.pictures import Picture
 
 JOURNAL = "search.journal"  # in the folder of a search
 
@@ -46,6 +49,26 @@ class Sweep:
     folder: Path
     rows: list[dict[str, Any]]
     failures: dict[Path, str]
+
+    def _repr_html_(self) -> str:
+        return results.sweep_html(self.folder)
+
+    def plot(self) -> Picture:
+        """Draws return and score against the swept key: a matplotlib figure, shown by notebooks.
+
+        Raises:
+            ConfigError: Not one key with numbers for values, or no run has finished.
+        """
+        content = read_json(self.folder / "sweep.json")
+        points = content["points"]
+        key = sweep_report.plotted_key(points)
+        if key is None:
+            raise _C.ConfigError(
+                f"{self.folder}: a plot needs finished runs and one swept key with numbers for "
+                "values; dmamba.report() draws any sweep"
+            )
+        finished = [point for point in points if point["targets"]]
+        return plots.draw_sweep(content["name"], key, finished, content["dataset_mean"])
 
 
 def sweep(

@@ -48,3 +48,13 @@ def test_any_targets_can_be_drawn(tmp_path, trained, monkeypatch, targets):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         size(plots.plot_run(trained, 50.0, tmp_path / "new" / "plot.png"))
+
+
+@pytest.mark.parametrize(("target", "drawn"), [(110.0, True), (72000.0, False)])
+def test_the_line_of_the_targets_is_named_where_it_can_be_seen(trained, monkeypatch, target, drawn):
+    result = copy.deepcopy(trained.evaluations()[-1])
+    result["targets"] = result["targets"][:1]
+    result["targets"][0] |= {"target": target, "return_mean": 105.0, "return_interval": (99, 111)}
+    monkeypatch.setattr(Run, "evaluations", lambda self: [result])
+    labels = [text.get_text() for text in plots.draw_run(trained).axes[1].get_legend().get_texts()]
+    assert ("return = target" in labels) == drawn
