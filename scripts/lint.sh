@@ -60,6 +60,12 @@ check_house-rules() { python scripts/lib/house_rules.py; }
 # Links between the Markdown files, as a git host follows them; build_docs.sh checks the site's.
 check_links() { python scripts/lib/check_links.py; }
 
+check_notebooks() {
+  local options=()
+  ((fix)) && options=(--fix)
+  python scripts/lib/notebooks.py "${options[@]}"
+}
+
 # Kernels know no framework: each compiles alone, with nothing but nvcc and the tree's root.
 check_kernels() {
   local source sources=() object status=0
@@ -80,7 +86,7 @@ check_kernels() {
   return "$status"
 }
 
-all=(clang-format ruff ruff-format mypy shellcheck house-rules links kernels)
+all=(clang-format ruff ruff-format mypy shellcheck house-rules links notebooks kernels)
 ((${#checks[@]})) || checks=("${all[@]}")
 for check in "${checks[@]}"; do
   [[ " ${all[*]} " == *" $check "* ]] || die "no check '$check'; there are: ${all[*]}"
