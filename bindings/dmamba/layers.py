@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import _C
 from ._C import ConfigError
+from ._uncompiled import uncompiled
 from .captures import Captures
 from .cpp_module import CppModule
 from .graph import share
@@ -105,7 +106,7 @@ class Mamba(Captures, CppModule, _C.Mamba):  # type: ignore[misc]
         if device is not None or dtype is not None:
             self.to(device=device, dtype=dtype)
 
-    @torch.compiler.disable
+    @uncompiled
     def forward(
         self,
         hidden_states: Tensor,

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import _C, pretrained
 from ._C import ModelConfig
+from ._uncompiled import uncompiled
 from .blocks import MambaBlock
 from .captures import Captured, Captures
 from .cpp_module import CppModule
@@ -102,7 +103,7 @@ class DMamba(Captures, Pretrained, CppModule, _C.DMamba):  # type: ignore[misc]
             super().__init__(state_dim, act_dim, trunk.cpp_module)
         self._adopt(state_dim, act_dim, config)
 
-    @torch.compiler.disable
+    @uncompiled
     def forward(
         self,
         states: Tensor,
@@ -197,7 +198,7 @@ class AtariDMamba(Captures, Pretrained, CppModule, _C.AtariDMamba):  # type: ign
         super().__init__(num_actions, config)
         self._adopt(num_actions, config)
 
-    @torch.compiler.disable
+    @uncompiled
     def forward(
         self,
         frames: Tensor,
