@@ -284,7 +284,8 @@ def import_atari() -> Any:
         from dmamba.envs import atari
     except ImportError as error:
         raise _C.Error(
-            f"evaluation in Atari games needs ale-py ({error}): pip install 'ale-py>=0.12'"
+            f"evaluation in Atari games needs ale-py and gymnasium ({error}): "
+            "pip install 'ale-py>=0.12' 'gymnasium>=1.1'"
         ) from error
     return atari
 

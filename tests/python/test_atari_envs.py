@@ -200,7 +200,9 @@ def test_ale_py_that_is_missing(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     monkeypatch.delitem(sys.modules, "dmamba.envs.atari")
     monkeypatch.delattr(envs, "atari")
-    with pytest.raises(dmamba.Error, match=r"'ale_py'.*pip install 'ale-py>=0\.12'"):
+    with pytest.raises(
+        dmamba.Error, match=r"'ale_py'.*pip install 'ale-py>=0\.12' 'gymnasium>=1\.1'"
+    ):
         suites.import_atari()
     assert (envs.num_actions("Pong"), envs.num_actions("MsPacman")) == (6, None)
 
