@@ -338,8 +338,8 @@ package_fingerprint() {
     torch_version "$VENV/bin/python"
     "${CXX:-g++}" --version
     cd "$ROOT" || exit
-    find CMakeLists.txt pyproject.toml README.md LICENSE cmake src include kernels bindings configs \
-      data/samples -type f ! -name '*.pyc' -print0 | LC_ALL=C sort -z | xargs -0 sha256sum
+    find CMakeLists.txt pyproject.toml README.md LICENSE THIRD_PARTY_LICENSES.txt cmake src include \
+      kernels bindings configs data/samples -type f ! -name '*.pyc' -print0 | LC_ALL=C sort -z | xargs -0 sha256sum
   } | sha256sum | cut -d ' ' -f 1
 }
 
