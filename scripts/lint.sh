@@ -55,6 +55,8 @@ check_shellcheck() {
   shellcheck --external-sources .ci/run "${sources[@]}"
 }
 
+check_dockerfile() { hadolint Dockerfile; }
+
 check_house-rules() { python scripts/lib/house_rules.py; }
 
 # Links between the Markdown files, as a git host follows them; build_docs.sh checks the site's.
@@ -86,7 +88,7 @@ check_kernels() {
   return "$status"
 }
 
-all=(clang-format ruff ruff-format mypy shellcheck house-rules links notebooks kernels)
+all=(clang-format ruff ruff-format mypy shellcheck dockerfile house-rules links notebooks kernels)
 ((${#checks[@]})) || checks=("${all[@]}")
 for check in "${checks[@]}"; do
   [[ " ${all[*]} " == *" $check "* ]] || die "no check '$check'; there are: ${all[*]}"
