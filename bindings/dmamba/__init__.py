@@ -39,7 +39,7 @@ from ._C import (  # noqa: E402
     Policy,
     set_log_level,
 )
-from .callbacks import Callback  # noqa: E402
+from .callbacks import Callback, WandbCallback  # noqa: E402
 from .evaluation import evaluate  # noqa: E402
 from .exporting import export  # noqa: E402
 from .official import from_official  # noqa: E402
@@ -62,6 +62,7 @@ __all__ = [
     "Report",
     "Run",
     "Sweep",
+    "WandbCallback",
     "data",
     "envs",
     "evaluate",

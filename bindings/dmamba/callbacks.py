@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from dmamba.run import Run
+from dmamba import _C
+from dmamba.run import Run, evaluation_scalars, read_json, write_json
 
 
 class Callback:
@@ -36,3 +36,94 @@ class Callback:
 
     def on_end(self, run: Run) -> None:
         """Training and evaluation are done, and the summary is written."""
+
+    def on_exit(self, run: Run, error: BaseException | None) -> None:
+        """Training is over, in whatever way: the last hook of all.
+
+        Args:
+            run: The run.
+            error: What ended it early, a KeyboardInterrupt for a signal; None after its end.
+        """
+
+
+class WandbCallback(Callback):
+    """Shows a run on Weights & Biases, beside the TensorBoard events that every run has.
+
+    A run that is resumed goes on under the same id, which ``wandb.json`` in its folder keeps; what
+    it had logged after its last checkpoint is logged again with the same values. Without a network,
+    set WANDB_MODE=offline.
+
+    Args:
+        project: Where it is shown.
+        entity: User or team; None: the default one.
+        name: None: the run folder's.
+        **options: Other arguments of ``wandb.init``, such as ``tags``, ``group`` and ``mode``.
+
+    Raises:
+        Error: wandb is missing.
+
+    Example:
+        >>> dmamba.train("hopper-sample", callbacks=[dmamba.WandbCallback(project="dmamba")])
+    """
+
+    def __init__(
+        self,
+        project: str = "dmamba",
+        *,
+        entity: str | None = None,
+        name: str | None = None,
+        **options: Any,
+    ) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise _C.Error(f"WandbCallback needs wandb ({error}): pip install wandb") from error
+        self._wandb = wandb
+        self._project, self._entity, self._name = project, entity, name
+        self._options = options
+        self._logger: Any = None
+
+    def on_start(self, run: Run) -> None:
+        """Begins or resumes the run there."""
+        kept = run.folder / "wandb.json"
+        known = read_json(kept) if kept.is_file() else {}
+        arguments = {
+            "project": self._project,
+            "entity": self._entity,
+            "name": self._name or run.folder.name,
+            "dir": str(run.folder),
+            "config": run.config.to_dict(),
+            "id": known.get("id"),
+            "resume": "allow",
+        }
+        self._logger = self._wandb.init(**{**arguments, **self._options})
+        # Steps may come twice after a kill; wandb's own count would refuse them.
+        self._logger.define_metric("step")
+        self._logger.define_metric("training/*", step_metric="step")
+        self._logger.define_metric("evaluation/*", step_metric="step")
+        write_json(kept, {"id": self._logger.id, "project": self._project, "entity": self._entity})
+
+    def on_log(self, run: Run, row: dict[str, Any]) -> None:
+        """Logs a row of metrics.csv."""
+        self._logger.log(dict(row))
+
+    def on_evaluation(self, run: Run, result: dict[str, Any]) -> None:
+        """Logs mean return, length and score of each target."""
+        logged: dict[str, Any] = {"step": result["checkpoint_step"]}
+        for row in result["targets"]:
+            logged.update(evaluation_scalars(result["environment"], row))
+        self._logger.log(logged)
+
+    def on_end(self, run: Run) -> None:
+        """Copies the last evaluation into the run's summary there."""
+        last = run.summary()["last"] or {}
+        for row in last.get("targets", ()):
+            for key in ("return_mean", "score_mean"):
+                if row.get(key) is not None:
+                    self._logger.summary[f"last/target_{row['target']:g}_{key}"] = row[key]
+
+    def on_exit(self, run: Run, error: BaseException | None) -> None:
+        """Ends the run there, as failed where it was."""
+        if self._logger is not None:
+            self._logger.finish(exit_code=0 if error is None else 1)
+            self._logger = None

@@ -189,6 +189,18 @@ class Run:
         return float(self.summary()["dataset"]["return_mean"])
 
 
+def evaluation_scalars(environment: str, row: dict[str, Any]) -> dict[str, float]:
+    """What a dashboard shows of one target of an evaluation, by name."""
+    key = f"evaluation/target_{row['target']:g}"
+    scalars = {
+        f"{key}_return_mean": row["return_mean"],
+        f"{key}_length_mean": row["length_mean"],
+    }
+    if row["score_mean"] is not None:
+        scalars[f"{key}_{envs.scale_of(environment).key}"] = row["score_mean"]
+    return scalars
+
+
 def _complete_steps(root: Path) -> list[tuple[int, Path]]:
     found = []
     for path in root.iterdir() if root.is_dir() else ():
@@ -324,12 +336,8 @@ class RunWriter:
         write_json(self.folder / "evaluations" / f"step-{step:08d}.json", result)
         self._write_evaluation_csv()
         for row in result["targets"]:
-            key = f"evaluation/target_{row['target']:g}"
-            self._events.add_scalar(f"{key}_return_mean", row["return_mean"], step)
-            self._events.add_scalar(f"{key}_length_mean", row["length_mean"], step)
-            if row["score_mean"] is not None:
-                score = envs.scale_of(result["environment"]).key
-                self._events.add_scalar(f"{key}_{score}", row["score_mean"], step)
+            for key, value in evaluation_scalars(result["environment"], row).items():
+                self._events.add_scalar(key, value, step)
         self._events.flush()
         shutil.rmtree(self.folder / "snapshots" / f"step-{step:08d}", ignore_errors=True)
 

@@ -94,7 +94,7 @@ def train(
         with RunWriter(folder, resume=resume) as writer:
             session = _Session(resolved, parts, writer, tuple(callbacks), progress, evaluate, team)
             session.prepare(models, trainer, began)
-            session.execute()
+            session.execute_all()
         return writer.run
 
 
@@ -190,6 +190,15 @@ class _Session:
         self.beside = self.evaluate == "beside" or (self.evaluate in (True, "auto") and pays)
         self.beside = self.beside and len(self.parts) == 1
         self.evaluator = Evaluator(trainer.device, evaluation.settings(self.config))
+
+    def execute_all(self) -> None:
+        """:meth:`execute`, and the last hook however it ends."""
+        try:
+            self.execute()
+        except BaseException as error:
+            self._call("on_exit", error)
+            raise
+        self._call("on_exit", None)
 
     def execute(self) -> None:
         """Trains to the end, or until a signal; then says what came of it."""
