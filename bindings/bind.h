@@ -13,6 +13,7 @@ void bind_data(py::module_& m);
 void bind_frames(py::module_& m);  ///< after bind_data
 void bind_model(py::module_& m);
 void bind_atari(py::module_& m);
+void bind_external(py::module_& m);  ///< before bind_train
 void bind_train(py::module_& m);
 
 /// Calls that take long let other Python threads run.

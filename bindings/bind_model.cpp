@@ -15,6 +15,17 @@ struct Carried {
   model::RecurrentState state;
 };
 
+template <class Model>
+model::Policy make_policy(std::shared_ptr<typename Model::ContainedType> model,
+                          const std::string& kind, int64_t num_envs, double rtg_scale,
+                          std::vector<float> state_mean, std::vector<float> state_std,
+                          const std::string& weights, int64_t context_length,
+                          int64_t forget_after) {
+  return model::Policy(Model(std::move(model)),
+                       {kind, num_envs, rtg_scale, std::move(state_mean), std::move(state_std),
+                        weights, context_length, forget_after});
+}
+
 template <class Module>
 void name_module(py::module_& m, const char* name, const char* doc) {
   m.attr(name).attr("__module__") = "dmamba._C";
@@ -85,17 +96,12 @@ void bind_model(py::module_& m) {
   py::class_<model::Policy>(m, "Policy",
                             "Acting with a model in a batch of environments: reset, then act and "
                             "observe in turn.")
-      .def(py::init([](std::shared_ptr<model::DMambaImpl> model, const std::string& kind,
-                       int64_t num_envs, double rtg_scale, std::vector<float> state_mean,
-                       std::vector<float> state_std, const std::string& weights,
-                       int64_t context_length, int64_t forget_after) {
-             return model::Policy(model::DMamba(std::move(model)),
-                                  {kind, num_envs, rtg_scale, std::move(state_mean),
-                                   std::move(state_std), weights, context_length, forget_after});
-           }),
-           py::arg("model"), py::arg("kind"), py::arg("num_envs"), py::arg("rtg_scale"),
-           py::arg("state_mean"), py::arg("state_std"), py::arg("weights") = "fp32",
-           py::arg("context_length") = 0, py::arg("forget_after") = 0)
+      .def(py::init(&make_policy<model::DMamba>), py::arg("model"), py::arg("kind"),
+           py::arg("num_envs"), py::arg("rtg_scale"), py::arg("state_mean"), py::arg("state_std"),
+           py::arg("weights") = "fp32", py::arg("context_length") = 0, py::arg("forget_after") = 0)
+      .def(py::init(&make_policy<model::ExternalModel>), py::arg("model"), py::arg("kind"),
+           py::arg("num_envs"), py::arg("rtg_scale"), py::arg("state_mean"), py::arg("state_std"),
+           py::arg("weights") = "fp32", py::arg("context_length") = 0, py::arg("forget_after") = 0)
       .def("reset", &model::Policy::reset, py::arg("which"), py::arg("targets"), ReleaseGil(),
            "Begins an episode where which (num_envs,) is true; targets (num_envs,) raw.")
       .def("act", &model::Policy::act, py::arg("observations"), ReleaseGil(),

@@ -1,4 +1,6 @@
 // The trainer and checkpoints.
+#include <torch/csrc/Exceptions.h>
+
 #include "bindings/bind.h"
 #include "dmamba/train/checkpoint.h"
 #include "dmamba/train/device.h"
@@ -11,11 +13,19 @@ namespace {
 
 using Statistics = std::pair<std::vector<float>, std::vector<float>>;  // mean, deviation
 
+std::optional<data::StateStatistics> statistics_of(const std::optional<Statistics>& given) {
+  if (!given) return std::nullopt;
+  return data::StateStatistics{given->first, given->second};
+}
+
 py::list run_burst(train::Trainer& trainer, double seconds, int64_t max_steps) {
   std::vector<train::MetricsRow> rows;
-  {
-    py::gil_scoped_release release;
+  try {
+    const py::gil_scoped_release release;
     rows = trainer.run(seconds, max_steps);
+  } catch (python_error& error) {  // of a Python function in the backward pass
+    error.restore();
+    throw py::error_already_set();
   }
   py::list out;
   for (const auto& row : rows) {
@@ -64,13 +74,22 @@ void bind_train(py::module_& m) {
           py::init([](const config::Config& config, std::shared_ptr<data::TrajectoryStore> store,
                       std::shared_ptr<model::DMambaImpl> model, std::shared_ptr<train::Ranks> ranks,
                       const std::optional<Statistics>& statistics) {
-            std::optional<data::StateStatistics> given;
-            if (statistics) given = {statistics->first, statistics->second};
-            return std::make_unique<train::Trainer>(
-                config, std::move(store), model::DMamba(std::move(model)), std::move(ranks), given);
+            return std::make_unique<train::Trainer>(config, std::move(store),
+                                                    model::DMamba(std::move(model)),
+                                                    std::move(ranks), statistics_of(statistics));
           }),
           py::arg("config"), py::arg("store").none(false), py::arg("model").none(false),
           py::arg("ranks") = nullptr, py::arg("statistics") = py::none(), ReleaseGil())
+      .def(py::init([](const config::Config& config, std::shared_ptr<data::TrajectoryStore> store,
+                       std::shared_ptr<model::ExternalModelImpl> model,
+                       std::shared_ptr<train::Ranks> ranks,
+                       const std::optional<Statistics>& statistics) {
+             return std::make_unique<train::Trainer>(config, std::move(store),
+                                                     model::ExternalModel(std::move(model)),
+                                                     std::move(ranks), statistics_of(statistics));
+           }),
+           py::arg("config"), py::arg("store").none(false), py::arg("model").none(false),
+           py::arg("ranks") = nullptr, py::arg("statistics") = py::none(), ReleaseGil())
       .def(py::init([](const config::Config& config, std::shared_ptr<data::FrameStore> store,
                        std::shared_ptr<model::AtariDMambaImpl> model,
                        std::shared_ptr<train::Ranks> ranks) {
@@ -150,6 +169,7 @@ void bind_train(py::module_& m) {
         d["state_mean"] = s.state_mean;
         d["state_std"] = s.state_std;
         d["num_actions"] = s.num_actions;
+        d["external_model"] = s.external_model;
         d["sets"] = list_sets(s);
         d["context_length"] = s.contexts.best;
         d["config"] = s.config;

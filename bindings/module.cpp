@@ -10,5 +10,6 @@ PYBIND11_MODULE(_C, m) {
   dmamba::bindings::bind_frames(m);
   dmamba::bindings::bind_model(m);
   dmamba::bindings::bind_atari(m);
+  dmamba::bindings::bind_external(m);
   dmamba::bindings::bind_train(m);
 }

@@ -340,6 +340,24 @@ class Policy:
     def act(self, observations: torch.Tensor) -> torch.Tensor: ...
     def observe(self, rewards: torch.Tensor) -> None: ...
 
+class ExternalModel:
+    def __init__(
+        self,
+        name: str,
+        state_dim: int,
+        act_dim: int,
+        config: ModelConfig,
+        parts: Sequence[tuple[str, torch.Tensor | None, Any]],
+        embeddings: Sequence[str],
+        module: torch.nn.Module,
+        forward: Callable[..., torch.Tensor],
+        buffers: Callable[[], list[tuple[str, torch.Tensor]]],
+    ) -> None: ...
+    @property
+    def state_dim(self) -> int: ...
+    @property
+    def act_dim(self) -> int: ...
+
 class LostRankError(Error): ...
 
 class Ranks:

@@ -15,6 +15,7 @@ from dmamba import (
     data,
     episodes,
     evaluation,
+    external,
     held_out,
     nn,
     pretraining,
@@ -23,6 +24,7 @@ from dmamba import (
     transfer,
 )
 from dmamba.choosing import RULES, Choice
+from dmamba.external import ExternalModel, Factory, Model
 from dmamba.pretraining import Part
 
 
@@ -87,8 +89,12 @@ def _make_models(config: _C.Config, parts: list[Part]) -> nn.MultiDMamba:
 
 
 def make_trainer(
-    config: _C.Config, parts: list[Part], resumed: Path | None, ranks: _C.Ranks | None
-) -> tuple[list[nn.DMamba | nn.AtariDMamba], _C.Trainer, dict[str, Any] | None]:
+    config: _C.Config,
+    parts: list[Part],
+    resumed: Path | None,
+    ranks: _C.Ranks | None,
+    given: torch.nn.Module | Factory | None = None,
+) -> tuple[list[Model], _C.Trainer, dict[str, Any] | None]:
     """Each set's model as it begins, their trainer at step 0, and what another run has given.
 
     Args:
@@ -97,7 +103,12 @@ def make_trainer(
         resumed: The checkpoint that the run continues from, if it does: it has no need of what it
             began from, which may be gone.
         ranks: Of one set alone: the processes that train together.
+        given: A user's own model, likewise.
     """
+    if given is not None and config.pretraining.sets:
+        raise _C.ConfigError(
+            "pretraining.sets: several sets share the trunk of the built-in model; leave model= out"
+        )
     begins = bool(config.transfer.init_from) and resumed is None
     if config.pretraining.sets:
         multi = _make_models(config, parts)
@@ -107,7 +118,13 @@ def make_trainer(
     store = parts[0].store
     if config.training.context == "schedule" and isinstance(store, _C.TrajectoryStore):
         store, _ = held_out.split(store, config)
-    model = make_model(config, store)
+    model: Model
+    if given is None:
+        model = make_model(config, store)
+    else:
+        model = external.make(given, config, store)
+    if isinstance(model, ExternalModel) and ranks is not None:
+        model.check_ranks()
     began = transfer.begin(config, model) if begins else None
     statistics = transfer.statistics(config, store, resumed)
     if isinstance(store, _C.FrameStore):
@@ -134,7 +151,7 @@ def check_choice(config: _C.Config, evaluate: bool | str) -> None:
 def make_choice(
     config: _C.Config,
     store: _C.TrajectoryStore | _C.FrameStore,
-    model: nn.DMamba | nn.AtariDMamba,
+    model: Model,
     trainer: _C.Trainer,
 ) -> Choice | None:
     """What decides on the context length while the run trains, if anything does.
@@ -149,9 +166,10 @@ def make_choice(
         return None
     mean, std = trainer.state_mean, trainer.state_std
     if config.training.context == "schedule":
-        assert isinstance(store, _C.TrajectoryStore) and isinstance(model, nn.DMamba)
+        assert isinstance(store, _C.TrajectoryStore) and not isinstance(model, nn.AtariDMamba)
         _, rest = held_out.split(store, config)
-        choice = Choice(config, held_out.HeldOutLoss(rest, model, config, mean, std))
+        module = model.module if isinstance(model, ExternalModel) else model
+        choice = Choice(config, held_out.HeldOutLoss(rest, module, config, mean, std))
     else:
         choice = Choice(config, partial(_mean_return, config, model, trainer))
     choice.connect(trainer)
@@ -160,7 +178,7 @@ def make_choice(
 
 def _mean_return(
     config: _C.Config,
-    model: nn.DMamba | nn.AtariDMamba,
+    model: Model,
     trainer: _C.Trainer,
     length: int,
     check: Callable[[], None],
@@ -183,6 +201,22 @@ def _mean_return(
     )
     returns = [row["return_mean"] for row in result["targets"]]
     return float(sum(returns) / len(returns))
+
+
+def check_external_evaluation(models: list[Model], config: _C.Config, evaluate: bool | str) -> None:
+    """Raises ConfigError where a user's own model could not be evaluated as it is asked for."""
+    if not evaluate or not isinstance(models[0], ExternalModel):
+        return
+    if evaluate == "beside":
+        raise _C.ConfigError(
+            "evaluate: a model of your own is evaluated between the steps, in the process that has "
+            "its code, not beside"
+        )
+    if config.evaluation.policy != "windowed":
+        raise _C.ConfigError(
+            f"evaluation.policy: {config.evaluation.policy}, but a model of your own acts through "
+            "its forward alone; choose windowed"
+        )
 
 
 def check_evaluation(parts: list[Part], evaluate: bool | str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from dmamba import _C, evaluation, nn, scores
+from dmamba.external import Model
 from dmamba.results import Evaluation
 
 AUTO = "auto"
@@ -34,7 +35,7 @@ def parse(text: str) -> int | list[int] | str:
 
 
 def evaluate_lengths(
-    model: nn.DMamba | nn.AtariDMamba,
+    model: Model,
     info: dict[str, Any],
     wanted: int | Sequence[int] | str | None,
     *,
@@ -95,7 +96,7 @@ def candidates(config: _C.Config) -> list[int]:
     return sorted({max(1, longest // 4), max(1, longest // 2), longest})
 
 
-def check(model: nn.DMamba | nn.AtariDMamba, lengths: Sequence[int]) -> None:
+def check(model: Model, lengths: Sequence[int]) -> None:
     """Raises ConfigError for lengths that cannot be, warns of those that were not trained."""
     if not lengths:
         raise _C.ConfigError("context_length: give at least one length")
@@ -126,7 +127,7 @@ def check(model: nn.DMamba | nn.AtariDMamba, lengths: Sequence[int]) -> None:
 
 
 def _choose(
-    model: nn.DMamba | nn.AtariDMamba,
+    model: Model,
     info: dict[str, Any],
     lengths: list[int],
     episodes: int,

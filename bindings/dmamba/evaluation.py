@@ -9,20 +9,24 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from dmamba import _C, envs, nn, pretraining, scores, suites
+from dmamba.external import Model, seeded
 from dmamba.progress import bar
 from dmamba.results import Evaluation
 from dmamba.rollout import Job, make_jobs, play
 from dmamba.run import Run, locate_checkpoint
 
+if TYPE_CHECKING:
+    from dmamba.external import Factory
+
 
 def evaluate_model(
-    model: nn.DMamba | nn.AtariDMamba,
+    model: Model,
     info: dict[str, Any],
     *,
     environment: str,
@@ -48,8 +52,8 @@ def evaluate_model(
     """Evaluates a model that is in memory; :func:`evaluate` says what comes back.
 
     Args:
-        model: The model, or one of games, on the device where it is to compute; its training mode
-            stays what it is.
+        model: The model, one of games, or a user's own, on the device where it is to compute; its
+            training mode stays what it is.
         info: ``step``, ``state_mean``, ``state_std``, ``rtg_scale`` and ``context_length``, as
             ``dmamba.nn.load`` gives.
         environment: gymnasium id.
@@ -105,6 +109,7 @@ def evaluate_model(
     returns = np.full((len(targets), episodes), np.nan)
     lengths: np.ndarray = np.zeros((len(targets), episodes), dtype=np.int64)
     with (
+        seeded(seed, device),  # a user's own model may draw
         suite.environments(slots, workers) as environments,
         bar(len(jobs), f"evaluating {environment}", "episode", enabled=progress) as shown,
     ):
@@ -176,6 +181,7 @@ def evaluate(
     set: str = "",
     context_length: int | Sequence[int] | str | None = None,
     forget_after: int = 0,
+    model: torch.nn.Module | Factory | None = None,
 ) -> Evaluation:
     """Evaluates a run's latest checkpoint in the environment of its dataset.
 
@@ -207,6 +213,8 @@ def evaluate(
             chosen (``training.context``), else the model's. A list, or ``auto``: see
             :mod:`dmamba.contexts`, which says what comes back then.
         forget_after: Steps after which the recurrent policy begins anew; 0: never.
+        model: Of a run with a model of your own: a module like it, which stays as it is, or a
+            callable (state_dim, act_dim, config) -> module.
 
     Returns:
         A dict, which a notebook shows as a table, with
@@ -234,7 +242,7 @@ def evaluate(
     from dmamba import contexts  # which evaluates with evaluate_model()
 
     folder = run.folder if isinstance(run, Run) else Path(run)
-    model, info, config = load_model(folder, device, set)
+    loaded, info, config = load_model(folder, device, set, model)
     asked = {
         "targets": targets,
         "episodes": episodes,
@@ -245,7 +253,7 @@ def evaluate(
         "sticky_actions": sticky_actions,
     }
     return contexts.evaluate_lengths(
-        model,
+        loaded,
         info,
         context_length,
         config=config,
@@ -259,14 +267,18 @@ def evaluate(
 
 
 def load_model(
-    path: Path, device: str | None = None, set: str = ""
-) -> tuple[nn.DMamba | nn.AtariDMamba, dict[str, Any], _C.Config]:
+    path: Path,
+    device: str | None = None,
+    set: str = "",
+    model: torch.nn.Module | Factory | None = None,
+) -> tuple[Model, dict[str, Any], _C.Config]:
     """The model of a run's latest checkpoint or of one checkpoint, on the device where it acts.
 
     Args:
         path: A run's folder, or a checkpoint's.
         device: As for :func:`evaluate`.
         set: As for :func:`evaluate`.
+        model: As for :func:`evaluate`.
 
     Returns:
         The model, what :func:`dmamba.nn.load` says of it, and the run's configuration as it is now.
@@ -276,14 +288,14 @@ def load_model(
         CheckpointError: There is no usable checkpoint.
     """
     folder, checkpoint = locate_checkpoint(path)
-    model, info = nn.load(checkpoint, set=set)
+    loaded, info = nn.load(checkpoint, set=set, model=model)
     if folder is None:
         config = pretraining.own_config(info["config"], set) if set else info["config"]
     else:
         config = Run(folder / pretraining.FOLDER / set if set else folder).config
     if device is None:
         device = "cpu" if config.training.device == "cpu" else "auto"
-    return model.to(_C.resolve_device(device, "evaluation device")), info, config
+    return loaded.to(_C.resolve_device(device, "evaluation device")), info, config
 
 
 def device_name(device: str | torch.device) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from dmamba import _C, nn
+from dmamba import _C
+from dmamba.external import seeded
 
 BATCHES = 16  # of training.batch_size segments each, the same at every measurement
 
@@ -60,12 +61,13 @@ class HeldOutLoss:
     def __init__(
         self,
         store: _C.TrajectoryStore,
-        model: nn.DMamba,
+        model: torch.nn.Module,
         config: _C.Config,
         state_mean: list[float],
         state_std: list[float],
     ) -> None:
         self._model = model
+        self._seed = config.seed
         self._samplers = {
             length: _C.SegmentSampler(
                 store=store,
@@ -91,7 +93,8 @@ class HeldOutLoss:
         training = self._model.training
         self._model.eval()
         try:
-            return self._mean(length, device, check)
+            with seeded(self._seed, device):  # a model of the user's own may draw numbers
+                return self._mean(length, device, check)
         finally:
             self._model.train(training)
 

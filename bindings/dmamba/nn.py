@@ -11,7 +11,7 @@ their place, so ``torch.func.functional_call`` raises NotImplementedError.
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ from .graph import GraphAtariDMamba, GraphDMamba, GraphStep
 from .layers import Mamba
 from .mixers import GraphMamba
 from .pretrained import Pretrained
+
+if TYPE_CHECKING:
+    from .external import ExternalModel, Factory
 
 __all__ = [
     "AtariDMamba",
@@ -231,8 +234,11 @@ class AtariDMamba(Captures, Pretrained, CppModule, _C.AtariDMamba):  # type: ign
 
 
 def load(
-    folder: str | os.PathLike[str], device: str | torch.device = "cpu", set: str = ""
-) -> tuple[DMamba | AtariDMamba, dict[str, Any]]:
+    folder: str | os.PathLike[str],
+    device: str | torch.device = "cpu",
+    set: str = "",
+    model: torch.nn.Module | Factory | None = None,
+) -> tuple[DMamba | AtariDMamba | ExternalModel, dict[str, Any]]:
     """Loads the model of a checkpoint or pretrained folder, wherever it was trained.
 
     Args:
@@ -240,31 +246,49 @@ def load(
             or ``dmamba export`` wrote.
         device: Where the model is put.
         set: Of a run on several sets, the one whose model is wanted.
+        model: Of a run with a model of your own: a module like it, which stays as it is, or a
+            callable (state_dim, act_dim, config) -> module.
 
     Returns:
-        The model in evaluation mode, and a dict with step, state_dim, act_dim, state_mean,
-        state_std (lists), num_actions (of a model for games; else 0), rtg_scale and the run's
-        config.
+        The model in evaluation mode (of your own an :class:`dmamba.external.ExternalModel`, whose
+        ``module`` is the module), and a dict with step, state_dim, act_dim, state_mean,
+        state_std (lists), num_actions (of a model for games; else 0), external_model (the class of
+        one of your own; else empty), context_length (what a schedule or a bandit has chosen to act
+        with; else 0), rtg_scale and the run's config.
 
     Raises:
         CheckpointError: Where the folder is no checkpoint or does not fit; names file and tensor.
             No such set, or none named where there are several.
     """
     if pretrained.is_folder(folder):
+        if model is not None:
+            raise _C.CheckpointError(_built_in(folder))
         return _load_pretrained(folder, device, set)
     info = _C.read_checkpoint(os.fspath(folder))
     config = info["config"].model
     info["rtg_scale"] = info["config"].dataset.rtg_scale
-    model: DMamba | AtariDMamba
+    if info["external_model"]:
+        from .external import load as load_external  # which needs this module
+
+        external = load_external(os.fspath(folder), info, model)
+        external.to(device).module.eval()
+        return external, info
+    if model is not None:
+        raise _C.CheckpointError(_built_in(folder))
+    loaded: DMamba | AtariDMamba
     if info["sets"] or set:
-        model = _load_set(folder, info, set)
+        loaded = _load_set(folder, info, set)
     elif info["num_actions"]:
-        model = AtariDMamba(info["num_actions"], config)
-        _C.load_parameters(os.fspath(folder), model.cpp_module)
+        loaded = AtariDMamba(info["num_actions"], config)
+        _C.load_parameters(os.fspath(folder), loaded.cpp_module)
     else:
-        model = DMamba(info["state_dim"], info["act_dim"], config)
-        _C.load_parameters(os.fspath(folder), model.cpp_module)
-    return model.to(device).eval(), info
+        loaded = DMamba(info["state_dim"], info["act_dim"], config)
+        _C.load_parameters(os.fspath(folder), loaded.cpp_module)
+    return loaded.to(device).eval(), info
+
+
+def _built_in(folder: str | os.PathLike[str]) -> str:
+    return f"{os.fspath(folder)}: holds a built-in model, code included; leave model= out"
 
 
 def _load_pretrained(

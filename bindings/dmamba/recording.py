@@ -17,9 +17,10 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from dmamba import _C, evaluation, hdf5, replays, rollout, suites
 from dmamba.envs import games
@@ -27,6 +28,9 @@ from dmamba.progress import bar
 from dmamba.replay_files import Game, write_shards
 from dmamba.run import Run, write_json
 from dmamba.signals import Interrupted, NotedSignals
+
+if TYPE_CHECKING:
+    from dmamba.external import Factory
 
 NUM_ENVS = 16  # environments at a time
 
@@ -215,6 +219,7 @@ def record(
     workers: int | None = None,
     device: str | None = None,
     progress: bool = True,
+    model: torch.nn.Module | Factory | None = None,
 ) -> Path:
     """Plays whole episodes and writes them down as a dataset.
 
@@ -237,6 +242,7 @@ def record(
         workers: Processes that step them; None: by the cores.
         device: ``cpu``, ``cuda``, ``auto``, as for :func:`dmamba.evaluate`.
         progress: Whether to show a bar.
+        model: Of a run with a model of your own, as for :func:`dmamba.evaluate`.
 
     Returns:
         The file; or the game's folder, in which ``rollout.json`` has the raw returns: those of the
@@ -259,7 +265,7 @@ def record(
         player = _random_player(environment, target=target, kind=kind, temperature=temperature)
     else:
         path = policy.folder if isinstance(policy, Run) else Path(policy)
-        player = _model_player(path, environment, target, kind, temperature, device)
+        player = _model_player(path, environment, target, kind, temperature, device, model)
     game = replays.game_of(player.environment)
     place = Path(output) / game if game else Path(output)
     if place.exists():
@@ -354,8 +360,9 @@ def _model_player(
     kind: str | None,
     temperature: float | None,
     device: str | None,
+    own_model: torch.nn.Module | Factory | None,
 ) -> _Player:
-    model, info, config = evaluation.load_model(path, device)
+    model, info, config = evaluation.load_model(path, device, model=own_model)
     own, settings = config.dataset.environment, config.evaluation
     if not (environment or own):
         raise _C.ConfigError(f"{path}: the run names no environment; give one")

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from dmamba import _C, nn
+from dmamba.external import ExternalModel
 
 
 class Policy(Protocol):
@@ -44,7 +45,7 @@ class ArrayPolicy:
 
     Args:
         model: The model; its training mode stays what it is.
-        kind: ``windowed`` or ``recurrent``.
+        kind: ``windowed`` or ``recurrent``; of a user's own model ``windowed``.
         num_envs: Slots.
         info: ``state_mean``, ``state_std``, ``rtg_scale``, as ``dmamba.nn.load`` gives.
         weights: ``fp32`` or, for the recurrent kind on the CPU, ``bf16``: of the matrices, half as
@@ -58,7 +59,7 @@ class ArrayPolicy:
 
     def __init__(
         self,
-        model: nn.DMamba,
+        model: nn.DMamba | ExternalModel,
         kind: str,
         num_envs: int,
         info: dict[str, Any],

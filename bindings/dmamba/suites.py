@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from dmamba import _C, envs, nn
+from dmamba.external import ExternalModel, Model
 from dmamba.rollout import ArrayPolicy, FramePolicy, Policy
 
 # Fewer episodes than this don't pay for the start of a worker: on two cores that other programs
@@ -78,7 +79,11 @@ class VectorSuite:
     num_envs = {"cpu": 32, "cuda": 512}
 
     def __init__(
-        self, model: nn.DMamba, info: dict[str, Any], environment: str, choices: Choices
+        self,
+        model: nn.DMamba | ExternalModel,
+        info: dict[str, Any],
+        environment: str,
+        choices: Choices,
     ) -> None:
         usual = Choices()
         choices.check_rtg_rewards()
@@ -119,16 +124,7 @@ class VectorSuite:
 
     def policy(self, slots: int) -> Policy:
         """The model's policy for a batch of environments."""
-        choices = self._choices
-        return ArrayPolicy(
-            self._model,
-            choices.policy,
-            slots,
-            self._info,
-            choices.weights,
-            choices.rtg_rewards,
-            *choices.memory,
-        )
+        return make_policy(self._model, self._info, self._choices, slots)
 
     def describe(self) -> dict[str, Any]:
         """What a result tells of the choices."""
@@ -189,16 +185,7 @@ class GameSuite:
 
     def policy(self, slots: int) -> Policy:
         """The model's policy for a batch of games."""
-        choices = self._choices
-        return FramePolicy(
-            self._model,
-            choices.policy,
-            slots,
-            self._info,
-            choices.temperature,
-            choices.rtg_rewards,
-            *choices.memory,
-        )
+        return make_policy(self._model, self._info, self._choices, slots)
 
     def describe(self) -> dict[str, Any]:
         """What a result tells of the choices."""
@@ -209,8 +196,38 @@ class GameSuite:
         }
 
 
+def make_policy(model: Model, info: dict[str, Any], choices: Choices, num_envs: int) -> Policy:
+    """What acts in a batch of environments, of a model's kind.
+
+    Args:
+        model: On the device where it is to compute.
+        info: As ``dmamba.nn.load`` gives.
+        choices: The user's.
+        num_envs: How many at a time.
+    """
+    if isinstance(model, nn.AtariDMamba):
+        return FramePolicy(
+            model,
+            choices.policy,
+            num_envs,
+            info,
+            choices.temperature,
+            choices.rtg_rewards,
+            *choices.memory,
+        )
+    return ArrayPolicy(
+        model,
+        choices.policy,
+        num_envs,
+        info,
+        choices.weights,
+        choices.rtg_rewards,
+        *choices.memory,
+    )
+
+
 def choose(
-    model: nn.DMamba | nn.AtariDMamba,
+    model: Model,
     info: dict[str, Any],
     environment: str,
     choices: Choices,
@@ -262,7 +279,7 @@ def default_workers(jobs: int, slots: int) -> int:
     return max(1, min(usable_cores(), slots, jobs // EPISODES_PER_WORKER))
 
 
-def model_device(model: torch.nn.Module) -> torch.device:
+def model_device(model: Model) -> torch.device:
     """Where the model's parameters are."""
     return next(model.parameters()).device
 

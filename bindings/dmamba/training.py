@@ -13,10 +13,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dmamba import _C, beginning, choosing, evaluation, nn, summary, transfer
 from dmamba.beside import Evaluator
 from dmamba.callbacks import Callback
 from dmamba.configuration import UNSHAPING, changes, load_config
+from dmamba.external import ExternalModel, Factory, Model
 from dmamba.pretraining import Part
 from dmamba.progress import bar, note
 from dmamba.ranks import BURST_SECONDS, Team, join
@@ -38,6 +41,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
     evaluate: bool | str = True,
+    model: torch.nn.Module | Factory | None = None,
 ) -> Run:
     """Trains a model, and evaluates it as its configuration says.
 
@@ -55,6 +59,12 @@ def train(
         evaluate: ``between`` stops the training for every evaluation; ``beside`` evaluates in a
             process of its own while the training goes on, with the same numbers; ``auto`` or True
             chooses: ``beside`` on a GPU where there are evaluations before the end. False: none.
+        model: In place of the built-in one, a module of your own, or a callable
+            ``(state_dim, act_dim, config) -> module`` (``config`` is the section ``model``), which
+            is called with torch's generator at ``seed``. Its ``forward(states, actions,
+            returns_to_go, timesteps, mask)`` has the arguments of :meth:`dmamba.nn.DMamba.forward`
+            and returns actions (batch, K, act_dim). A module begins with the parameters that it
+            has, and is trained in place. See docs/own-model.md.
 
     Returns:
         The finished run.
@@ -87,8 +97,9 @@ def train(
         resumed = latest[1] if latest else None
         # What cannot train leaves no folder behind.
         models, trainer, began = team.together(
-            lambda: beginning.make_trainer(resolved, parts, resumed, team.core)
+            lambda: beginning.make_trainer(resolved, parts, resumed, team.core, model)
         )
+        beginning.check_external_evaluation(models, resolved, evaluate)
         if not team.leads:
             return _follow(trainer, folder, team)
         with RunWriter(folder, resume=resume) as writer:
@@ -151,7 +162,7 @@ class _Session:
 
     def prepare(
         self,
-        models: list[nn.DMamba | nn.AtariDMamba],
+        models: list[Model],
         trainer: _C.Trainer,
         began: dict[str, Any] | None,
     ) -> None:
@@ -183,13 +194,18 @@ class _Session:
             self.writer.write_transfer(began)
             if self.progress:
                 print(transfer.describe(began), flush=True)
+        if began is not None or (latest is None and isinstance(models[0], ExternalModel)):
             self.saved_step = -1
-            self._save()  # from here on the run needs nothing but its own folder
+            self._save()  # from here on the run says by itself what it began with
         every, steps = self.config.evaluation.every, self.config.training.steps
         pays = trainer.device != "cpu" and 0 < every < steps
         self.beside = self.evaluate == "beside" or (self.evaluate in (True, "auto") and pays)
-        self.beside = self.beside and len(self.parts) == 1
+        self.beside = self.beside and len(self.parts) == 1 and self._is_known_elsewhere()
         self.evaluator = Evaluator(trainer.device, evaluation.settings(self.config))
+
+    def _is_known_elsewhere(self) -> bool:
+        """Whether another process can make the model."""
+        return not isinstance(self.models[0], ExternalModel)
 
     def execute_all(self) -> None:
         """:meth:`execute`, and the last hook however it ends."""
@@ -382,7 +398,7 @@ class _Session:
 
     def _evaluate_now(
         self,
-        model: nn.DMamba | nn.AtariDMamba,
+        model: Model,
         info: dict[str, Any],
         part: Part,
         writer: RunWriter,

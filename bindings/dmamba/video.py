@@ -12,13 +12,17 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from dmamba import _C, evaluation, suites
 from dmamba.rollout import Batch, Job, make_jobs, play
 from dmamba.run import Run
+
+if TYPE_CHECKING:
+    from dmamba.external import Factory
 
 GAME_FPS = 15.0  # of 60 frames a second every fourth is a step
 _SMALLEST = 400  # rows that a picture is scaled up to, by a whole factor
@@ -37,6 +41,7 @@ def record_video(
     temperature: float | None = None,
     rtg_rewards: str | None = None,
     sticky_actions: float | None = None,
+    model: torch.nn.Module | Factory | None = None,
 ) -> dict[str, Any]:
     """Films one episode of a run's latest checkpoint, or of one checkpoint.
 
@@ -54,6 +59,7 @@ def record_video(
         temperature: Of games alone, as the next two.
         rtg_rewards: ``raw`` or ``clipped``.
         sticky_actions: Probability that a frame repeats the action before.
+        model: Of a run with a model of your own, as for :func:`dmamba.evaluate`.
 
     Returns:
         A dict with ``path``, ``environment``, ``target``, ``return``, ``length`` (steps) and
@@ -68,8 +74,8 @@ def record_video(
     """
     path = Path(path)
     check_path(path)
-    model, info, config = evaluation.load_model(
-        run.folder if isinstance(run, Run) else Path(run), device
+    loaded, info, config = evaluation.load_model(
+        run.folder if isinstance(run, Run) else Path(run), device, model=model
     )
     defaults = config.evaluation
     choices = suites.Choices(
@@ -83,7 +89,7 @@ def record_video(
     targets = defaults.targets if target is None else [target]
     seed = defaults.seed if seed is None else seed
     evaluation.check_request(targets, 1, seed)
-    suite = suites.choose(model, info, config.dataset.environment, choices)
+    suite = suites.choose(loaded, info, config.dataset.environment, choices)
     job = make_jobs(targets[:1], 1, seed)[0]
     played: dict[str, Any] = {}
 

@@ -219,10 +219,7 @@ Tensor DMambaImpl::loss(const Tensor& states, const Tensor& actions, const Tenso
     const auto& head = predict_action_->at<torch::nn::LinearImpl>(0);
     return nn::action_loss(y, head.weight, head.bias, actions, mask);
   }
-  const Tensor predicted = forward(states, actions, returns_to_go, timesteps, mask);
-  const Tensor weight = mask.to(torch::kFloat).unsqueeze(2);
-  return ((predicted - actions).square() * weight).sum() /
-         (weight.sum() * static_cast<double>(act_dim_));
+  return nn::action_error(forward(states, actions, returns_to_go, timesteps, mask), actions, mask);
 }
 
 RecurrentState DMambaImpl::initial_state(int64_t batch) const {

@@ -11,9 +11,41 @@
 #include "src/model/window.h"
 
 namespace dmamba::model {
-namespace {
 
 using torch::Tensor;
+
+/// What the windowed policy knows of a model, and all that it needs of an external one.
+class ActingModel {
+ public:
+  virtual ~ActingModel() = default;
+  virtual torch::nn::Module& module() = 0;
+  virtual Tensor forward(const Tensor& states, const Tensor& actions, const Tensor& returns_to_go,
+                         const Tensor& timesteps, const Tensor& mask) = 0;
+  virtual torch::Device device() const = 0;
+  int64_t state_dim = 0, act_dim = 0, context_length = 0, max_timestep = 0;
+};
+
+namespace {
+
+template <class Model>
+class ActingModelOf final : public ActingModel {
+ public:
+  explicit ActingModelOf(Model model) : model_(std::move(model)) {
+    state_dim = model_->state_dim();
+    act_dim = model_->act_dim();
+    context_length = model_->config().context_length;
+    max_timestep = model_->config().max_timestep;
+  }
+  torch::nn::Module& module() override { return *model_; }
+  Tensor forward(const Tensor& states, const Tensor& actions, const Tensor& returns_to_go,
+                 const Tensor& timesteps, const Tensor& mask) override {
+    return model_->forward(states, actions, returns_to_go, timesteps, mask);
+  }
+  torch::Device device() const override { return model_->device(); }
+
+ private:
+  Model model_;
+};
 
 void check_statistics(const char* name, const std::vector<float>& values, int64_t state_dim) {
   if (static_cast<int64_t>(values.size()) != state_dim) {
@@ -50,7 +82,17 @@ std::unique_ptr<RecurrentCpu> make_engine(const DMamba& model, const PolicyOptio
 }  // namespace
 
 Policy::Policy(DMamba model, PolicyOptions options)
-    : model_(std::move(model)), options_(std::move(options)), device_(model_->device()) {
+    : Policy(std::make_unique<ActingModelOf<DMamba>>(model), model, std::move(options)) {}
+
+Policy::Policy(ExternalModel model, PolicyOptions options)
+    : Policy(std::make_unique<ActingModelOf<ExternalModel>>(model), DMamba(nullptr),
+             std::move(options)) {}
+
+Policy::Policy(std::unique_ptr<ActingModel> acting, DMamba model, PolicyOptions options)
+    : acting_(std::move(acting)),
+      model_(std::move(model)),
+      options_(std::move(options)),
+      device_(acting_->device()) {
   if (options_.kind != "windowed" && options_.kind != "recurrent") {
     throw ConfigError("policy '" + options_.kind +
                       "' is unknown; choose one of windowed, recurrent");
@@ -59,12 +101,15 @@ Policy::Policy(DMamba model, PolicyOptions options)
     throw ConfigError("Policy: num_envs must be at least 1, got " +
                       std::to_string(options_.num_envs));
   }
+  if (!model_ && (options_.kind != "windowed" || options_.weights != "fp32")) {
+    throw ConfigError("Policy: a model of your own acts with kind windowed and weights fp32, got " +
+                      options_.kind + " and " + options_.weights);
+  }
   check_memory("Policy", options_.kind, options_.context_length, options_.forget_after);
-  engine_ = make_engine(model_, options_);
+  if (model_) engine_ = make_engine(model_, options_);
   const int64_t n = options_.num_envs;
-  const int64_t K =
-      options_.context_length > 0 ? options_.context_length : model_->config().context_length;
-  const int64_t state_dim = model_->state_dim(), act_dim = model_->act_dim();
+  const int64_t K = options_.context_length > 0 ? options_.context_length : acting_->context_length;
+  const int64_t state_dim = acting_->state_dim, act_dim = acting_->act_dim;
   check_statistics("state_mean", options_.state_mean, state_dim);
   check_statistics("state_std", options_.state_std, state_dim);
   rtg_ = torch::zeros({n}, torch::kDouble);
@@ -114,18 +159,23 @@ void Policy::reset(const Tensor& which, const Tensor& targets) {
 
 Tensor Policy::act(const Tensor& observations) {
   torch::NoGradGuard no_grad;
-  EvaluationMode evaluation(*model_);
+  EvaluationMode evaluation(acting_->module());
   const int64_t n = options_.num_envs;
-  TORCH_CHECK(observations.sizes() == at::IntArrayRef({n, model_->state_dim()}),
+  TORCH_CHECK(observations.sizes() == at::IntArrayRef({n, acting_->state_dim}),
               "Policy.act: observations must be (num_envs = ", n,
-              ", state_dim = ", model_->state_dim(), "), got ", observations.sizes());
+              ", state_dim = ", acting_->state_dim, "), got ", observations.sizes());
   check_on_cpu("Policy.act: observations", observations);
-  TORCH_CHECK(model_->device() == device_, "Policy.act: the model moved from ", device_, " to ",
-              model_->device(), " after the policy was made; make a new one");
+  TORCH_CHECK(acting_->device() == device_, "Policy.act: the model moved from ", device_, " to ",
+              acting_->device(), " after the policy was made; make a new one");
   const Seen seen = as_trained(observations);
   if (on_device_) {
     on_device_->copy_in(seen.states, seen.rtg, seen.timesteps, seen.first);
-    on_device_->run(*model_, [this] { last_action_.copy_(answer(on_device_->seen())); });
+    const auto work = [this] { last_action_.copy_(answer(on_device_->seen())); };
+    if (model_) {
+      on_device_->run(*model_, work);
+    } else {
+      work();
+    }
   } else {
     last_action_ = answer(seen);
   }
@@ -140,15 +190,14 @@ Tensor Policy::answer(const Seen& seen) {
 
 /// Plain loops: for one environment each of torch's operators would cost more than all the rest.
 Seen Policy::as_trained(const Tensor& observations) const {
-  const int64_t n = options_.num_envs, state_dim = model_->state_dim();
+  const int64_t n = options_.num_envs, state_dim = acting_->state_dim;
   const Tensor raw = observations.to(torch::kFloat).contiguous();
   Seen seen{torch::empty({n, state_dim}), torch::empty({n, 1}), torch::empty({n}, torch::kLong),
             first_};
   const float *from = raw.const_data_ptr<float>(), *mean = options_.state_mean.data(),
               *std = options_.state_std.data();
   const double* rtg = rtg_.const_data_ptr<double>();
-  const int64_t *timestep = timestep_.const_data_ptr<int64_t>(),
-                last = model_->config().max_timestep - 1;
+  const int64_t *timestep = timestep_.const_data_ptr<int64_t>(), last = acting_->max_timestep - 1;
   float *states = seen.states.mutable_data_ptr<float>(),
         *scaled = seen.rtg.mutable_data_ptr<float>();
   int64_t* timesteps = seen.timesteps.mutable_data_ptr<int64_t>();
@@ -169,8 +218,10 @@ Tensor Policy::act_windowed(const Seen& seen) {
   push(mask_, torch::ones_like(seen.first));
   push(actions_,
        torch::zeros_like(last_action_));  // not yet known; its token comes after the answer
-  const Tensor actions =
-      model_->forward(states_, actions_, rtgs_, timesteps_, mask_).select(1, -1).contiguous();
+  const Tensor actions = acting_->forward(states_, actions_, rtgs_, timesteps_, mask_)
+                             .select(1, -1)
+                             .to(torch::kFloat)
+                             .contiguous();
   actions_.select(1, -1).copy_(actions);
   return actions;
 }

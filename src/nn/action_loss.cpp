@@ -55,4 +55,10 @@ Tensor action_loss(const Tensor& y, const Tensor& weight, const Tensor& bias, co
                            mask.flatten().contiguous());
 }
 
+Tensor action_error(const Tensor& predicted, const Tensor& targets, const Tensor& mask) {
+  const Tensor weight = mask.to(torch::kFloat).unsqueeze(2);
+  return ((predicted - targets).square() * weight).sum() /
+         (weight.sum() * static_cast<double>(targets.size(2)));
+}
+
 }  // namespace dmamba::nn

@@ -13,4 +13,9 @@ torch::Tensor action_loss(const torch::Tensor& y, const torch::Tensor& weight,
                           const torch::Tensor& bias, const torch::Tensor& targets,
                           const torch::Tensor& mask);
 
+/// The same of actions that are predicted already, (batch, K, act_dim), on any device, of ATen's
+/// operators.
+torch::Tensor action_error(const torch::Tensor& predicted, const torch::Tensor& targets,
+                           const torch::Tensor& mask);
+
 }  // namespace dmamba::nn

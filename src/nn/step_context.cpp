@@ -11,11 +11,18 @@ namespace {
 
 thread_local StepContext* current_context = nullptr;
 
-int64_t use_key(StepContext& context) {
-  TORCH_INTERNAL_ASSERT(context.keys_used < context.dropout_keys.numel(), "more dropouts than ",
-                        "modules");
-  return context.keys_used++;
+/// Whether this thread's step has a key of its own for the next dropout.
+bool has_key() {
+  const StepContext* context = current_context;
+  if (context == nullptr) return false;
+  if (context->keys_used < context->dropout_keys.numel()) return true;
+  TORCH_CHECK(context->draws_more,
+              "a dropout was used more than once in a step, which can't be "
+              "recorded as a CUDA graph; set training.graph to auto or off");
+  return false;
 }
+
+int64_t use_key(StepContext& context) { return context.keys_used++; }
 
 /// What the optimizer keeps beside this parameter; null: nothing.
 const torch::Tensor* mirror_of(const torch::Tensor& parameter) {
@@ -48,13 +55,14 @@ StepScope::~StepScope() { current_context = outer_; }
 StepContext* StepScope::current() { return current_context; }
 
 int64_t next_dropout_key() {
-  if (current_context == nullptr) return draw_key();
+  if (!has_key()) return draw_key();
   return current_context->dropout_keys.const_data_ptr<int64_t>()[use_key(*current_context)];
 }
 
 ops::cuda_only::Dropout next_dropout(double p, torch::Device device, int64_t row_elements) {
-  if (current_context == nullptr) {
-    return {p, at::full({}, draw_key(), at::TensorOptions(device).dtype(at::kLong))};
+  if (!has_key()) {
+    return {p, at::full({}, draw_key(), at::TensorOptions(device).dtype(at::kLong)),
+            first_element(row_elements)};
   }
   return {p, current_context->dropout_keys.select(0, use_key(*current_context)),
           first_element(row_elements)};

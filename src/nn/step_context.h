@@ -15,7 +15,8 @@ namespace dmamba::nn {
 struct StepContext {
   torch::Tensor dropout_keys;  // (n,) int64 on the parameters' device: a step's, in order of use
   int64_t keys_used = 0;
-  int64_t first_row = 0;  // of the step's whole batch, which the layers' first row is
+  bool draws_more = false;  // keys beyond those are drawn from torch's default generator
+  int64_t first_row = 0;    // of the step's whole batch, which the layers' first row is
   /// What the optimizer keeps beside parameters: matrices in bfloat16, so that none is cast at its
   /// use, and -exp(A_log).
   std::unordered_map<const c10::TensorImpl*, torch::Tensor> mirrors;

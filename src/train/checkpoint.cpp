@@ -8,11 +8,13 @@
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "dmamba/common/atomic_file.h"
 #include "dmamba/common/error.h"
 #include "dmamba/config/yaml.h"
 #include "dmamba/train/safetensors.h"
+#include "src/train/dtypes.h"
 
 namespace dmamba::train {
 namespace {
@@ -23,17 +25,10 @@ using torch::Tensor;
 
 constexpr int kFormat = 1;
 
-std::string dtype_name(const Tensor& t) {
-  switch (t.scalar_type()) {
-    case torch::kDouble:
-      return "F64";
-    case torch::kFloat:
-      return "F32";
-    case torch::kBFloat16:
-      return "BF16";
-    default:
-      TORCH_INTERNAL_ASSERT(false, "no safetensors name for ", t.scalar_type());
-  }
+std::string dtype_of_tensor(const Tensor& t) {
+  const std::optional<std::string> name = dtype_name(t.scalar_type());
+  TORCH_INTERNAL_ASSERT(name, "no safetensors name for ", t.scalar_type());
+  return *name;
 }
 
 /// Named tensors on their way into a file; keeps CPU copies alive until it is written.
@@ -43,7 +38,7 @@ class Tensors {
     kept_.push_back(t.detach().cpu().contiguous());
     const Tensor& kept = kept_.back();
     blobs_.push_back(
-        {name, dtype_name(kept), kept.sizes().vec(), kept.const_data_ptr(), kept.nbytes()});
+        {name, dtype_of_tensor(kept), kept.sizes().vec(), kept.const_data_ptr(), kept.nbytes()});
   }
   void write(const fs::path& path) const { write_safetensors(path, blobs_, {{"format", "pt"}}); }
 
@@ -67,10 +62,10 @@ void read_tensors(const fs::path& path, const std::map<std::string, Tensor>& int
       throw CheckpointError(path.string() + ": tensor '" + name + "' is missing");
     }
     const TensorBlob& blob = file.find(name);
-    if (blob.shape != t.sizes().vec() || blob.dtype != dtype_name(t)) {
+    if (blob.shape != t.sizes().vec() || blob.dtype != dtype_of_tensor(t)) {
       throw CheckpointError(path.string() + ": tensor '" + name + "' is " + blob.dtype + " " +
                             c10::str(at::IntArrayRef(blob.shape)) + ", the model's is " +
-                            dtype_name(t) + " " + c10::str(t.sizes()));
+                            dtype_of_tensor(t) + " " + c10::str(t.sizes()));
     }
   }
   torch::NoGradGuard no_grad;
@@ -92,10 +87,8 @@ std::map<std::string, Tensor> moments(const AdamW& optimizer) {
   return tensors;
 }
 
-std::map<std::string, Tensor> parameters_of(const torch::nn::Module& model) {
-  std::map<std::string, Tensor> tensors;
-  for (const auto& item : model.named_parameters()) tensors.emplace(item.key(), item.value());
-  return tensors;
+std::map<std::string, Tensor> map_of(const model::NamedTensors& tensors) {
+  return {tensors.begin(), tensors.end()};
 }
 
 json to_json(const SetState& s) {
@@ -134,6 +127,7 @@ json to_json(const TrainingState& s) {
           {"state_mean", s.state_mean},
           {"state_std", s.state_std},
           {"num_actions", s.num_actions},
+          {"external_model", s.external_model},
           {"data_digest", s.data_digest},
           {"sets", sets},
           {"contexts", to_json(s.contexts)},
@@ -146,6 +140,15 @@ json to_json(const TrainingState& s) {
 
 }  // namespace
 
+model::NamedTensors saved_tensors(const torch::nn::Module& model) {
+  model::NamedTensors tensors;
+  for (const auto& item : model.named_parameters()) tensors.emplace_back(item.key(), item.value());
+  if (const auto* external = model.as<model::ExternalModelImpl>()) {
+    for (auto& buffer : external->current_buffers()) tensors.push_back(std::move(buffer));
+  }
+  return tensors;
+}
+
 void save_checkpoint(const fs::path& path, const TrainingState& state,
                      const torch::nn::Module& model, const AdamW& optimizer) {
   const fs::path folder = path.has_filename() ? path : path.parent_path();  // "a/b/" is "a/b"
@@ -156,7 +159,7 @@ void save_checkpoint(const fs::path& path, const TrainingState& state,
     fs::remove_all(fresh);
     fs::create_directories(fresh);
     Tensors model_tensors, optimizer_tensors;
-    for (const auto& [name, t] : parameters_of(model)) model_tensors.add(name, t);
+    for (const auto& [name, t] : map_of(saved_tensors(model))) model_tensors.add(name, t);
     for (const auto& [name, t] : moments(optimizer)) optimizer_tensors.add(name, t);
     model_tensors.write(fresh / "model.safetensors");
     optimizer_tensors.write(fresh / "optimizer.safetensors");
@@ -189,6 +192,7 @@ TrainingState read_training_state(const fs::path& folder) {
     s.state_mean = j.at("state_mean").get<std::vector<float>>();
     s.state_std = j.at("state_std").get<std::vector<float>>();
     s.num_actions = j.value("num_actions", int64_t{0});  // absent in older checkpoints
+    s.external_model = j.value("external_model", std::string());
     s.data_digest = j.value("data_digest", std::string());
     for (const json& set : j.value("sets", json::array())) s.sets.push_back(read_set(set));
     s.contexts = read_contexts(j.value("contexts", json()));
@@ -203,7 +207,7 @@ TrainingState read_training_state(const fs::path& folder) {
 }
 
 void load_parameters(const fs::path& folder, torch::nn::Module& model) {
-  read_tensors(folder / "model.safetensors", parameters_of(model));
+  read_tensors(folder / "model.safetensors", map_of(saved_tensors(model)));
 }
 
 void load_optimizer(const fs::path& folder, AdamW& optimizer) {

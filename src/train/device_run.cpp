@@ -17,6 +17,11 @@ ops::CapturedWork::Mode capture_mode(const std::string& graph) {
   return graph == "on" ? Mode::kAlways : graph == "off" ? Mode::kNever : Mode::kAuto;
 }
 
+/// What an external model does in Python at each step, a replay would leave out.
+std::string graph_choice(const config::Config& config, const Task& task) {
+  return task.external() && config.training.graph == "auto" ? "off" : config.training.graph;
+}
+
 ops::cuda_only::StepState make_state(int64_t dropouts, torch::Device device) {
   const auto on = [&](at::ScalarType type) { return torch::TensorOptions(device).dtype(type); };
   return {torch::zeros({}, on(at::kLong)),   torch::Tensor(),
@@ -40,11 +45,13 @@ DeviceRun::DeviceRun(const config::Config& config, Task& task, AdamW& optimizer,
       stream_(device),
       side_(device) {
   for (int64_t i = 0; i < task.graphs(); ++i) {
-    works_.emplace_back(capture_mode(config.training.graph), "a training step");
+    works_.emplace_back(capture_mode(graph_choice(config, task)), "a training step");
   }
   context_.dropout_keys = state_.dropout_keys;
   context_.first_row = share.first;
-  context_.side = &side_;
+  // The gradient of a parameter that is used twice is a sum, which would not wait for the side.
+  context_.side = task.external() ? nullptr : &side_;
+  context_.draws_more = task.external() && graph_choice(config, task) == "off";
   context_.mirrors = optimizer_.make_mirrors(training_.precision == "bf16");
   for (size_t i = 0; i < kQueuedSteps; ++i) queued_.emplace_back(device.type());
   if (ranks) {

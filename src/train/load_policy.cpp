@@ -13,6 +13,10 @@ model::Policy load_policy(const std::filesystem::path& folder, model::PolicyOpti
                           ": holds a model for games (discrete actions); make an "
                           "AtariPolicy of it");
   }
+  if (!state.external_model.empty()) {
+    throw CheckpointError(folder.string() + ": holds the parameters of a model of its user's, " +
+                          state.external_model + "; evaluate it from Python (model=...)");
+  }
   if (!state.sets.empty()) {
     throw CheckpointError(folder.string() + ": holds models of " +
                           std::to_string(state.sets.size()) +

@@ -8,6 +8,7 @@
 #include <tuple>
 #include <unordered_set>
 
+#include "dmamba/model/external.h"
 #include "dmamba/train/transfer.h"
 #include "src/ops/cuda_only.h"
 
@@ -22,6 +23,9 @@ std::unordered_set<std::string> undecayed_names(const torch::nn::Module& model) 
   std::unordered_set<std::string> names;
   for (const auto& item : model.named_modules()) {
     if (item.value()->as<torch::nn::Embedding>() != nullptr) names.insert(item.key() + ".weight");
+  }
+  if (const auto* external = model.as<model::ExternalModelImpl>()) {
+    names.insert(external->embeddings().begin(), external->embeddings().end());
   }
   for (const auto& item : model.named_parameters()) {
     const std::string& name = item.key();

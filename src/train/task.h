@@ -15,6 +15,7 @@
 #include "dmamba/data/trajectory_store.h"
 #include "dmamba/model/atari.h"
 #include "dmamba/model/dmamba.h"
+#include "dmamba/model/external.h"
 #include "dmamba/model/multi_dmamba.h"
 #include "dmamba/train/checkpoint.h"
 #include "src/ops/cuda_only.h"
@@ -63,6 +64,11 @@ class Task {
 
   virtual bool resident() const = 0;
 
+  /// Whether the model is an external one: its forward is not known, so that it runs op by op
+  /// unless a graph was asked for, may use a parameter twice, and may draw from torch's default
+  /// generators, which load() seeds for the step.
+  virtual bool external() const { return false; }
+
   /// Sets that steps take turns at: a step trains the trunk and what belongs to its set, and
   /// nothing else of the model. A CUDA graph is that of one set.
   virtual int64_t sets() const { return 1; }
@@ -85,6 +91,10 @@ torch::Tensor loss_of(Task& task, torch::Device device, bool bf16);
 std::unique_ptr<Task> make_task(const config::Config& config,
                                 std::shared_ptr<const data::TrajectoryStore> store,
                                 model::DMamba model, torch::Device device, Share share,
+                                const std::optional<data::StateStatistics>& statistics = {});
+std::unique_ptr<Task> make_task(const config::Config& config,
+                                std::shared_ptr<const data::TrajectoryStore> store,
+                                model::ExternalModel model, torch::Device device, Share share,
                                 const std::optional<data::StateStatistics>& statistics = {});
 std::unique_ptr<Task> make_task(const config::Config& config,
                                 std::shared_ptr<const data::FrameStore> store,

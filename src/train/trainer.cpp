@@ -27,6 +27,7 @@
 #include "src/ops/convolution.h"
 #include "src/train/device_run.h"
 #include "src/train/gradient_sum.h"
+#include "src/train/kept_generators.h"
 #include "src/train/memory.h"
 #include "src/train/precision.h"
 #include "src/train/task.h"
@@ -81,6 +82,16 @@ void check_same_run(const std::filesystem::path& folder, const TrainingState& sa
     throw CheckpointError(folder.string() + ": was written by another run: " + differing +
                           ". Continue with the same values, or start anew");
   }
+  if (saved.external_model.empty() != mine.external_model.empty()) {
+    const std::string& theirs = saved.external_model;
+    throw CheckpointError(folder.string() +
+                          (theirs.empty()
+                               ? ": was written by a run of the built-in model; leave model= out"
+                               : ": was written by a run with a model of its user's, " + theirs +
+                                     "; continue it from Python: dmamba.train(None, output=RUN, "
+                                     "resume=True, model=" +
+                                     theirs + ")"));
+  }
   if (saved.state_dim != mine.state_dim || saved.act_dim != mine.act_dim ||
       saved.state_mean != mine.state_mean || saved.state_std != mine.state_std) {
     throw CheckpointError(folder.string() + ": was written with other data than " + dataset +
@@ -133,6 +144,14 @@ Trainer::Trainer(const config::Config& config, std::shared_ptr<const data::Traje
                         share_of(config, ranks.get()), statistics),
               ranks) {}
 
+Trainer::Trainer(const config::Config& config, std::shared_ptr<const data::TrajectoryStore> store,
+                 model::ExternalModel model, std::shared_ptr<Ranks> ranks,
+                 const std::optional<data::StateStatistics>& statistics)
+    : Trainer(config, device_of(config),
+              make_task(config, std::move(store), std::move(model), device_of(config),
+                        share_of(config, ranks.get()), statistics),
+              ranks) {}
+
 Trainer::Trainer(const config::Config& config, std::shared_ptr<const data::FrameStore> store,
                  model::AtariDMamba model, std::shared_ptr<Ranks> ranks)
     : Trainer(config, device_of(config),
@@ -166,6 +185,7 @@ Trainer::Trainer(const config::Config& config, torch::Device device, std::unique
   host_ = std::make_unique<nn::StepContext>();
   host_->dropout_keys = torch::zeros({nn::count_dropouts(task_->model())}, torch::kLong);
   host_->first_row = share_of(config, ranks_.get()).first;
+  host_->draws_more = task_->external();
   if (ranks_) {
     sum_ = std::make_unique<GradientSum>(task_->model(), ranks_, 1.0 / config.training.batch_size,
                                          /*side=*/nullptr);
@@ -187,6 +207,8 @@ void Trainer::step_on_host() {
     keys[i] = static_cast<int64_t>(common::dropout_key(
         config.seed, static_cast<uint64_t>(state_.step), static_cast<uint32_t>(i)));
   }
+  // Somebody else's, or of a step that was broken off.
+  for (const Slot& slot : optimizer_.slots()) slot.parameter.mutable_grad().reset();
   const nn::StepScope scope(*host_);
   task_->load(state_.step);
   Tensor loss = loss_of(*task_, device_, config.training.precision == "bf16");
@@ -241,6 +263,8 @@ std::vector<MetricsRow> Trainer::run(double seconds, int64_t max_steps) {
     burst.emplace(*on_device_);
   }
   if (sum_) sum_->prepare();
+  std::optional<KeptGenerators> generators;
+  if (task_->external()) generators.emplace(device_);
   // A region of the caller's would also cast the backward pass.
   const Autocast no_autocast(device_.type(), false);
   task_->model().train();

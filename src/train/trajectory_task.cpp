@@ -6,6 +6,7 @@
 #include "dmamba/common/error.h"
 #include "dmamba/common/philox.h"
 #include "dmamba/data/segment_sampler.h"
+#include "src/train/kept_generators.h"
 #include "src/train/staged_batch.h"
 #include "src/train/task.h"
 
@@ -77,10 +78,11 @@ struct Context {
 
 /// With several lengths K the one of a step follows from (seed, step), each that is chosen as
 /// likely as any other; segments begin where those of any other K would.
-class TrajectoryTask final : public Task {
+template <class Model>
+class TrajectoryTask : public Task {
  public:
   TrajectoryTask(const config::Config& config, std::shared_ptr<const data::TrajectoryStore> store,
-                 model::DMamba model, torch::Device device, Share share,
+                 Model model, torch::Device device, Share share,
                  const std::optional<data::StateStatistics>& statistics)
       : model_(std::move(model)),
         random_{config.seed},
@@ -161,10 +163,12 @@ class TrajectoryTask final : public Task {
     chosen_ = std::move(chosen);
   }
 
- private:
-  model::DMamba model_;
+ protected:
+  Model model_;
   common::Philox random_;
   Share share_;
+
+ private:
   bool resident_;
   std::vector<std::unique_ptr<Context>> contexts_;  // by rising K
   std::vector<int64_t> chosen_;                     // of these, what steps draw from
@@ -172,20 +176,54 @@ class TrajectoryTask final : public Task {
   cuda_only::TrajectoryTensors recording_;
 };
 
+/// Each rank draws numbers of its own.
+class ExternalTask final : public TrajectoryTask<model::ExternalModel> {
+ public:
+  using TrajectoryTask::TrajectoryTask;
+
+  void describe(TrainingState& state) const override {
+    TrajectoryTask::describe(state);
+    state.external_model = model_->class_name();
+  }
+
+  void load(int64_t step) override {
+    TrajectoryTask::load(step);
+    constexpr uint32_t kFirst = uint32_t{1} << 31;  // no dropout of the library's has that index
+    seed_generators(model_->device(),
+                    common::dropout_key(random_.seed, static_cast<uint64_t>(step),
+                                        kFirst + static_cast<uint32_t>(share_.first)));
+  }
+
+  bool external() const override { return true; }
+};
+
+template <class Model>
+void check_sizes(const data::TrajectoryStore& store, const Model& model) {
+  if (model->state_dim() == store.state_dim() && model->act_dim() == store.act_dim()) return;
+  throw ConfigError(store.name() + ": states have " + std::to_string(store.state_dim()) +
+                    " components and actions " + std::to_string(store.act_dim()) +
+                    ", but the model was made for " + std::to_string(model->state_dim()) + " and " +
+                    std::to_string(model->act_dim()));
+}
+
 }  // namespace
 
 std::unique_ptr<Task> make_task(const config::Config& config,
                                 std::shared_ptr<const data::TrajectoryStore> store,
                                 model::DMamba model, torch::Device device, Share share,
                                 const std::optional<data::StateStatistics>& statistics) {
-  if (model->state_dim() != store->state_dim() || model->act_dim() != store->act_dim()) {
-    throw ConfigError(store->name() + ": states have " + std::to_string(store->state_dim()) +
-                      " components and actions " + std::to_string(store->act_dim()) +
-                      ", but the model was made for " + std::to_string(model->state_dim()) +
-                      " and " + std::to_string(model->act_dim()));
-  }
-  return std::make_unique<TrajectoryTask>(config, std::move(store), std::move(model), device, share,
-                                          statistics);
+  check_sizes(*store, model);
+  return std::make_unique<TrajectoryTask<model::DMamba>>(config, std::move(store), std::move(model),
+                                                         device, share, statistics);
+}
+
+std::unique_ptr<Task> make_task(const config::Config& config,
+                                std::shared_ptr<const data::TrajectoryStore> store,
+                                model::ExternalModel model, torch::Device device, Share share,
+                                const std::optional<data::StateStatistics>& statistics) {
+  check_sizes(*store, model);
+  return std::make_unique<ExternalTask>(config, std::move(store), std::move(model), device, share,
+                                        statistics);
 }
 
 }  // namespace dmamba::train

@@ -13,6 +13,7 @@
 #include "dmamba/config/yaml.h"
 #include "dmamba/train/checkpoint.h"
 #include "dmamba/train/safetensors.h"
+#include "src/train/dtypes.h"
 #include "src/train/patterns.h"
 
 namespace dmamba::train {
@@ -73,12 +74,10 @@ std::string without_version(const std::string& environment) {
 std::string text_of(const Shape& shape) { return c10::str(at::IntArrayRef(shape)); }
 
 at::ScalarType type_of(const TensorBlob& blob, const std::string& where) {
-  static const std::map<std::string, at::ScalarType> types{
-      {"F64", at::kDouble}, {"F32", at::kFloat}, {"F16", at::kHalf}, {"BF16", at::kBFloat16}};
-  const auto found = types.find(blob.dtype);
-  if (found != types.end()) return found->second;
+  const std::optional<at::ScalarType> type = dtype_of(blob.dtype);
+  if (type) return *type;
   throw CheckpointError(where + ": tensor '" + blob.name + "' is " + blob.dtype +
-                        "; a parameter must be F64, F32, F16 or BF16");
+                        ", which is no dtype of a parameter");
 }
 
 /// The tensors of a file under this model's names, and what the checkpoint says of itself.
@@ -219,9 +218,12 @@ std::vector<std::string> names_of(const torch::nn::Module& model) {
 TransferReport init_parameters(const fs::path& from, torch::nn::Module& model,
                                const config::Config& config) {
   const Origin origin(from, config.transfer.set);
-  const std::vector<std::string> names = names_of(model);
-  std::map<std::string, Tensor> parameters;
-  for (const auto& item : model.named_parameters()) parameters.emplace(item.key(), item.value());
+  std::vector<std::string> names;
+  std::map<std::string, Tensor> parameters;  // and buffers
+  for (const auto& [name, tensor] : saved_tensors(model)) {
+    names.push_back(name);
+    parameters.emplace(name, tensor);
+  }
 
   std::vector<std::string> patterns = config.transfer.fresh;
   const bool automatic = std::erase(patterns, kAuto) > 0;

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from conftest import write_dataset
+from own_models import Net, Wrapped
 
 import dmamba
 from dmamba import _C
@@ -47,9 +48,14 @@ def errors(config, root):
         "data": config if RANK == 0 else changed(config, "dataset", path=str(other)),
         "one rank": config if RANK == 0 else changed(config, "dataset", path="/nowhere.hdf5"),
         "no GPU": changed(config, "training", device="cuda"),
+        "buffers": config,
     }
     found = {
-        name: failure_of(lambda case=case, name=name: train(case, root / name))
+        name: failure_of(
+            lambda case=case, name=name: train(
+                case, root / name, model=Net if name == "buffers" else None
+            )
+        )
         for name, case in cases.items()
     }
     assert not any((root / name).exists() for name in cases)
@@ -114,6 +120,7 @@ def main():
     results["step"] = run.latest_checkpoint()[0]
     train(config, root / "again")
     train(arguments["games"], root / "games")
+    train(config, root / "own", model=Wrapped)
     results["errors"] = errors(config, root)
     results["callback"] = fail_in_a_callback(config, root / "callback")
     assert not dist.is_initialized()

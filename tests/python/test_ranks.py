@@ -117,6 +117,11 @@ def test_the_same_ranks_give_the_same_bytes(folder, other):
     assert_same_bytes(dmamba.Run(folder / other), dmamba.Run(folder / "whole"))
 
 
+def test_a_model_of_ones_own_is_trained_by_ranks(folder):
+    own, whole = dmamba.Run(folder / "own"), dmamba.Run(folder / "whole")
+    assert (own.folder / "metrics.csv").read_bytes() == (whole.folder / "metrics.csv").read_bytes()
+
+
 def cut_back(folder, copy, step):
     """A copy of a run as it was after an early checkpoint."""
     shutil.copytree(folder, copy)
@@ -162,6 +167,12 @@ def test_one_process_resumes_what_two_began(folder, tmp_path):
             "ConfigError",
             "the ranks do not train the same: training.learning_rate is 0.001 on rank 0, 0.002 on "
             "rank 1. Start all of them with the same arguments, data and versions",
+        ),
+        (
+            "buffers",
+            "ConfigError",
+            "model: Net has buffers, such as 'calls', which would differ between processes; train "
+            "in one process, or register them with persistent=False",
         ),
     ],
 )

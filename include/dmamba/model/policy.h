@@ -6,9 +6,11 @@
 #include <vector>
 
 #include "dmamba/model/dmamba.h"
+#include "dmamba/model/external.h"
 
 namespace dmamba::model {
 
+class ActingModel;
 class PolicyOnDevice;
 class RecurrentCpu;
 struct Seen;
@@ -47,6 +49,9 @@ class Policy {
   /// Throws ConfigError for an unknown kind, num_envs < 1, statistics of another size, or bf16
   /// weights where they are not to be had.
   Policy(DMamba model, PolicyOptions options);
+  /// Of the windowed kind alone; its steps are no CUDA graph. What its forward throws comes out of
+  /// act().
+  Policy(ExternalModel model, PolicyOptions options);
   Policy(Policy&&) noexcept;
   ~Policy();
 
@@ -61,12 +66,14 @@ class Policy {
   void observe(const torch::Tensor& rewards);
 
  private:
+  Policy(std::unique_ptr<ActingModel> acting, DMamba model, PolicyOptions options);
   Seen as_trained(const torch::Tensor& observations) const;
   torch::Tensor answer(const Seen& seen);
   torch::Tensor act_windowed(const Seen& seen);
   torch::Tensor act_recurrent(const Seen& seen);
 
-  DMamba model_;
+  std::unique_ptr<ActingModel> acting_;
+  DMamba model_;  // the same; null: an external one
   PolicyOptions options_;
   torch::Device device_;  // the model's
   // On the CPU:

@@ -9,6 +9,7 @@
 
 #include "dmamba/config/config.h"
 #include "dmamba/model/dmamba.h"
+#include "dmamba/model/external.h"
 #include "dmamba/train/optimizer.h"
 
 namespace dmamba::train {
@@ -38,6 +39,7 @@ struct TrainingState {
   int64_t act_dim = 0;
   std::vector<float> state_mean, state_std;  ///< (state_dim,), of the dataset
   int64_t num_actions = 0;                   ///< of a model for games, which has no state_dim
+  std::string external_model;                ///< its class, of a model that is not this library's
   std::string data_digest;                   ///< of recorded games: actions, rewards, episodes
   std::vector<SetState> sets;                ///< in place of sizes and statistics above; or none
   ContextState contexts;                     ///< of a schedule or a bandit
@@ -53,11 +55,15 @@ struct TrainingState {
 void save_checkpoint(const std::filesystem::path& folder, const TrainingState& state,
                      const torch::nn::Module& model, const AdamW& optimizer);
 
+/// What a checkpoint holds of a model: its parameters, and an external one's buffers.
+model::NamedTensors saved_tensors(const torch::nn::Module& model);
+
 /// Reads state.json. Throws CheckpointError naming file and field.
 TrainingState read_training_state(const std::filesystem::path& folder);
 
-/// Copies model.safetensors into the model's parameters. Throws CheckpointError naming the tensor
-/// that is missing, superfluous, or of another shape or dtype; the model is unchanged then.
+/// Copies model.safetensors into the model's parameters and buffers. Throws CheckpointError naming
+/// the tensor that is missing, superfluous, or of another shape or dtype; the model is unchanged
+/// then.
 void load_parameters(const std::filesystem::path& folder, torch::nn::Module& model);
 
 /// Copies optimizer.safetensors into the moments likewise.

@@ -12,6 +12,7 @@
 #include "dmamba/data/trajectory_store.h"
 #include "dmamba/model/atari.h"
 #include "dmamba/model/dmamba.h"
+#include "dmamba/model/external.h"
 #include "dmamba/model/multi_dmamba.h"
 #include "dmamba/train/checkpoint.h"
 #include "dmamba/train/optimizer.h"
@@ -58,6 +59,13 @@ class Trainer {
   /// parameters begin as the model has them, whatever transfer.init_from says.
   Trainer(const config::Config& config, std::shared_ptr<const data::TrajectoryStore> store,
           model::DMamba model, std::shared_ptr<Ranks> ranks = nullptr,
+          const std::optional<data::StateStatistics>& statistics = {});
+  /// A model whose forward is not this library's. Torch's default generators, which it may draw
+  /// from, are seeded by (seed, step), and as they were between the calls of run(). On CUDA its
+  /// steps are a graph with `graph: on` alone; whatever its forward throws comes out of run(), and
+  /// no step is made then.
+  Trainer(const config::Config& config, std::shared_ptr<const data::TrajectoryStore> store,
+          model::ExternalModel model, std::shared_ptr<Ranks> ranks = nullptr,
           const std::optional<data::StateStatistics>& statistics = {});
   Trainer(const config::Config& config, std::shared_ptr<const data::FrameStore> store,
           model::AtariDMamba model, std::shared_ptr<Ranks> ranks = nullptr);
