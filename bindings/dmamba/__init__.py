@@ -43,6 +43,7 @@ from .callbacks import Callback, WandbCallback  # noqa: E402
 from .evaluation import evaluate  # noqa: E402
 from .exporting import export  # noqa: E402
 from .official import from_official  # noqa: E402
+from .policies import Agent, load_policy  # noqa: E402
 from .reporting import Report, report  # noqa: E402
 from .run import Run  # noqa: E402
 from .sweeping import Sweep, sweep  # noqa: E402
@@ -52,6 +53,7 @@ from .video import record_video  # noqa: E402
 __version__ = _build_info.version
 
 __all__ = [
+    "Agent",
     "Callback",
     "CheckpointError",
     "Config",
@@ -68,6 +70,7 @@ __all__ = [
     "evaluate",
     "export",
     "from_official",
+    "load_policy",
     "nn",
     "ops",
     "record_video",
