@@ -34,8 +34,9 @@ _FORMAT = 1
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _SIZES = {"DMamba": ("state_dim", "act_dim"), "AtariDMamba": ("num_actions",)}
 _KINDS = {int: "a whole number", str: "a text", list: "a list", dict: "an object"}
-_INFO = ("config", "rtg_scale", "state_mean", "state_std", "step")
-_LOADED = ("state_dim", "act_dim", "num_actions", "sets", "name", "steps")  # follow from the model
+_INFO = ("config", "rtg_scale", "state_mean", "state_std", "step", "context_length")
+# What follows from the model, or is of those that have no such folder.
+_LOADED = ("state_dim", "act_dim", "num_actions", "sets", "name", "steps", "external_model")
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:
@@ -57,8 +58,9 @@ def save(
         folder: To be made; one that this function made before is replaced.
         info: What :func:`dmamba.nn.load` says of a checkpoint, or a dict with some of its keys:
             ``config`` (a :class:`dmamba.Config`: environment, targets, ...), ``state_mean`` and
-            ``state_std`` (state_dim numbers each), ``rtg_scale``, ``step``. Without them the
-            folder holds the model alone: no environment is known to evaluate it in.
+            ``state_std`` (state_dim numbers each), ``rtg_scale``, ``step``, ``context_length`` (K
+            to act with, where a schedule or a bandit chose it). Without them the folder holds the
+            model alone: no environment is known to evaluate it in.
         evaluation: What :func:`dmamba.evaluate` returned, for the card.
 
     Returns:
@@ -207,6 +209,7 @@ def _describe(model: DMamba | AtariDMamba, info: dict[str, Any]) -> dict[str, An
         "state_mean": [float(x) for x in info.get("state_mean", [0.0] * state_dim)],
         "state_std": [float(x) for x in info.get("state_std", [1.0] * state_dim)],
         "step": int(info.get("step", 0)),
+        "context_length": int(info.get("context_length", 0)),
         "config": whole.to_dict(),
     }
 
@@ -245,7 +248,9 @@ class _Reader:
             **sizes,
             **statistics,
             "step": self._number(content, "step", 0),
+            "context_length": self._number({"context_length": 0, **content}, "context_length", 0),
             "sets": [],
+            "external_model": "",
             "config": config,
             "rtg_scale": config.dataset.rtg_scale,
         }
