@@ -37,12 +37,12 @@ void name_module(py::module_& m, const char* name, const char* doc) {
 void bind_model(py::module_& m) {
   torch::python::bind_module<nn::MambaImpl, true>(m, "Mamba")
       .def(py::init([](int64_t d_model, int64_t d_state, int64_t d_conv, int64_t expand,
-                       int64_t dt_rank) {
+                       int64_t dt_rank, bool conv_bias, bool bias) {
              return std::make_shared<nn::MambaImpl>(
-                 nn::MambaOptions{d_model, d_state, d_conv, expand, dt_rank});
+                 nn::MambaOptions{d_model, d_state, d_conv, expand, dt_rank, conv_bias, bias});
            }),
            py::arg("d_model"), py::arg("d_state"), py::arg("d_conv"), py::arg("expand"),
-           py::arg("dt_rank"))
+           py::arg("dt_rank"), py::arg("conv_bias") = true, py::arg("bias") = false)
       .def(
           "forward",
           [](nn::MambaImpl& self, const Tensor& x, const ops::OptionalTensor& mask,

@@ -277,7 +277,14 @@ class Mamba(torch.nn.Module):
 
     cpp_module: Any
     def __init__(
-        self, d_model: int, d_state: int, d_conv: int, expand: int, dt_rank: int
+        self,
+        d_model: int,
+        d_state: int,
+        d_conv: int,
+        expand: int,
+        dt_rank: int,
+        conv_bias: bool = True,
+        bias: bool = False,
     ) -> None: ...
 
 class DMamba(torch.nn.Module):

@@ -38,8 +38,8 @@ class Mamba(Captures, CppModule, _C.Mamba):  # type: ignore[misc]
             "constant", that.
         dt_scale: See there.
         dt_init_floor: Initial step sizes are at least this.
-        conv_bias: True; :class:`dmamba.nn.GraphMamba` goes without.
-        bias: False: in_proj and out_proj have none; those of :class:`dmamba.nn.GraphMamba` may.
+        conv_bias: Whether the convolution has a bias.
+        bias: Whether in_proj and out_proj have one.
         use_fast_path: Of mamba_ssm's: without effect, there is one path.
         layer_idx: The layer's key in the cache of ``inference_params``.
         device: Where the parameters are put.
@@ -47,8 +47,7 @@ class Mamba(Captures, CppModule, _C.Mamba):  # type: ignore[misc]
             rounded in others; ``torch.autocast`` gives arithmetic in bfloat16.
 
     Raises:
-        ConfigError: A size below 1, impossible ranges, an unknown dt_init, other biases, another
-            dtype.
+        ConfigError: A size below 1, impossible ranges, an unknown dt_init, another dtype.
 
     Attributes:
         d_model, d_state, d_conv, expand, d_inner, dt_rank, layer_idx: Numbers.
@@ -85,17 +84,13 @@ class Mamba(Captures, CppModule, _C.Mamba):  # type: ignore[misc]
         if isinstance(dt_rank, str) and dt_rank != "auto":
             raise ConfigError(f"Mamba: dt_rank must be a number or 'auto', got {dt_rank!r}")
         rank = 0 if isinstance(dt_rank, str) else int(dt_rank)
-        if bias or not conv_bias:
-            raise ConfigError(
-                f"Mamba: bias={bias}, conv_bias={conv_bias}: the block in C++ has a bias in the "
-                "convolution alone; dmamba.nn.GraphMamba takes both, with the same parameters"
-            )
         sizes = (d_model, d_state, d_conv, expand, rank)
         begins = (dt_min, dt_max, dt_init, dt_scale, dt_init_floor)
-        super().__init__(*sizes)
+        super().__init__(*sizes, conv_bias, bias)
         self._adopt(*sizes, *begins, conv_bias, bias, use_fast_path, layer_idx)
         if begins != (0.001, 0.1, "random", 1.0, 1e-4):
             initialize_step_sizes(self.get_submodule("dt_proj"), *begins)
+        self._sizes, self._biases = sizes, (conv_bias, bias)
         self.d_model, self.d_state, self.d_conv, self.expand = sizes[:4]
         self.d_inner = expand * d_model
         self.dt_rank = self.get_parameter("dt_proj.weight").shape[1]
@@ -205,7 +200,7 @@ class Mamba(Captures, CppModule, _C.Mamba):  # type: ignore[misc]
     def _graph(self) -> GraphMamba:
         """The same in single operators; what moves or loads these parameters does so there, too."""
         with torch.device("meta"):
-            graph = GraphMamba(self.d_model, self.d_state, self.d_conv, self.expand, self.dt_rank)
+            graph = GraphMamba(*self._sizes, *self._biases)
         share(graph, self)
         return graph
 

@@ -67,7 +67,7 @@ class GraphMamba(Captures, nn.Module):
     """The Mamba block in single operators; :class:`dmamba.nn.Mamba` is the one in C++.
 
     The same parameters under the same names. This one goes into ``torch.compile`` and
-    ``torch.export``, and may have other biases.
+    ``torch.export``.
 
     Args:
         d_model: Channels of a token.

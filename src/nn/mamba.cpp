@@ -38,7 +38,7 @@ Tensor initial_dt_bias(int64_t d_inner) {
 
 MambaInnerParameters inner_parameters(const MambaImpl& m) {
   return {m.conv1d->weight.squeeze(1),
-          m.conv1d->bias,
+          m.conv1d->bias.defined() ? ops::OptionalTensor(m.conv1d->bias) : std::nullopt,
           m.x_proj->weight,
           m.dt_proj->weight,
           m.dt_proj->bias,
@@ -70,15 +70,16 @@ MambaImpl::MambaImpl(const MambaOptions& options) : options_(checked(options)) {
   const auto& o = options_;
   const int64_t d_inner = o.expand * o.d_model;
   in_proj = register_module("in_proj",
-                            torch::nn::Linear(LinearOptions(o.d_model, 2 * d_inner).bias(false)));
+                            torch::nn::Linear(LinearOptions(o.d_model, 2 * d_inner).bias(o.bias)));
   conv1d = register_module(
       "conv1d",
-      torch::nn::Conv1d(torch::nn::Conv1dOptions(d_inner, d_inner, o.d_conv).groups(d_inner)));
+      torch::nn::Conv1d(
+          torch::nn::Conv1dOptions(d_inner, d_inner, o.d_conv).groups(d_inner).bias(o.conv_bias)));
   x_proj = register_module(
       "x_proj", torch::nn::Linear(LinearOptions(d_inner, o.dt_rank + 2 * o.d_state).bias(false)));
   dt_proj = register_module("dt_proj", torch::nn::Linear(o.dt_rank, d_inner));
-  out_proj =
-      register_module("out_proj", torch::nn::Linear(LinearOptions(d_inner, o.d_model).bias(false)));
+  out_proj = register_module("out_proj",
+                             torch::nn::Linear(LinearOptions(d_inner, o.d_model).bias(o.bias)));
   const double dt_bound = 1.0 / std::sqrt(static_cast<double>(o.dt_rank));
   {
     torch::NoGradGuard no_grad;

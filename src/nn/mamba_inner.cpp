@@ -83,7 +83,7 @@ Tensor dt_proj_backward(const Tensor& dt, const Tensor& ddelta, const Tensor& we
 
 struct MambaInner : torch::autograd::Function<MambaInner> {
   static Tensor forward(AutogradContext* context, const Tensor& xz, const Tensor& conv_weight,
-                        const Tensor& conv_bias, const Tensor& x_proj_weight,
+                        const OptionalTensor& conv_bias, const Tensor& x_proj_weight,
                         const Tensor& dt_proj_weight, const Tensor& dt_proj_bias,
                         const Tensor& A_log, const Tensor& D, const OptionalTensor& mask,
                         const OptionalTensor& segment_starts) {
@@ -92,8 +92,8 @@ struct MambaInner : torch::autograd::Function<MambaInner> {
     const Forward f = run_forward(
         xz, {conv_weight, conv_bias, x_proj_weight, dt_proj_weight, dt_proj_bias, A_log, D},
         {mask, segment_starts}, {}, every);
-    context->save_for_backward({xz, conv_weight, conv_bias, f.x_proj_weight, f.dt_proj_weight,
-                                dt_proj_bias, D, mask.value_or(Tensor()),
+    context->save_for_backward({xz, conv_weight, conv_bias.value_or(Tensor()), f.x_proj_weight,
+                                f.dt_proj_weight, dt_proj_bias, D, mask.value_or(Tensor()),
                                 segment_starts.value_or(Tensor()), f.u, f.projected, f.delta, f.A,
                                 f.checkpoints});
     context->saved_data["checkpoint_every"] = every;
@@ -109,11 +109,11 @@ struct MambaInner : torch::autograd::Function<MambaInner> {
     const auto present = [&](int i) {
       return saved[i].defined() ? OptionalTensor(saved[i]) : std::nullopt;
     };
-    const Tensor &xz = saved[0], &conv_weight = saved[1], &conv_bias = saved[2],
-                 &x_proj_weight = saved[3], &dt_proj_weight = saved[4], &dt_proj_bias = saved[5],
-                 &D = saved[6], &u = saved[9], &projected = saved[10], &delta = saved[11],
-                 &A = saved[12], &checkpoints = saved[13];
-    const OptionalTensor mask = present(7), segment_starts = present(8);
+    const Tensor &xz = saved[0], &conv_weight = saved[1], &x_proj_weight = saved[3],
+                 &dt_proj_weight = saved[4], &dt_proj_bias = saved[5], &D = saved[6], &u = saved[9],
+                 &projected = saved[10], &delta = saved[11], &A = saved[12],
+                 &checkpoints = saved[13];
+    const OptionalTensor conv_bias = present(2), mask = present(7), segment_starts = present(8);
     const auto parameter = context->saved_data["parameter_type"].toScalarType();
     const int64_t side = context->saved_data["side"].toInt();
     const int64_t d_inner = u.size(2);
@@ -142,11 +142,14 @@ struct MambaInner : torch::autograd::Function<MambaInner> {
                {dprojected, u, A, dA});
 
     // A gradient that nobody takes would be freed, and its memory reused, before it is written.
-    const bool taken = context->needs_input_grad(1) && context->needs_input_grad(2);
+    // Counted are the inputs that are there: without a bias the next one has its number.
+    const bool taken =
+        context->needs_input_grad(1) && (!conv_bias.has_value() || context->needs_input_grad(2));
     const ops::SumsBeside beside(taken ? side_stream(side) : nullptr);
     auto [dconv_weight, dconv_bias, no_initial_inputs] = calls::causal_conv1d_backward_out(
         du, {}, xz.narrow(2, 0, d_inner), conv_weight, conv_bias, /*silu=*/true, mask,
         segment_starts, {}, dxz.narrow(2, 0, d_inner));
+    if (!conv_bias.has_value()) dconv_bias = Tensor();
     return {dxz,         dconv_weight, dconv_bias, dx_proj,  ddt_proj,
             ddelta_bias, dA_log,       dD,         Tensor(), Tensor()};
   }

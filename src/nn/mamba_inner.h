@@ -17,13 +17,13 @@ namespace dmamba::nn {
 /// The parameters at work; float32, or float64 with float64 activations. dt_rank and d_state follow
 /// from their shapes.
 struct MambaInnerParameters {
-  torch::Tensor conv_weight;     // (d_inner, d_conv)
-  torch::Tensor conv_bias;       // (d_inner,)
-  torch::Tensor x_proj_weight;   // (dt_rank + 2 d_state, d_inner)
-  torch::Tensor dt_proj_weight;  // (d_inner, dt_rank)
-  torch::Tensor dt_proj_bias;    // (d_inner,)
-  torch::Tensor A_log;           // (d_inner, d_state)
-  torch::Tensor D;               // (d_inner,)
+  torch::Tensor conv_weight;      // (d_inner, d_conv)
+  ops::OptionalTensor conv_bias;  // (d_inner,)
+  torch::Tensor x_proj_weight;    // (dt_rank + 2 d_state, d_inner)
+  torch::Tensor dt_proj_weight;   // (d_inner, dt_rank)
+  torch::Tensor dt_proj_bias;     // (d_inner,)
+  torch::Tensor A_log;            // (d_inner, d_state)
+  torch::Tensor D;                // (d_inner,)
 };
 
 /// xz (batch, L, 2 d_inner) -> y (batch, L, d_inner), both of one storage type: the projections

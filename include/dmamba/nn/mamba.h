@@ -12,6 +12,8 @@ struct MambaOptions {
   int64_t d_conv = 4;
   int64_t expand = 2;
   int64_t dt_rank = 0;
+  bool conv_bias = true;  ///< of the convolution
+  bool bias = false;      ///< of in_proj and out_proj
 };
 
 /// Convolution and SSM state of a Mamba block; (batch, d_inner, d_conv - 1) and
