@@ -8,8 +8,8 @@ PYBIND11_MODULE(_C, m) {
   dmamba::bindings::bind_config(m);
   dmamba::bindings::bind_data(m);
   dmamba::bindings::bind_frames(m);
+  dmamba::bindings::bind_external(m);  // before the policies, which name its class
   dmamba::bindings::bind_model(m);
   dmamba::bindings::bind_atari(m);
-  dmamba::bindings::bind_external(m);
   dmamba::bindings::bind_train(m);
 }

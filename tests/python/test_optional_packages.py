@@ -59,7 +59,9 @@ def bare(optional, trained, tmp_path_factory) -> dict:
 
 
 def test_every_module_of_the_core_imports(bare):
-    simulate = {f"dmamba.envs.{name}" for name in ("atari", "processes", "slots", "vector")}
+    simulate = {
+        f"dmamba.envs.{name}" for name in ("atari", "feedback", "processes", "slots", "vector")
+    }
     assert bare["modules"] > 50
     assert set(bare["failed"]) <= simulate, bare["failed"]
 

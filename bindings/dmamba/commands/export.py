@@ -12,7 +12,7 @@ from dmamba.run import read_json
 HELP = "Write a run's policy as a folder with parameters, configuration and model card."
 EXAMPLES = (
     ("dmamba export runs/hopper-sample-seed0 hopper-policy", "the latest checkpoint"),
-    ("dmamba evaluate hopper-policy --episodes 100", "the folder is all it takes"),
+    ("dmamba export runs/pretrain-seed0 hopper --set hopper-medium", "one of several sets"),
 )
 JSON = "a dict with folder and files"
 
