@@ -9,6 +9,7 @@ from typing import Any
 
 from dmamba import pretraining
 from dmamba.evaluation import load_model
+from dmamba.external import ExternalModel
 from dmamba.run import Run, locate_checkpoint
 
 
@@ -42,6 +43,7 @@ def export(
     """
     path = run.folder if isinstance(run, Run) else Path(run)
     model, info, config = load_model(path, "cpu", set)
+    assert not isinstance(model, ExternalModel)  # refused: its code is not at hand
     root, _ = locate_checkpoint(path)
     if evaluation is None and root is not None:
         made = Run(root / pretraining.FOLDER / set if set else root).evaluations()

@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import pytest
-
 import torch.nn.cpp
 
 import dmamba

@@ -30,15 +30,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> Answer:
     """Says the tables and the proposal."""
     path = Path(arguments.what)
-    model, info = None, None
+    model: nn.DMamba | None = None
+    info = None
     if path.is_dir():
         if arguments.overrides:
             raise _C.ConfigError("settings go with a CONFIG; a RUN has its own")
         folder, checkpoint = locate_checkpoint(path)
-        model, info = nn.load(checkpoint)
+        loaded, info = nn.load(checkpoint)
         config = info["config"] if folder is None else Run(folder).config
-        if not isinstance(model, nn.DMamba):
+        if not isinstance(loaded, nn.DMamba):
             raise _C.ConfigError(f"{path}: the memory horizon is for models of vectors, not games")
+        model = loaded
     else:
         config = load_config(arguments.what, arguments.overrides)
     store = data.load_configured(config.dataset, progress=not arguments.quiet)
