@@ -69,9 +69,9 @@ TEST(ExternalModel, NamesMakeATree) {
   EXPECT_FALSE(parameters["head.layers.0.weight"].requires_grad());
   EXPECT_TRUE(parameters["head.scale"].requires_grad());
   wrapped.options.parts.push_back({"sets.a", torch::ones({1}), nullptr});
-  expect_contains(message_of<ConfigError>([&] { wrapped.make(); }), "'sets.a'");
+  expect_contains(message_of<ConfigError>([&] { wrapped.make(); }), {"'sets.a'"});
   wrapped.options.parts.clear();
-  expect_contains(message_of<ConfigError>([&] { wrapped.make(); }), "Wrapped: has no parameters");
+  expect_contains(message_of<ConfigError>([&] { wrapped.make(); }), {"Wrapped: has no parameters"});
 }
 
 TEST(ExternalModel, ItsForwardDrawsFromSeededGeneratorsThatComeBack) {
@@ -130,16 +130,16 @@ TEST(ExternalModel, CheckpointsHoldItsBuffersAndItsName) {
   EXPECT_TRUE(same_parameters(*other.inner, *wrapped.inner));
   other.count = torch::tensor(0, torch::kInt);
   expect_contains(message_of<CheckpointError>([&] { resumed.load(folder / "ckpt"); }),
-                  "tensor 'count' is I64");
+                  {"tensor 'count' is I64"});
 
   Trainer built_in(config, make_store(), make_model(config));
   expect_contains(message_of<CheckpointError>([&] { built_in.load(folder / "ckpt"); }),
-                  "with a model of its user's, Wrapped");
+                  {"with a model of its user's, Wrapped"});
   expect_contains(message_of<CheckpointError>([&] { load_policy(folder / "ckpt", {}); }),
-                  "Wrapped; evaluate it from Python");
+                  {"Wrapped; evaluate it from Python"});
   built_in.save(folder / "plain");
   expect_contains(message_of<CheckpointError>([&] { resumed.load(folder / "plain"); }),
-                  "by a run of the built-in model");
+                  {"by a run of the built-in model"});
 }
 
 TEST(ExternalModel, ItsPolicyIsTheWindowedOneOfTheBuiltInModel) {
@@ -161,7 +161,7 @@ TEST(ExternalModel, ItsPolicyIsTheWindowedOneOfTheBuiltInModel) {
   EXPECT_TRUE(wrapped.inner->is_training());
   options.kind = "recurrent";
   expect_contains(message_of<ConfigError>([&] { model::Policy(wrapped.make(), options); }),
-                  "kind windowed and weights fp32, got recurrent");
+                  {"kind windowed and weights fp32, got recurrent"});
 }
 
 TEST(ExternalModel, EmbeddingsAreNotDecayed) {
