@@ -46,7 +46,7 @@ class Net(nn.Module):
             self.calls = self.calls + 1
         before = torch.cat([torch.zeros_like(actions[:, :1]), actions[:, :-1]], 1)
         x = self.inputs(torch.cat([states, returns_to_go, before], 2)) + self.place(timesteps)
-        x = x + self.scale * self.mixer(self.dropout(x), mask)
+        x = x + self.scale * self.mixer(self.dropout(x), mask=mask)
         x = self.norm(x.transpose(1, 2)).transpose(1, 2)
         return torch.tanh(self.head(x))
 
