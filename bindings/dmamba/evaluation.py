@@ -5,6 +5,7 @@ All target returns are evaluated together in one batch of environments, see ``ro
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 from dmamba import _C, envs, nn, pretraining, scores, suites
-from dmamba.external import Model, seeded
+from dmamba.external import ExternalModel, Model, seeded
 from dmamba.progress import bar
 from dmamba.results import Evaluation
 from dmamba.rollout import Job, make_jobs, play
@@ -109,7 +110,8 @@ def evaluate_model(
     returns = np.full((len(targets), episodes), np.nan)
     lengths: np.ndarray = np.zeros((len(targets), episodes), dtype=np.int64)
     with (
-        seeded(seed, device),  # a user's own model may draw
+        # A user's own model may draw numbers.
+        seeded(seed, device) if isinstance(model, ExternalModel) else contextlib.nullcontext(),
         suite.environments(slots, workers) as environments,
         bar(len(jobs), f"evaluating {environment}", "episode", enabled=progress) as shown,
     ):

@@ -166,6 +166,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Torch's default generators begin with the seed; after it they are the caller's again."""
     generators = [torch.default_generator]
     if device.type == "cuda":
+        torch.cuda.init()  # there are no generators before, even where C++ uses the GPU already
         index = torch.cuda.current_device() if device.index is None else device.index
         generators.append(torch.cuda.default_generators[index])
     states = [generator.get_state() for generator in generators]

@@ -1,5 +1,6 @@
 """Models of one's own, captures and the choice of K on a GPU."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -55,6 +56,19 @@ def test_it_is_recorded_into_a_graph_with_the_same_bits_and_resumes(recording, t
         dmamba.train(config, model=Wrapped, output=tmp_path / "cut", callbacks=[Stop()], **QUIET)
     run = dmamba.train(None, model=Wrapped, output=tmp_path / "cut", resume=True, **QUIET)
     assert (run.latest_checkpoint()[1] / "model.safetensors").read_bytes() == files[0]
+
+
+def test_generators_are_seeded_before_python_has_used_the_gpu():
+    """In a process whose C++ alone has: torch.cuda has no generators until it is initialised."""
+    program = """
+import torch
+from dmamba.external import seeded
+with seeded(3, torch.device("cuda:0")):
+    first = torch.rand(2, device="cuda")
+with seeded(3, torch.device("cuda:0")):
+    assert torch.equal(first, torch.rand(2, device="cuda"))
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
 def test_a_capture_is_that_of_the_cpu():
