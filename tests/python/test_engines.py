@@ -219,7 +219,7 @@ def test_slurm(config, elsewhere, slurm, capfd):
 
 
 def test_a_sweep_on_slurm_that_was_killed_and_one_that_was_stopped(long, elsewhere, slurm):
-    words = ["long.json", "seed=0:2", "--output", "out", *SLURM]
+    words = ["long.json", "training.steps=4000", "seed=0:2", "--output", "out", *SLURM]
     first, second = (dmamba.Run(elsewhere / "out" / f"tiny-seed{seed}") for seed in (0, 1))
     with begin(*words) as process:
         wait_for(lambda: first.checkpoints() or process.poll() is not None)
@@ -236,7 +236,7 @@ def test_a_sweep_on_slurm_that_was_killed_and_one_that_was_stopped(long, elsewhe
     assert "tiny seed 0: stopped" in out and "tiny seed 1: stopped" in out
     assert len(calls(slurm, "sbatch")) == 1
     stopped = first.latest_checkpoint()[0]
-    assert 0 < stopped < 1000 and not second.folder.exists()
+    assert 0 < stopped < 4000 and not second.folder.exists()
 
     # The third time they resume.
     assert main(["sweep", *words, "--no-progress"]) == 0

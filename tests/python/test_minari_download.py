@@ -105,7 +105,7 @@ def test_without_progress_nothing_is_printed(root, capsys):
 def test_the_command(root, capsys):
     for _ in range(2):
         assert main(["data", "download", ID]) == 0
-        assert f"{ID}  {root / ID}\n  whole" in capsys.readouterr().out
+        assert f"{ID}  0.1 MB  {root / ID}\n  whole" in capsys.readouterr().out
     assert Remote.downloads == 1
     (root / ID / "data" / "main_data.hdf5").write_bytes(b"something else")
     assert main(["data", "download", ID]) == 2
