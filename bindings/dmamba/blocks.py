@@ -100,7 +100,7 @@ class MambaBlock(Captures, nn.Module):
             x: Tokens, (batch, L, d_model).
             mask: (batch, L) bool, False for padding.
             segment_starts: (batch, L) bool, True where a sequence begins anew; not with s4d.
-            seen: Where intermediates go; :meth:`capture` gives one.
+            seen: Where intermediates go; ``capture`` gives one.
         """
         mixer, normed = self.get_submodule(self.token_mixer), self._norm(x)
         if seen is not None:

@@ -2,31 +2,28 @@
 
 Children of our C++ modules fire no Python hooks; ``model.capture(...)`` is what stands in their
 place. It runs the model, and beside it the same layers with the same parameters as single operators
-(:mod:`dmamba.graph`), which leave what was asked for: the tensors are those of the model up to
-rounding. Other calls cost nothing for it.
+(``dmamba.graph``), which leave what was asked for: the tensors are those of the model up to
+rounding. Other calls cost nothing for it. The names::
 
-=========== ================================== ====================================================
-name        shape                              what
-=========== ================================== ====================================================
-tokens      (batch, L, d_model)                embedded tokens, what the first layer receives
-final       (batch, L, d_model)                after the last LayerNorm, what the head receives
------------ ---------------------------------- of each layer, under ``layers.I.``
-input       (batch, L, d_model)                the residual stream before the layer
-normed      (batch, L, d_model)                its LayerNorm, the token mixer's input
-mixer       (batch, L, d_model)                what the token mixer adds to the stream
-channels    (batch, L, d_model)                what the channel mixer adds, before its dropout
------------ ---------------------------------- of ``mamba`` mixers
-x           (batch, L, d_inner)                input of the convolution
-z           (batch, L, d_inner)                the gate, before its SiLU
-u           (batch, L, d_inner)                output of the convolution, input of the scan
-delta       (batch, L, d_inner)                step sizes after the softplus, 0 for masked tokens
-A           (d_inner, d_state)                 -exp(A_log)
-B, C        (batch, L, d_state)                input and output projections
-states      (batch, L, d_inner, d_state)       h after each token
-y           (batch, L, d_inner)                output of the scan, gated
------------ ---------------------------------- of ``attention`` mixers
-weights     (batch, n_head, L, L)              of each query (third) on each key (fourth)
-=========== ================================== ====================================================
+    name        shape                              what
+    tokens      (batch, L, d_model)                embedded tokens, what the first layer receives
+    final       (batch, L, d_model)                after the last LayerNorm, what the head receives
+    -- of each layer, under ``layers.I.``
+    input       (batch, L, d_model)                the residual stream before the layer
+    normed      (batch, L, d_model)                its LayerNorm, the token mixer's input
+    mixer       (batch, L, d_model)                what the token mixer adds to the stream
+    channels    (batch, L, d_model)                what the channel mixer adds, before its dropout
+    -- of ``mamba`` mixers
+    x           (batch, L, d_inner)                input of the convolution
+    z           (batch, L, d_inner)                the gate, before its SiLU
+    u           (batch, L, d_inner)                output of the convolution, input of the scan
+    delta       (batch, L, d_inner)                step sizes after the softplus; masked: 0
+    A           (d_inner, d_state)                 -exp(A_log)
+    B, C        (batch, L, d_state)                input and output projections
+    states      (batch, L, d_inner, d_state)       h after each token
+    y           (batch, L, d_inner)                output of the scan, gated
+    -- of ``attention`` mixers
+    weights     (batch, n_head, L, L)              of each query (third) on each key (fourth)
 
 L is the number of tokens: 3 K with all kinds of token, in the order return-to-go, state, action of
 each step. Storage is that of the arithmetic (under autocast bfloat16; A and states are float32).

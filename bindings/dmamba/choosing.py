@@ -1,7 +1,7 @@
 """K chosen while training: a schedule on the loss of held-out episodes, a bandit on returns.
 
 Every ``training.context_every`` steps a rule is told how the model does with one or several of the
-lengths, and says with which the steps to come are drawn, and which one the model would act with:
+lengths, and says with which the steps to come are drawn, and which one the model would act with::
 
     schedule grow     from the shortest length to the next once its loss stops falling
     schedule shrink   from the longest likewise

@@ -237,7 +237,7 @@ def info(path_or_name: str | os.PathLike[str], **options: Any) -> dict[str, Any]
         statistics of ``TrajectoryStore.summary()``, ``constants`` (of the normalised score) and
         ``score_min``, ``score_mean``, ``score_max``, ``score_percentile_90`` (None for an unknown
         environment), and ``histograms`` of ``return`` and ``length``, each with ``edges`` (bins +
-        1) and ``counts`` (bins). Of a recorded game, what :func:`dmamba.replays.describe` says.
+        1) and ``counts`` (bins). Of a recorded game, what ``dmamba.replays.describe`` says.
 
     Raises:
         DataError: What :func:`load` raises.

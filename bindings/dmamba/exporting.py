@@ -30,7 +30,7 @@ def export(
             evaluation that the run made of this checkpoint, if it did.
 
     Returns:
-        The folder: :meth:`dmamba.nn.DMamba.from_pretrained`, :func:`dmamba.nn.load` and
+        The folder: ``dmamba.nn.DMamba.from_pretrained``, :func:`dmamba.nn.load` and
         :func:`dmamba.evaluate` take it.
 
     Raises:

@@ -53,7 +53,7 @@ class ExternalModel:
         ConfigError: The module cannot be trained or saved; the message says what and why.
 
     Attributes:
-        module, state_dim, act_dim, config: As given.
+        module: As given, and so are ``state_dim``, ``act_dim`` and ``config``.
         name: Of the module's class.
         cpp_module: What C++ sees.
     """

@@ -49,8 +49,8 @@ class Mamba(Captures, CppModule, _C.Mamba):  # type: ignore[misc]
     Raises:
         ConfigError: A size below 1, impossible ranges, an unknown dt_init, another dtype.
 
-    Attributes:
-        d_model, d_state, d_conv, expand, d_inner, dt_rank, layer_idx: Numbers.
+    The attributes ``d_model``, ``d_state``, ``d_conv``, ``expand``, ``d_inner``, ``dt_rank`` and
+    ``layer_idx`` are numbers.
 
     Example:
         >>> layer = Mamba(d_model=128, d_state=16, d_conv=4, expand=2)

@@ -198,7 +198,7 @@ class Agent:
             env: A gymnasium environment, or for ``num_envs`` a ``gymnasium.vector.VectorEnv``.
 
         Returns:
-            A wrapper, see :mod:`dmamba.envs.feedback`; its ``episodes`` lists what has been played.
+            A wrapper, see ``dmamba.envs.feedback``; its ``episodes`` lists what has been played.
 
         Raises:
             ConfigError: Another kind or number of environments.

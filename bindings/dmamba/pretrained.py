@@ -328,7 +328,7 @@ class Pretrained:
         info: Mapping[str, Any] | None = None,
         evaluation: Mapping[str, Any] | None = None,
     ) -> Path:
-        """Writes config.json, model.safetensors and a model card; see :func:`pretrained.save`.
+        """Writes config.json, model.safetensors and a model card; see ``pretrained.save``.
 
         Args:
             folder: To be made, or one of this form to be replaced.
