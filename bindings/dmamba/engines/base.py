@@ -63,8 +63,17 @@ class Training:
             code = wait_for(process)
         except KeyboardInterrupt:
             process.terminate()
-            code = process.wait()
+            code = _wait_on(process)
         return failure_of(code, self.folder)
+
+
+def _wait_on(process: subprocess.Popen[bytes]) -> int:
+    """Waits for a process that is ending, also where it is asked to once more."""
+    while True:
+        try:
+            return wait_for(process)
+        except KeyboardInterrupt:
+            continue
 
 
 def wait_for(process: subprocess.Popen[bytes]) -> int:

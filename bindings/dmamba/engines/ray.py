@@ -6,6 +6,7 @@ Run folders, data and the program are on file systems that all nodes see under t
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,9 @@ from dmamba.engines.local import JOBS_ON_A_GPU
 from dmamba.runner import STOPPED
 
 OPTIONS = ("address", "cpus", "gpus")
+# Between two requests to stop: Python drops an exception that comes in a destructor, and Ray's
+# request is one.
+ASK_SECONDS = 10.0
 
 
 def _train(run: Training) -> str:
@@ -90,7 +94,7 @@ class Ray(Engine):
         failures = [STOPPED] * len(runs)
         todo = list(range(len(runs)))[::-1]
         open_runs: dict[Any, int] = {}
-        asked = False
+        again = 0.0  # when those that have not stopped are asked once more
         try:
             while open_runs or (todo and not self.stopping.is_set()):
                 while (
@@ -100,8 +104,8 @@ class Ray(Engine):
                 ):
                     index = todo.pop()
                     open_runs[task.remote(runs[index])] = index
-                if self.stopping.is_set() and not asked:
-                    asked = True
+                if self.stopping.is_set() and time.monotonic() >= again:
+                    again = time.monotonic() + ASK_SECONDS
                     self._cancel(open_runs)
                 ended, _ = self._ray.wait(list(open_runs), timeout=POLL_SECONDS)
                 for reference in ended:
