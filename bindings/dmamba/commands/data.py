@@ -12,7 +12,7 @@ from dmamba.commands.answers import Answer
 
 HELP = "Show, download or record datasets: dmamba data info PATH, data list, download, record."
 EXAMPLES = (
-    ("dmamba data info hopper-sample.hdf5", "a file's episodes, returns, scores"),
+    ("dmamba data info samples/hopper-medium.hdf5", "a file's episodes, returns, scores"),
     ("dmamba data list", "which can be had by name"),
     ("dmamba data download hopper-medium-v2", "now, not at the first use"),
     ("dmamba data record RUN --episodes 100 --output mine.hdf5", "play becomes a dataset"),
