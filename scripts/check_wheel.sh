@@ -44,7 +44,7 @@ options=()
 pip_install "installing the wheel" "${options[@]}" "$scratch/${wheel##*/}" h5py
 
 step 2/2 "checks, without the system's libraries"
-mkdir "$scratch/empty" "$scratch/work"
+mkdir "$scratch/empty" "$scratch/home"
 # shellcheck disable=SC2016 # the inner shell expands
 "${namespace[@]}" bash -euc '
   root=$1 scratch=$2
@@ -58,8 +58,8 @@ mkdir "$scratch/empty" "$scratch/work"
     -name "libaec*.so*" -o -name "libcurl*.so*" \) 2>/dev/null)
   echo "      hidden: $hidden libraries of the system, and $root"
   mount --bind "$scratch/empty" "$root"
-  cd "$scratch/work"
-  exec env -u PYTHONPATH -u LD_LIBRARY_PATH HOME="$scratch/work" MPLCONFIGDIR="$scratch/work/mpl" \
+  cd "$scratch/home"
+  exec env -u PYTHONPATH -u LD_LIBRARY_PATH HOME="$scratch/home" MPLCONFIGDIR="$scratch/home/mpl" \
     "$scratch/venv/bin/python" -I "$scratch/wheel_check.py"
 ' - "$ROOT" "$scratch"
 say "${wheel##*/} works without the system's libraries"

@@ -117,7 +117,7 @@ def make_trainer(
         return list(multi.models.values()), _C.Trainer(config, stores, multi.cpp_module), began
     store = parts[0].store
     if config.training.context == "schedule" and isinstance(store, _C.TrajectoryStore):
-        store, _ = held_out.split(store, config)
+        store = held_out.kept(store, config)
     model: Model
     if given is None:
         model = make_model(config, store)
@@ -167,7 +167,7 @@ def make_choice(
     mean, std = trainer.state_mean, trainer.state_std
     if config.training.context == "schedule":
         assert isinstance(store, _C.TrajectoryStore) and not isinstance(model, nn.AtariDMamba)
-        _, rest = held_out.split(store, config)
+        rest = held_out.rest(store, config)
         module = model.module if isinstance(model, ExternalModel) else model
         choice = Choice(config, held_out.HeldOutLoss(rest, module, config, mean, std))
     else:
@@ -184,15 +184,9 @@ def _mean_return(
     check: Callable[[], None],
 ) -> float:
     """The mean return over the targets, in other episodes than those that are reported."""
-    info = {
-        "step": trainer.step,
-        "state_mean": trainer.state_mean,
-        "state_std": trainer.state_std,
-        "rtg_scale": config.dataset.rtg_scale,
-    }
     result = evaluation.evaluate_model(
         model,
-        info,
+        evaluation.trainer_info(trainer, config),
         **evaluation.settings(config),
         context_length=length,
         first_episode=config.evaluation.episodes,

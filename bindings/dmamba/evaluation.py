@@ -166,6 +166,17 @@ def settings(config: _C.Config) -> dict[str, Any]:
     }
 
 
+def trainer_info(trainer: _C.Trainer, config: _C.Config) -> dict[str, Any]:
+    """What :func:`evaluate_model` needs beside a trainer's model, as it is now."""
+    return {
+        "step": trainer.step,
+        "state_mean": trainer.state_mean,
+        "state_std": trainer.state_std,
+        "rtg_scale": config.dataset.rtg_scale,
+        "context_length": trainer.context_length,
+    }
+
+
 def evaluate(
     run: Run | str | Path,
     targets: Sequence[float] | None = None,

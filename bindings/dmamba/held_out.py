@@ -12,40 +12,46 @@ from dmamba.external import seeded
 BATCHES = 16  # of training.batch_size segments each, the same at every measurement
 
 
-def split(
-    store: _C.TrajectoryStore, config: _C.Config
-) -> tuple[_C.TrajectoryStore, _C.TrajectoryStore]:
-    """The episodes to train on, and those that are held out.
+def kept(store: _C.TrajectoryStore, config: _C.Config) -> _C.TrajectoryStore:
+    """The episodes to train on; arguments and errors as of :func:`rest`."""
+    drawn = set(_draw(store, config))
+    return _C.select_episodes(store, [i for i in range(store.num_episodes) if i not in drawn])
+
+
+def rest(store: _C.TrajectoryStore, config: _C.Config) -> _C.TrajectoryStore:
+    """The episodes that are held out.
 
     Args:
         store: All of them.
-        config: Its ``dataset.validation_fraction`` and ``selection_seed`` draw the second, at least
-            one.
+        config: Its ``dataset.validation_fraction`` and ``selection_seed`` draw them, at least one,
+            and leave at least one.
 
     Raises:
         DataError: There are fewer than two episodes, or the longest of ``training.contexts``
             exceeds all that are held out.
     """
-    count = store.num_episodes
+    return _C.select_episodes(store, _draw(store, config))
+
+
+def _draw(store: _C.TrajectoryStore, config: _C.Config) -> list[int]:
+    """Indices of the episodes that are held out, rising."""
+    count, chosen = store.num_episodes, config.dataset
     if count < 2:
         raise _C.DataError(
             f"{store.name}: one episode, but training.context=schedule holds some out; choose "
             "another way to set K"
         )
-    chosen = config.dataset
-    drawn = set(_C.draw_episodes(store, chosen.validation_fraction, chosen.selection_seed))
-    kept = [episode for episode in range(count) if episode not in drawn]
-    if not kept:  # a large fraction of few episodes
-        kept = [drawn.pop()]
-    rest = _C.select_episodes(store, sorted(drawn))
-    longest, wanted = int(rest.episode_lengths.max()), config.training.contexts[-1]
+    drawn = _C.draw_episodes(store, chosen.validation_fraction, chosen.selection_seed)
+    if len(drawn) == count:  # a large fraction of few episodes
+        drawn = drawn[1:]
+    longest, wanted = int(store.episode_lengths[drawn].max()), config.training.contexts[-1]
     if wanted > longest:
         raise _C.DataError(
             f"{store.name}: training.contexts goes to {wanted}, but the longest of the "
-            f"{rest.num_episodes} held-out episodes has {longest} steps; choose another "
+            f"{len(drawn)} held-out episodes has {longest} steps; choose another "
             "dataset.validation_fraction or dataset.selection_seed"
         )
-    return _C.select_episodes(store, kept), rest
+    return drawn
 
 
 class HeldOutLoss:

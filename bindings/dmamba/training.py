@@ -370,16 +370,12 @@ class _Session:
     def _infos(self) -> list[dict[str, Any]]:
         """What an evaluation needs beside the model, of each part."""
         trainer = self.trainer
-        own = trainer.sets or [{"state_mean": trainer.state_mean, "state_std": trainer.state_std}]
+        if not trainer.sets:
+            return [evaluation.trainer_info(trainer, self.config)]
         return [
-            {
-                "step": trainer.step,
-                "state_mean": statistics["state_mean"],
-                "state_std": statistics["state_std"],
-                "rtg_scale": part.config.dataset.rtg_scale,
-                "context_length": trainer.context_length,
-            }
-            for part, statistics in zip(self.parts, own, strict=True)
+            evaluation.trainer_info(trainer, part.config)
+            | {key: own[key] for key in ("state_mean", "state_std")}
+            for part, own in zip(self.parts, trainer.sets, strict=True)
         ]
 
     def _make_up(self, signals: StopSignals) -> None:

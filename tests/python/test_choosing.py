@@ -123,7 +123,7 @@ def test_the_steps_are_those_of_the_length_that_was_chosen(dataset, tmp_path):
     """Until the first decision a growing run is a run of the shortest length, on fewer episodes."""
     config = choosing_run(dataset, "schedule", steps=5)
     grown = dmamba.train(config, output=tmp_path / "grown", progress=False, evaluate=False)
-    store, _ = held_out.split(dmamba.data.load(dataset), grown.config)
+    store = held_out.kept(dmamba.data.load(dataset), grown.config)
     fixed = tiny(dataset, steps=5)
     fixed["model"]["context_length"] = 1
     fixed["model"]["max_timestep"] = grown.config.model.max_timestep
@@ -141,7 +141,7 @@ def test_held_out_loss_is_the_mean_over_real_steps_of_other_episodes(dataset):
     config = dmamba.data.resolve(
         dmamba.configuration.load_config(choosing_run(dataset, "schedule")), store
     )
-    kept, rest = held_out.split(store, config)
+    kept, rest = held_out.kept(store, config), held_out.rest(store, config)
     assert sorted([*kept.episode_lengths, *rest.episode_lengths]) == sorted(store.episode_lengths)
     assert rest.num_episodes == 2
     torch.manual_seed(1)
