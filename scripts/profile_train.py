@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=100, help="of kernels' names")
     options = parser.parse_args()
     options.device, options.graph, options.data = "cuda", "auto", "auto"
+    options.settings = []
     kernels = kernels_of(options)
     steps = [
         b - a for a, b in pairwise(start for start, _, name in kernels if FIRST_KERNEL in name)

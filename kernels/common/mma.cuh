@@ -1,4 +1,5 @@
-// Tensor-core products of bfloat16 with float32 sums, a warp at a time (PTX ISA, mma.m16n8k16).
+// Tensor-core products with float32 sums, a warp at a time: of bfloat16 (PTX ISA, mma.m16n8k16),
+// and of float32 rounded to TF32 (mma.m16n8k8).
 //
 // The lane holds of A (16 x 16) four words, of B (16 x 8) two, of the sums (16 x 8) four: rows
 // lane / 4 and lane / 4 + 8, columns 2 (lane % 4) and the next.
@@ -15,6 +16,24 @@ __device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[
                                              uint32_t b1) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+/// The nearest TF32.
+__device__ __forceinline__ uint32_t to_tf32(float x) {
+  uint32_t rounded;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(x));
+  return rounded;
+}
+
+/// c += a b for a (16 x 8): rows lane / 4 and + 8, column lane % 4, then the same four columns on;
+/// b (8 x 8): rows lane % 4 and + 4, column lane / 4.
+__device__ __forceinline__ void multiply_add_tf32(float (&c)[4], const uint32_t (&a)[4],
+                                                  uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));

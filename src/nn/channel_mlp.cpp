@@ -61,8 +61,10 @@ struct ChannelMlp : torch::autograd::Function<ChannelMlp> {
     const int64_t side = context->saved_data["side"].toInt();
     const Tensor dout = rows(gradients[0]).contiguous();
     Tensor dweight1, dweight2, dbias2;
-    run_beside(side, [&] { dweight2 = weight_gradient(dout, hidden).to(parameter); },
-               {dout, hidden});
+    // Inputs: x, weight1, bias1, weight2.
+    if (context->needs_input_grad(3)) {
+      dweight2 = weight_gradient_beside(side, dout, hidden, parameter);
+    }
     const Tensor dhidden = at::mm(dout, weight2);
     Tensor dbias1;
     {
@@ -71,7 +73,9 @@ struct ChannelMlp : torch::autograd::Function<ChannelMlp> {
       const ops::SumsBeside beside(taken ? side_stream(side) : nullptr);
       dbias1 = calls::multiply_sum_(dhidden, slope);
     }
-    run_beside(side, [&] { dweight1 = weight_gradient(dhidden, x).to(parameter); }, {dhidden, x});
+    if (context->needs_input_grad(1)) {
+      dweight1 = weight_gradient_beside(side, dhidden, x, parameter);
+    }
     const Tensor dx = at::mm(dhidden, weight1);
     if (context->saved_data["bias2"].toBool()) dbias2 = dout.sum(0, false, parameter);
     return {dx.view(gradients[0].sizes()).to(context->saved_data["x_type"].toScalarType()),

@@ -36,8 +36,9 @@ struct Linear : torch::autograd::Function<Linear> {
     const Tensor dy = rows(gradients[0]);
     Tensor dweight, dbias;
     if (context->saved_data["bias"].toBool()) dbias = dy.sum(0, false, at::kFloat);
-    run_beside(context->saved_data["side"].toInt(), [&] { dweight = weight_gradient(dy, x); },
-               {dy, x});
+    if (context->needs_input_grad(1)) {
+      dweight = weight_gradient_beside(context->saved_data["side"].toInt(), dy, x, at::kFloat);
+    }
     const Tensor dx = at::mm(dy, weight).to(context->saved_data["x_type"].toScalarType());
     return {dx.view({gradients[0].size(0), gradients[0].size(1), x.size(1)}), dweight, dbias};
   }

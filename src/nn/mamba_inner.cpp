@@ -64,13 +64,20 @@ Forward run_forward(const Tensor& xz, const MambaInnerParameters& p, const ops::
   return f;
 }
 
+/// Whose gradient is wanted, and where it goes.
+struct WeightWanted {
+  bool wanted;
+  at::ScalarType type;
+  int64_t side;  // stream
+};
+
 /// d(dt) = d(delta) W into `ddt`, and W's gradient, for dt (tokens, dt_rank), ddelta (tokens,
 /// d_inner), W (d_inner, dt_rank).
 Tensor dt_proj_backward(const Tensor& dt, const Tensor& ddelta, const Tensor& weight,
-                        const Tensor& ddt, int64_t side) {
+                        const Tensor& ddt, const WeightWanted& w) {
   Tensor dweight;
   if (ddelta.is_cuda()) {
-    run_beside(side, [&] { dweight = weight_gradient(ddelta, dt); }, {ddelta, dt});
+    if (w.wanted) dweight = weight_gradient_beside(w.side, ddelta, dt, w.type);
     Tensor out = ddt;
     at::mm_out(out, ddelta, weight);
     return dweight;
@@ -78,7 +85,8 @@ Tensor dt_proj_backward(const Tensor& dt, const Tensor& ddelta, const Tensor& we
   // The products with dt_rank columns are taken transposed, as wide ones: on the CPU three to four
   // times as fast (3840 x 256 x 8, fp32, two threads: 0.2 ms each for 0.7 and 0.9).
   ddt.copy_(at::mm(weight.t(), ddelta.t()).t());
-  return at::mm(dt.t(), ddelta).t();
+  if (w.wanted) dweight = at::mm(dt.t(), ddelta).t().to(w.type).contiguous();
+  return dweight;
 }
 
 struct MambaInner : torch::autograd::Function<MambaInner> {
@@ -128,21 +136,19 @@ struct MambaInner : torch::autograd::Function<MambaInner> {
         dxz.narrow(2, d_inner, d_inner));
     const Tensor dA = dA_sum;
 
-    Tensor ddt_proj =
-        dt_proj_backward(rows(parts.dt), rows(ddelta), dt_proj_weight, rows(dparts.dt), side)
-            .to(parameter)
-            .contiguous();
-    rows(du).addmm_(rows(dprojected), x_proj_weight);
-    Tensor dx_proj, dA_log;
-    run_beside(side,
-               [&] {
-                 dx_proj = weight_gradient(rows(dprojected), rows(u)).to(parameter);
-                 dA_log = dA * A;  // dA / dA_log = A
-               },
-               {dprojected, u, A, dA});
-
     // A gradient that nobody takes would be freed, and its memory reused, before it is written.
     // Counted are the inputs that are there: without a bias the next one has its number.
+    const size_t after_bias = conv_bias.has_value() ? 3 : 2;
+    Tensor ddt_proj =
+        dt_proj_backward(rows(parts.dt), rows(ddelta), dt_proj_weight, rows(dparts.dt),
+                         {context->needs_input_grad(after_bias + 1), parameter, side});
+    rows(du).addmm_(rows(dprojected), x_proj_weight);
+    Tensor dx_proj, dA_log;
+    if (context->needs_input_grad(after_bias)) {
+      dx_proj = weight_gradient_beside(side, rows(dprojected), rows(u), parameter);
+    }
+    run_beside(side, [&] { dA_log = dA * A; }, {A, dA});  // dA / dA_log = A
+
     const bool taken =
         context->needs_input_grad(1) && (!conv_bias.has_value() || context->needs_input_grad(2));
     const ops::SumsBeside beside(taken ? side_stream(side) : nullptr);

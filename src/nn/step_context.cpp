@@ -5,6 +5,7 @@
 #include <torch/torch.h>
 
 #include "dmamba/nn/elementwise.h"
+#include "src/nn/plain_dispatch.h"
 
 namespace dmamba::nn {
 namespace {
@@ -97,6 +98,18 @@ void run_beside(int64_t handle, const std::function<void()>& work,
   } else {
     side_stream(handle)->run(work, std::move(inputs));
   }
+}
+
+torch::Tensor weight_gradient_beside(int64_t handle, const torch::Tensor& dy,
+                                     const torch::Tensor& x, at::ScalarType parameter) {
+  torch::Tensor gradient;
+  if (handle != 0 && parameter == at::kFloat) {
+    gradient = side_stream(handle)->weight_gradient(dy, x);
+  }
+  if (!gradient.defined()) {
+    run_beside(handle, [&] { gradient = weight_gradient(dy, x).to(parameter); }, {dy, x});
+  }
+  return gradient;
 }
 
 }  // namespace dmamba::nn

@@ -69,4 +69,10 @@ ops::SideStream* side_stream(int64_t handle);
 void run_beside(int64_t handle, const std::function<void()>& work,
                 std::vector<torch::Tensor> inputs);
 
+/// The gradient dy^T x (n, m), of type `parameter`, of a weight for dy (rows, n) and x (rows, m),
+/// which only the optimizer reads: on the side stream of that handle, if possible with the step's
+/// others, or here. Only for a weight whose gradient is taken: freed memory would be written later.
+torch::Tensor weight_gradient_beside(int64_t handle, const torch::Tensor& dy,
+                                     const torch::Tensor& x, at::ScalarType parameter);
+
 }  // namespace dmamba::nn

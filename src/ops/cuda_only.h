@@ -33,6 +33,20 @@ Tensor decay_rates(const Tensor& A_log);
 /// The sums of parts (blocks, ...) over the blocks, in one order.
 Tensor sum_parts(const Tensor& parts);
 
+// ---- Gradients of weights: kernels/weight_gradients/params.h ----
+
+struct WeightGradient {
+  Tensor dy, x;    // (rows, n), (rows, m); rows contiguous
+  float* dweight;  // (n, m)
+};
+
+/// Whether weight_gradients() takes such factors: two of bfloat16, or of float32 where products may
+/// be rounded to TF32; rows that lie on 16 bytes; on a device that has clusters of blocks.
+bool weight_gradient_fits(const Tensor& dy, const Tensor& x);
+
+/// dweight = dy^T x for each that fits, all of one type, in one launch for every 48.
+void weight_gradients(const std::vector<WeightGradient>& gradients);
+
 // ---- The residual stream: kernels/normalization/params.h ----
 
 using kernels::norm_width_fits;

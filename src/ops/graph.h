@@ -48,8 +48,19 @@ class SideStream {
   /// kept until join(): the current stream may otherwise reuse their memory too early.
   void run(const std::function<void()>& work, std::vector<at::Tensor> inputs);
 
+  /// The gradient dy^T x (n, m) of a weight, float32, for dy (rows, n) and x (rows, m): computed
+  /// with its neighbours, at the latest by join(), until when it must not be freed. Undefined where
+  /// cuda_only::weight_gradient_fits() says no.
+  at::Tensor weight_gradient(const at::Tensor& dy, const at::Tensor& x);
+
+  /// Begins with those that still wait.
+  void launch_weight_gradients();
+
   /// The current stream waits for the side's work.
   void join();
+
+  /// Forgets what a step that failed has asked for: its gradients are gone.
+  void drop_weight_gradients();
 
  private:
   struct Impl;

@@ -87,6 +87,7 @@ void DeviceRun::begin_burst() {
 void DeviceRun::launch() {
   // Left there by a capture that failed.
   for (const Slot& slot : optimizer_.slots()) slot.parameter.mutable_grad().reset();
+  side_.drop_weight_gradients();
   const nn::StepScope scope(context_);
   const ops::cuda_only::StepState state = state_of_set();
   task_.begin_step(begin_, state);

@@ -121,6 +121,7 @@ void GradientSum::beside(const std::function<void()>& work, std::vector<Tensor> 
 }
 
 void GradientSum::launch(Bucket& bucket) {
+  if (side_ != nullptr) side_->launch_weight_gradients();
   std::vector<Tensor> gradients, places;
   for (size_t i = bucket.begin; i < bucket.end; ++i) {
     const Tensor& gradient = trained_[i].tensor.grad();

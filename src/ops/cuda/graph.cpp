@@ -3,6 +3,7 @@
 // no op of ours draws from.
 #include "src/ops/graph.h"
 
+#include <ATen/ATen.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -12,6 +13,7 @@
 #include <string>
 
 #include "dmamba/common/error.h"
+#include "src/ops/cuda_only.h"
 
 namespace dmamba::ops {
 namespace {
@@ -29,6 +31,10 @@ c10::MempoolId_t new_pool() {
   static std::atomic<uint64_t> count{uint64_t{1} << 40};
   return {0, ++count};
 }
+
+/// Weights whose gradients are computed in one launch: a layer's. More of them keep the side
+/// waiting (docs/performance.md).
+constexpr size_t kTogether = 6;
 
 class Event {
  public:
@@ -141,6 +147,7 @@ struct SideStream::Impl {
   c10::cuda::CUDAStream stream;
   Event fork, joined;
   std::vector<at::Tensor> kept;
+  std::vector<cuda_only::WeightGradient> waiting;
   bool busy = false;
 };
 
@@ -155,7 +162,34 @@ void SideStream::run(const std::function<void()>& work, std::vector<at::Tensor> 
   work();
 }
 
+at::Tensor SideStream::weight_gradient(const at::Tensor& dy, const at::Tensor& x) {
+  if (!cuda_only::weight_gradient_fits(dy, x)) return {};
+  const bool same_type =
+      impl_->waiting.empty() || impl_->waiting[0].dy.scalar_type() == dy.scalar_type();
+  if (!same_type) launch_weight_gradients();
+  const at::Tensor out = at::empty({dy.size(1), x.size(1)}, x.options().dtype(at::kFloat));
+  // Not the tensor itself: autograd copies a gradient that somebody else holds, too early.
+  impl_->waiting.push_back({dy, x, out.mutable_data_ptr<float>()});
+  if (impl_->waiting.size() >= kTogether) launch_weight_gradients();
+  return out;
+}
+
+void SideStream::launch_weight_gradients() {
+  std::vector<cuda_only::WeightGradient>& waiting = impl_->waiting;
+  if (waiting.empty()) return;
+  std::vector<at::Tensor> inputs;
+  for (const cuda_only::WeightGradient& gradient : waiting) {
+    inputs.push_back(gradient.dy);
+    inputs.push_back(gradient.x);
+  }
+  run([&] { cuda_only::weight_gradients(waiting); }, std::move(inputs));
+  waiting.clear();
+}
+
+void SideStream::drop_weight_gradients() { impl_->waiting.clear(); }
+
 void SideStream::join() {
+  launch_weight_gradients();
   if (impl_->busy) impl_->joined.order(impl_->stream, c10::cuda::getCurrentCUDAStream());
   impl_->busy = false;
   impl_->kept.clear();

@@ -83,6 +83,11 @@ SideStream::~SideStream() = default;
 void SideStream::run(const std::function<void()>&, std::vector<at::Tensor>) {
   refuse("SideStream");
 }
+at::Tensor SideStream::weight_gradient(const at::Tensor&, const at::Tensor&) {
+  refuse("SideStream");
+}
+void SideStream::launch_weight_gradients() { refuse("SideStream"); }
+void SideStream::drop_weight_gradients() { refuse("SideStream"); }
 void SideStream::join() { refuse("SideStream"); }
 
 struct WorkStream::Impl {};

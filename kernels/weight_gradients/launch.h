@@ -1,0 +1,23 @@
+// What src/ops/cuda calls for the gradients of weights. The rules of
+// kernels/selective_scan/launch.h hold here too.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "kernels/common/types.h"
+#include "kernels/weight_gradients/params.h"
+
+namespace dmamba::kernels {
+
+/// Compute capability from which on launch_weight_gradients works: clusters of blocks.
+constexpr int kWeightGradientsArchitecture = 90;
+
+/// Whether rows can be read 16 bytes at a time.
+bool weight_gradient_fits(const WeightGradient& gradient, Storage storage);
+
+/// All of them in one launch for every 48; each of them fits. Products of bfloat16, or of float32
+/// rounded to TF32; sums in float32, in one order on any device.
+cudaError_t launch_weight_gradients(const WeightGradient* gradients, int count, Storage storage,
+                                    cudaStream_t stream);
+
+}  // namespace dmamba::kernels

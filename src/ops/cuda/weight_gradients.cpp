@@ -1,0 +1,56 @@
+// The gradients of weights on CUDA: tensors to kernels/.
+#include <ATen/ATen.h>
+
+#include "kernels/weight_gradients/launch.h"
+#include "src/ops/cuda/tensors.h"
+#include "src/ops/cuda_only.h"
+
+namespace dmamba::ops::cuda_only {
+namespace {
+
+using cuda::Call;
+
+kernels::WeightGradient params_of(const Tensor& dy, const Tensor& x, float* dweight) {
+  return {dy.const_data_ptr(),
+          x.const_data_ptr(),
+          dweight,
+          dy.size(0),
+          dy.stride(0),
+          x.stride(0),
+          static_cast<int>(dy.size(1)),
+          static_cast<int>(x.size(1))};
+}
+
+bool has_clusters(const Tensor& t) {
+  int architecture = 0;
+  return cudaDeviceGetAttribute(&architecture, cudaDevAttrComputeCapabilityMajor,
+                                t.device().index()) == cudaSuccess &&
+         10 * architecture >= kernels::kWeightGradientsArchitecture;
+}
+
+bool may_round(at::ScalarType type) {
+  return type == at::kBFloat16 ||
+         (type == at::kFloat &&
+          at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL) ==
+              at::Float32Precision::TF32);
+}
+
+}  // namespace
+
+bool weight_gradient_fits(const Tensor& dy, const Tensor& x) {
+  return dy.is_cuda() && dy.scalar_type() == x.scalar_type() && may_round(dy.scalar_type()) &&
+         dy.numel() > 0 && x.numel() > 0 && dy.stride(1) == 1 && x.stride(1) == 1 &&
+         kernels::weight_gradient_fits(params_of(dy, x, nullptr), storage_of(dy)) &&
+         has_clusters(dy);
+}
+
+void weight_gradients(const std::vector<WeightGradient>& gradients) {
+  Call call("weight_gradients", gradients.at(0).dy);
+  std::vector<kernels::WeightGradient> list;
+  list.reserve(gradients.size());
+  for (const WeightGradient& g : gradients) list.push_back(params_of(g.dy, g.x, g.dweight));
+  call.check(kernels::launch_weight_gradients(list.data(), static_cast<int>(list.size()),
+                                              storage_of(gradients[0].dy), call.stream()));
+}
+
+}  // namespace dmamba::ops::cuda_only
