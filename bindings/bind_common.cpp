@@ -1,5 +1,6 @@
 // Errors, logging, instruction sets.
 #include "bindings/bind.h"
+#include "dmamba/common/atomic_file.h"
 #include "dmamba/common/error.h"
 #include "dmamba/common/log.h"
 #include "dmamba/ops/ops.h"
@@ -28,6 +29,15 @@ void bind_common(py::module_& m) {
   m.def("set_log_level", &set_log_level, py::arg("level"),
         "Sets the library's log level: trace, debug, info, warning, error or off.");
   m.def("log_level", &log_level, "The library's log level.");
+
+  m.def(
+      "replace_folder",
+      [](const std::string& fresh, const std::string& path) {
+        replace_folder_atomically(fresh, path);
+      },
+      py::arg("fresh"), py::arg("path"),
+      "Gives a finished folder its name, beside it; a folder of that name is replaced in one "
+      "step.");
 
   m.def("cpu_capabilities", &ops::cpu_capabilities,
         "Instruction sets whose kernels this processor can run, best first.");

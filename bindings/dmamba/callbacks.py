@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from dmamba import _C
-from dmamba.run import Run, evaluation_scalars, read_json, write_json
+from dmamba.files import read_json, write_json
+from dmamba.run import Run, evaluation_scalars
 
 
 class Callback:

@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 from dmamba import _C
+from dmamba.files import write_json
 from dmamba.progress import bar
-from dmamba.run import write_json
 
 ATTEMPTS = 5  # in a row without a byte more than before
 PAUSE_SECONDS = 1.0  # before the second attempt, twice that before the third, ...

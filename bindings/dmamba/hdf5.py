@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dmamba.files import replacing
+
 _UNDEFINED = (1 << 64) - 1
 _SUPERBLOCK_BYTES = 96
 
@@ -37,18 +39,11 @@ def write(
     Raises:
         OSError: It cannot be written.
     """
-    temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            head, data = _layout(arrays, metadata)
-            file.write(head)
-            for value in data:
-                file.write(value)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(Path(path)) as temporary, open(temporary, "wb") as file:
+        head, data = _layout(arrays, metadata)
+        file.write(head)
+        for value in data:
+            file.write(value)
 
 
 def _layout(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dmamba import _C, envs
+from dmamba.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -186,9 +187,8 @@ def _draw_histogram(
 
 def _save(figure: Figure, path: Path, form: str = "png") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format=form)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=form)
     return path
 
 

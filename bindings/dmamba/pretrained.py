@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -23,7 +22,7 @@ import torch
 
 from . import _C, _build_info, cards
 from ._C import CheckpointError
-from .run import write_json, write_text
+from .files import replacing_folder, write_json, write_text
 
 if TYPE_CHECKING:
     from .nn import AtariDMamba, DMamba
@@ -73,19 +72,13 @@ def save(
     folder = Path(folder).absolute()
     _refuse_other_files(folder)
     content = _describe(model, dict(info or {}))
-    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir()
-        _write_parameters(model, fresh / PARAMETERS)
-        write_json(fresh / CONFIG, content)
-        write_text(fresh / CARD, cards.write(folder.name, content, evaluation))
-        _replace_folder(fresh, folder)
+        with replacing_folder(folder) as fresh:
+            _write_parameters(model, fresh / PARAMETERS)
+            write_json(fresh / CONFIG, content)
+            write_text(fresh / CARD, cards.write(folder.name, content, evaluation))
     except OSError as error:
         raise _C.Error(f"{folder}: cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
     return folder
 
 
@@ -169,20 +162,6 @@ def _write_parameters(model: DMamba | AtariDMamba, path: Path) -> None:
             file.write(array.data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _replace_folder(fresh: Path, folder: Path) -> None:
-    """Moves a finished folder into its place; of an old one, nothing is lost before."""
-    old = fresh.with_suffix(".old")
-    if folder.exists():
-        os.rename(folder, old)
-    try:
-        os.rename(fresh, folder)
-    except OSError:
-        if old.exists():
-            os.rename(old, folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _describe(model: DMamba | AtariDMamba, info: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import shutil
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -24,9 +23,10 @@ import torch
 
 from dmamba import _C, evaluation, hdf5, replays, rollout, suites
 from dmamba.envs import games
+from dmamba.files import replacing_folder, write_json
 from dmamba.progress import bar
 from dmamba.replay_files import Game, write_shards
-from dmamba.run import Run, write_json
+from dmamba.run import Run
 from dmamba.signals import Interrupted, NotedSignals
 
 if TYPE_CHECKING:
@@ -437,12 +437,8 @@ def _write_episodes(path: Path, episodes: list[Episode], facts: dict[str, str]) 
 
 
 def _write_games(place: Path, played: list[Game], facts: dict[str, str]) -> None:
-    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
-    try:
+    with replacing_folder(place) as temporary:
         shards = write_shards(temporary / "1", played)
         write_json(
             temporary / "rollout.json", [{"game": place.name, **row, **facts} for row in shards]
         )
-        os.rename(temporary, place)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -58,7 +58,7 @@ def run_html(run: Run) -> str:
 def sweep_html(folder: Path) -> str:
     """The table of a sweep."""
     from dmamba import sweep_report
-    from dmamba.run import read_json
+    from dmamba.files import read_json
 
     def build() -> str:
         content = read_json(folder / "sweep.json")

@@ -17,29 +17,29 @@ Files are replaced, never rewritten in place; metrics.csv grows by whole lines.
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import fcntl
 import io
-import json
 import os
 import re
 import shutil
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dmamba import _C, envs, results
+from dmamba.files import read_json, remove_abandoned, replacing, write_json, write_text
+from dmamba.locks import take
 
 if TYPE_CHECKING:
     from dmamba.pictures import Picture
 
 METRICS = ("step", "training/loss", "training/grad_norm", "training/learning_rate")
 _CHECKPOINT = re.compile(r"step-(\d{8,})")
-_UNFINISHED = re.compile(r"\.step-\d+\.tmp")  # where the trainer writes before it renames
+_UNFINISHED = re.compile(r"\.step-\d+\.(tmp|old)")  # of a checkpoint that was being written
 _EVALUATION = re.compile(r"step-(\d{8,})\.json")
-_LOCK_TRIES = 100  # 5 seconds
 _EVALUATION_COLUMNS = (  # and the score, its low and its high, under their names
     "step",
     "policy",
@@ -51,45 +51,6 @@ _EVALUATION_COLUMNS = (  # and the score, its low and its high, under their name
     "return_high",
     "length_mean",
 )
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replaces a file: temporary file beside it, fsync, rename, fsync of the folder."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replaces a JSON file; arrays become lists, and NaN is refused."""
-    write_text(path, json.dumps(value, indent=2, default=_plain, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file of a run.
-
-    Raises:
-        DataError: It is damaged; the message says which file, and what to do.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of JSON, or of UTF-8
-        raise _C.DataError(
-            f"{path}: damaged, not JSON ({error}). Remove the file and continue its run with "
-            "dmamba train --resume RUN, which writes it again, or remove the run's folder"
-        ) from None
 
 
 class Run:
@@ -256,9 +217,11 @@ class RunWriter:
         self._parts: list[RunWriter] = []
         if resume and not (folder / "config.yaml").is_file():
             raise _C.CheckpointError(f"{folder}: nothing to resume, it has no config.yaml")
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(folder)
+        with self._writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = take(folder)
         try:
+            remove_abandoned(folder, of_all=True)
             if not resume:
                 self._refuse_used_folder()
         except BaseException:
@@ -271,9 +234,38 @@ class RunWriter:
     def __exit__(self, *exception: object) -> None:
         for part in self._parts:
             part.__exit__(*exception)
-        if self._events is not None:
-            self._events.close()
-        os.close(self._lock)  # closing releases the lock
+        try:
+            if self._events is not None:
+                with self._writing(self.folder):
+                    self._events.close()
+        except _C.Error:
+            if exception[0] is None:  # else it is the same disk's, in all likelihood
+                raise
+        finally:
+            os.close(self._lock)  # closing releases the lock
+
+    @contextlib.contextmanager
+    def _writing(self, path: Path) -> Iterator[None]:
+        """Says of what cannot be written within how to go on.
+
+        Args:
+            path: What is written, or its folder.
+
+        Raises:
+            Error: In place of what the operating system has raised.
+        """
+        try:
+            yield
+        except OSError as error:
+            named = error.__cause__ if isinstance(error.__cause__, OSError) else error
+            reason = f"{error.filename or path}: {named.strerror or named}"
+            raise _C.Error(f"{reason}; {self._way_on()}") from error
+
+    def _way_on(self) -> str:
+        latest = self.run.latest_checkpoint()
+        again = f"continue from step {latest[0] if latest else 0} with --resume {self.folder}"
+        begun = (self.folder / "config.yaml").is_file()
+        return f"make room or mend what is wrong, then {again if begun else 'start it again'}"
 
     def start(self, config: _C.Config, step: int) -> None:
         """Writes the configuration, forgets what lies past ``step``, and opens the logs.
@@ -284,14 +276,22 @@ class RunWriter:
         """
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-        write_text(self.folder / "config.yaml", config.to_yaml())
-        for name in ("checkpoints", "evaluations", "plots"):
-            (self.folder / name).mkdir(exist_ok=True)
+        with self._writing(self.folder):
+            write_text(self.folder / "config.yaml", config.to_yaml())
+            for name in ("checkpoints", "evaluations", "plots"):
+                (self.folder / name).mkdir(exist_ok=True)
+                remove_abandoned(self.folder / name, of_all=True)
+            self._forget(config, step)
+            self._write_evaluation_csv()
+            self._events = SummaryWriter(str(self.folder), purge_step=step + 1 if step else None)
+
+    def _forget(self, config: _C.Config, step: int) -> None:
+        """Removes what lies past a step, and what was half written or half removed."""
         kept = [row for row in _read_rows(self.folder / "metrics.csv") if row["step"] <= step]
         write_text(
             self.folder / "metrics.csv", _csv(METRICS, [METRICS, *map(_metrics_cells, kept)])
         )
-        for path in (self.folder / "evaluations").iterdir():
+        for path in self._paths("evaluations"):
             match = _EVALUATION.fullmatch(path.name)
             if match and int(match[1]) > step:
                 path.unlink()
@@ -299,12 +299,20 @@ class RunWriter:
         for snapshot_step, path in self.run.snapshots():
             if snapshot_step > step or snapshot_step in evaluated:
                 shutil.rmtree(path)
-        for path in (self.folder / "checkpoints").iterdir():
+        for path in [*self._paths("checkpoints"), *self._paths("snapshots")]:
             incomplete = _CHECKPOINT.fullmatch(path.name) and not (path / "state.json").is_file()
             if incomplete or _UNFINISHED.fullmatch(path.name):
                 shutil.rmtree(path)
-        self._write_evaluation_csv()
-        self._events = SummaryWriter(str(self.folder), purge_step=step + 1 if step else None)
+        self._keep_latest(config.training.keep_checkpoints)
+
+    def _paths(self, name: str) -> list[Path]:
+        folder = self.folder / name
+        return list(folder.iterdir()) if folder.is_dir() else []
+
+    def _keep_latest(self, keep: int) -> None:
+        for _, old in self.run.checkpoints()[:-keep]:
+            (old / "state.json").unlink()  # first, so that half a checkpoint never looks complete
+            shutil.rmtree(old)
 
     def part(self, name: str, config: _C.Config, step: int) -> RunWriter:
         """The writer of one set's results; this one itself where there is only one.
@@ -324,51 +332,62 @@ class RunWriter:
 
     def add_row(self, row: dict[str, Any], steps_per_s: float) -> None:
         """Appends a row to metrics.csv, and to TensorBoard together with the speed."""
-        with open(self.folder / "metrics.csv", "a", encoding="utf-8", newline="") as file:
+        path = self.folder / "metrics.csv"
+        with self._writing(path), open(path, "a", encoding="utf-8", newline="") as file:
             file.write(_csv(METRICS, [_metrics_cells(row)]))
-        for name in METRICS[1:]:
-            self._events.add_scalar(name, row[name], row["step"])
-        self._events.add_scalar("time/steps_per_s", steps_per_s, row["step"])
+        with self._writing(self.folder / "events.out.tfevents"):
+            for name in METRICS[1:]:
+                self._events.add_scalar(name, row[name], row["step"])
+            self._events.add_scalar("time/steps_per_s", steps_per_s, row["step"])
 
     def add_evaluation(self, result: dict[str, Any]) -> None:
         """Keeps an evaluation: JSON in full, a CSV row per target, TensorBoard."""
         step = result["checkpoint_step"]
-        write_json(self.folder / "evaluations" / f"step-{step:08d}.json", result)
-        self._write_evaluation_csv()
-        for row in result["targets"]:
-            for key, value in evaluation_scalars(result["environment"], row).items():
-                self._events.add_scalar(key, value, step)
-        self._events.flush()
+        with self._writing(self.folder):
+            write_json(self.folder / "evaluations" / f"step-{step:08d}.json", result)
+            self._write_evaluation_csv()
+        with self._writing(self.folder / "events.out.tfevents"):
+            for row in result["targets"]:
+                for key, value in evaluation_scalars(result["environment"], row).items():
+                    self._events.add_scalar(key, value, step)
+            self._events.flush()
         shutil.rmtree(self.folder / "snapshots" / f"step-{step:08d}", ignore_errors=True)
 
     def snapshot(self, checkpoint: Path) -> Path:
         """Keeps a checkpoint's parameters, however soon it is removed, until its evaluation."""
         path = self.folder / "snapshots" / checkpoint.name
-        path.mkdir(parents=True, exist_ok=True)
-        for name in ("model.safetensors", "state.json"):  # the latter last: it makes it complete
-            (path / name).unlink(missing_ok=True)
-            try:
-                os.link(checkpoint / name, path / name)
-            except OSError:  # a file system without links
-                shutil.copyfile(checkpoint / name, path / name)
+        with self._writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+            for name in ("model.safetensors", "state.json"):  # the latter last: it completes it
+                (path / name).unlink(missing_ok=True)
+                try:
+                    os.link(checkpoint / name, path / name)
+                except OSError:  # a file system without links
+                    with replacing(path / name) as temporary:
+                        shutil.copyfile(checkpoint / name, temporary)
         return path
 
     def save_checkpoint(self, trainer: Any, keep: int) -> Path:
         """Writes ``checkpoints/step-...`` and removes all but the ``keep`` latest."""
+        metrics = self.folder / "metrics.csv"
         # Rows up to this step must survive a power cut that the checkpoint survives.
-        with open(self.folder / "metrics.csv", "rb") as file:
+        with self._writing(metrics), open(metrics, "rb") as file:
             os.fsync(file.fileno())
-        self._events.flush()
+        with self._writing(self.folder / "events.out.tfevents"):
+            self._events.flush()
         path = self.folder / "checkpoints" / f"step-{trainer.step:08d}"
-        trainer.save(str(path))
-        for _, old in self.run.checkpoints()[:-keep]:
-            (old / "state.json").unlink()  # first, so that half a checkpoint never looks complete
-            shutil.rmtree(old)
+        try:
+            trainer.save(str(path))
+        except _C.Error as error:  # which names the file
+            raise _C.Error(f"{error}; {self._way_on()}") from error
+        with self._writing(path):
+            self._keep_latest(keep)
         return path
 
     def write_transfer(self, began: dict[str, Any]) -> None:
         """Writes transfer.json: what :func:`dmamba.transfer.begin` returned."""
-        write_json(self.folder / "transfer.json", began)
+        with self._writing(self.folder):
+            write_json(self.folder / "transfer.json", began)
 
     def write_contexts(self, decisions: list[dict[str, Any]]) -> None:
         """Writes contexts.csv: what :class:`dmamba.choosing.Choice` has decided so far."""
@@ -378,11 +397,20 @@ class RunWriter:
             for length, signal in d["signals"].items()
         ]
         columns = ("step", "context_length", "signal", "drawn_next", "best")
-        write_text(self.folder / "contexts.csv", _csv(columns, [columns, *rows]))
+        with self._writing(self.folder):
+            write_text(self.folder / "contexts.csv", _csv(columns, [columns, *rows]))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Writes summary.json."""
-        write_json(self.folder / "summary.json", summary)
+        """Writes summary.json, the last file of a run: with it the run counts as finished."""
+        with self._writing(self.folder):
+            write_json(self.folder / "summary.json", summary)
+
+    def write_plot(self, dataset_mean: float | None) -> None:
+        """Writes plots/training.png; arguments as of :func:`dmamba.plots.draw_run`."""
+        from dmamba import plots
+
+        with self._writing(self.folder):
+            plots.plot_run(self.run, dataset_mean)
 
     def _write_evaluation_csv(self) -> None:
         rows = [
@@ -404,28 +432,6 @@ class RunWriter:
         else:
             state, advice = "other files", "choose another folder with --output"
         raise _C.Error(f"{self.folder}: the folder holds {state}; {advice}")
-
-
-def _lock(folder: Path) -> int:
-    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    for patience in range(_LOCK_TRIES, -1, -1):
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            pid = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
-            # A process that was killed while it started another: that one lets go in a moment.
-            if patience > 0 and pid.isdigit() and not Path(f"/proc/{pid}").exists():
-                time.sleep(0.05)
-                continue
-            os.close(handle)
-            raise _C.Error(
-                f"{folder}: process {pid} is training in this folder; wait for it, stop it, or "
-                "choose another folder with --output"
-            ) from None
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
-    return handle
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
@@ -482,11 +488,3 @@ def _csv(columns: tuple[str, ...], rows: list[Any]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, (np.ndarray, np.generic)):
-        return value.tolist()
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    raise TypeError(f"cannot write {type(value).__name__} as JSON")

@@ -29,9 +29,10 @@ import numpy as np
 
 from dmamba import _C, engines, search_report
 from dmamba.configuration import UNSHAPING, changes
+from dmamba.files import write_text
 from dmamba.grid import Point
 from dmamba.ranges import Range
-from dmamba.run import Run, write_text
+from dmamba.run import Run
 from dmamba.runner import STOPPED
 from dmamba.seeds import read_run
 from dmamba.signals import Interrupted

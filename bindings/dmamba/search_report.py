@@ -8,7 +8,7 @@ from typing import Any
 
 from dmamba import sweep_report
 from dmamba.configuration import load_config
-from dmamba.run import write_text
+from dmamba.files import write_text
 from dmamba.scores import format_number, format_table
 from dmamba.seeds import read_finished, summarize
 from dmamba.space import Space

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dmamba import _C, _build_info, data, envs, evaluation, plots, scores
+from dmamba import _C, _build_info, data, envs, evaluation, scores
 from dmamba.pretraining import Part
 from dmamba.run import Run, RunWriter
 
@@ -148,12 +148,14 @@ def write_summaries(
         summaries[part.name] = summarize_run(
             own.run, part.store, times, device, metrics, count, memory
         )
-        own.write_summary(summaries[part.name])
     if len(parts) == 1:
-        plots.plot_run(writer.run, float(parts[0].store.episode_returns.mean()))
+        writer.write_plot(float(parts[0].store.episode_returns.mean()))
+        writer.write_summary(summaries[parts[0].name])
         return
+    for part, own in zip(parts, writers, strict=True):
+        own.write_summary(summaries[part.name])
+    writer.write_plot(None)
     writer.write_summary(join_summaries(writer.run.config.name, summaries))
-    plots.plot_run(writer.run)
 
 
 def join_summaries(name: str, sets: dict[str, dict[str, Any]]) -> dict[str, Any]:

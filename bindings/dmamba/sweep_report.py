@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dmamba import plots
+from dmamba.files import write_json, write_text
 from dmamba.grid import Grid, short_name, text_of
-from dmamba.run import write_json, write_text
 from dmamba.scores import format_interval, format_markdown, format_number
 from dmamba.seeds import read_finished, summarize
 

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 from dmamba import _C, engines, plots, results, sweep_report
 from dmamba.configuration import UNSHAPING, changes
 from dmamba.envs import is_game
+from dmamba.files import read_json, write_text
 from dmamba.grid import Grid, Point, make_grid
-from dmamba.run import Run, read_json, write_text
+from dmamba.run import Run
 from dmamba.scores import format_number, format_table
 from dmamba.signals import Interrupted
 from dmamba.sweep_progress import SweepProgress

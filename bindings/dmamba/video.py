@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from dmamba import _C, evaluation, suites
+from dmamba.files import replacing
 from dmamba.rollout import Batch, Job, make_jobs, play
 from dmamba.run import Run
 
@@ -200,14 +201,9 @@ def _render(batch: Any) -> np.ndarray:
 @contextlib.contextmanager
 def _writer(path: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
     """What adds a picture to a file, which is in its place once all are."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix.lower()}")
-    write = _write_mp4 if temporary.suffix == ".mp4" else _write_gif
-    try:
-        with write(temporary, fps) as add:
-            yield add
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write = _write_mp4 if path.suffix.lower() == ".mp4" else _write_gif
+    with replacing(path, path.suffix.lower()) as temporary, write(temporary, fps) as add:
+        yield add
 
 
 @contextlib.contextmanager

@@ -25,6 +25,12 @@ using torch::Tensor;
 
 constexpr int kFormat = 1;
 
+/// What could not be written whole takes no space on a disk that may be full.
+void remove_unfinished(const fs::path& folder) {
+  std::error_code ignored;
+  fs::remove_all(folder, ignored);
+}
+
 std::string dtype_of_tensor(const Tensor& t) {
   const std::optional<std::string> name = dtype_name(t.scalar_type());
   TORCH_INTERNAL_ASSERT(name, "no safetensors name for ", t.scalar_type());
@@ -166,7 +172,11 @@ void save_checkpoint(const fs::path& path, const TrainingState& state,
     write_file_atomically(fresh / "state.json", to_json(state).dump(1) + "\n");
     replace_folder_atomically(fresh, folder);
   } catch (const fs::filesystem_error& e) {
+    remove_unfinished(fresh);
     throw Error("cannot write checkpoint " + folder.string() + ": " + e.what());
+  } catch (...) {
+    remove_unfinished(fresh);
+    throw;
   }
 }
 

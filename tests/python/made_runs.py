@@ -6,7 +6,8 @@ import shutil
 import numpy as np
 
 from dmamba import _C, envs, scores
-from dmamba.run import Run, write_json, write_text
+from dmamba.files import write_json, write_text
+from dmamba.run import Run
 from dmamba.summary import best_by_target
 
 

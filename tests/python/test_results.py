@@ -12,8 +12,9 @@ from tqdm import notebook as widgets
 
 import dmamba
 from dmamba import notebook, progress
+from dmamba.files import write_json
 from dmamba.results import Evaluation
-from dmamba.run import Run, write_json
+from dmamba.run import Run
 from dmamba.sweep_progress import SweepProgress
 from dmamba.sweeping import Sweep
 

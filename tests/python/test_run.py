@@ -13,7 +13,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import dmamba
-from dmamba.run import METRICS, Run, RunWriter, locate_checkpoint, write_json, write_text
+from dmamba.files import write_json, write_text
+from dmamba.run import METRICS, Run, RunWriter, locate_checkpoint
 
 
 def row(step, loss=0.5):

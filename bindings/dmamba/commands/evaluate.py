@@ -9,8 +9,9 @@ from dmamba import contexts
 from dmamba._C import ConfigError, Error
 from dmamba.commands.answers import Answer
 from dmamba.evaluation import evaluate, format_result
+from dmamba.files import write_json
 from dmamba.pretraining import FOLDER
-from dmamba.run import Run, locate_checkpoint, write_json
+from dmamba.run import Run, locate_checkpoint
 from dmamba.suites import RTG_REWARDS
 from dmamba.video import check_path, record_video
 

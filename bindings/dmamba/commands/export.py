@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dmamba.commands.answers import Answer
 from dmamba.exporting import export
-from dmamba.run import read_json
+from dmamba.files import read_json
 
 HELP = "Write a run's policy as a folder with parameters, configuration and model card."
 EXAMPLES = (

@@ -24,7 +24,7 @@ from typing import Any
 
 from dmamba import _C
 from dmamba.engines.base import Engine, Training
-from dmamba.run import write_json
+from dmamba.files import write_json
 from dmamba.runner import STOPPED, failure_of
 
 POLL_SECONDS = 0.5  # a look at the jobs' result files

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from dmamba import _C
+from dmamba.files import write_text
 from dmamba.reporting.canvas import Figure
 from dmamba.reporting.collect import collect
 from dmamba.reporting.figures import all_figures
 from dmamba.reporting.pages import render_html, render_markdown
 from dmamba.reporting.tables import Table, all_tables, csv_rows
-from dmamba.run import write_text
 
 __all__ = ["Report", "report"]
 

@@ -18,9 +18,10 @@ import numpy as np
 
 from dmamba import _C, envs
 from dmamba.configuration import UNSHAPING, flatten
+from dmamba.files import read_json
 from dmamba.grid import folder_name, short_name
 from dmamba.pretraining import FOLDER as SETS
-from dmamba.run import Run, read_json
+from dmamba.run import Run
 
 MAX_DEPTH = 4  # a folder of sweeps of runs, and one to spare
 WHICH = ("last", "best")

@@ -48,6 +48,12 @@ class Hdf5Handle {
   std::int64_t id() const { return id_; }
   bool valid() const { return id_ >= 0; }
 
+  /// Closes now. False where that fails: HDF5 writes some of what it was given only then.
+  bool close() {
+    const std::int64_t id = std::exchange(id_, -1);
+    return id < 0 || close_(id) >= 0;
+  }
+
  private:
   std::int64_t id_ = -1;
   Close close_ = nullptr;

@@ -44,8 +44,9 @@ class Maker {
     // Since 1.8 the format has checksums over all but the data: HDF5 then notices damage rather
     // than stumble over it.
     H5Pset_libver_bounds(access.id(), H5F_LIBVER_V18, H5F_LIBVER_LATEST);
-    file_ =
-        Hdf5Handle(H5Fcreate(temporary.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access.id()), H5Fclose);
+    const Hdf5Handle creation = timeless(H5P_FILE_CREATE);
+    file_ = Hdf5Handle(H5Fcreate(temporary.c_str(), H5F_ACC_TRUNC, creation.id(), access.id()),
+                       H5Fclose);
     require(file_.valid());
   }
 
@@ -53,23 +54,27 @@ class Maker {
              const void* values) {
     const hsize_t extent = size;
     const Hdf5Handle space(H5Screate_simple(1, &extent, nullptr), H5Sclose);
-    const Hdf5Handle dataset(create(file_.id(), name, file_type, space.id(), H5P_DEFAULT));
+    const Hdf5Handle plist = timeless(H5P_DATASET_CREATE);
+    Hdf5Handle dataset = create(file_.id(), name, file_type, space.id(), plist.id());
     require(H5Dwrite(dataset.id(), memory_type, H5S_ALL, H5S_ALL, H5P_DEFAULT, values) >= 0);
+    require(dataset.close());
   }
 
   void strings(const char* group, const Metadata& values) {
-    const Hdf5Handle object(H5Gcreate2(file_.id(), group, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT),
-                            H5Gclose);
+    const Hdf5Handle creation = timeless(H5P_GROUP_CREATE), plist = timeless(H5P_DATASET_CREATE);
+    Hdf5Handle object(H5Gcreate2(file_.id(), group, H5P_DEFAULT, creation.id(), H5P_DEFAULT),
+                      H5Gclose);
     require(object.valid());
     for (const auto& [name, text] : values) {
       const Hdf5Handle type(H5Tcopy(H5T_C_S1), H5Tclose);
       H5Tset_size(type.id(), text.size() + 1);
       H5Tset_cset(type.id(), H5T_CSET_UTF8);
       const Hdf5Handle space(H5Screate(H5S_SCALAR), H5Sclose);
-      const Hdf5Handle dataset(
-          create(object.id(), name.c_str(), type.id(), space.id(), H5P_DEFAULT));
+      Hdf5Handle dataset = create(object.id(), name.c_str(), type.id(), space.id(), plist.id());
       require(H5Dwrite(dataset.id(), type.id(), H5S_ALL, H5S_ALL, H5P_DEFAULT, text.c_str()) >= 0);
+      require(dataset.close());
     }
+    require(object.close());
   }
 
   // Makes room for the frames; returns where.
@@ -77,19 +82,30 @@ class Maker {
     const hsize_t shape[] = {static_cast<hsize_t>(rows), static_cast<hsize_t>(kFrameSide),
                              static_cast<hsize_t>(kFrameSide)};
     const Hdf5Handle space(H5Screate_simple(3, shape, nullptr), H5Sclose);
-    const Hdf5Handle plist(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
+    const Hdf5Handle plist = timeless(H5P_DATASET_CREATE);
     H5Pset_layout(plist.id(), H5D_CONTIGUOUS);
     H5Pset_alloc_time(plist.id(), H5D_ALLOC_TIME_EARLY);
     H5Pset_fill_time(plist.id(), H5D_FILL_TIME_NEVER);
-    const Hdf5Handle dataset(create(file_.id(), "frames", H5T_STD_U8LE, space.id(), plist.id()));
+    Hdf5Handle dataset = create(file_.id(), "frames", H5T_STD_U8LE, space.id(), plist.id());
     const haddr_t offset = H5Dget_offset(dataset.id());
     require(offset != HADDR_UNDEF);
+    require(dataset.close());
     return static_cast<std::int64_t>(offset);
   }
 
-  void flush() { require(H5Fflush(file_.id(), H5F_SCOPE_GLOBAL) >= 0); }
+  void close() {
+    require(H5Fflush(file_.id(), H5F_SCOPE_GLOBAL) >= 0);
+    require(file_.close());
+  }
 
  private:
+  // Properties of a new object that notes no time: the same recording becomes the same bytes.
+  static Hdf5Handle timeless(hid_t kind) {
+    Hdf5Handle plist(H5Pcreate(kind), H5Pclose);
+    H5Pset_obj_track_times(plist.id(), false);
+    return plist;
+  }
+
   Hdf5Handle create(hid_t parent, const char* name, hid_t type, hid_t space, hid_t plist) {
     Hdf5Handle dataset(H5Dcreate2(parent, name, type, space, H5P_DEFAULT, plist, H5P_DEFAULT),
                        H5Dclose);
@@ -215,7 +231,7 @@ ConvertedFile::ConvertedFile(std::string path, const FrameStore::Columns& column
                                 {"dropped", std::to_string(columns.dropped)},
                                 {"fingerprint", fingerprint}});
     offset_ = maker.frames(rows);
-    maker.flush();
+    maker.close();
   }
   reserve(offset_, rows * kFrameBytes);
 }
