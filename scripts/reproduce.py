@@ -237,7 +237,7 @@ def report(
         records: dict[str, dict[int, dict[str, Any]]] = {}
         for seed in experiment.seeds:
             folder = run_folder(output, experiment.name, seed)
-            if Run(folder).finished:
+            if Run(folder).complete:
                 parts = sorted((folder / SETS).glob("*"))
                 for part in parts:
                     name = f"{experiment.name} ({part.name})"

@@ -120,6 +120,9 @@ class EvaluationConfig:
     rtg_rewards: str
     confidence: float
     seed: int
+    engine: str
+    timeout: float
+    max_failed: float
     temperature: float
     sticky_actions: float
     def to_dict(self) -> dict[str, Any]: ...

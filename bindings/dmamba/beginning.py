@@ -23,6 +23,7 @@ from dmamba import (
     suites,
     transfer,
 )
+from dmamba.beside import explain
 from dmamba.choosing import RULES, Choice
 from dmamba.external import ExternalModel, Factory, Model
 from dmamba.pretraining import Part
@@ -184,15 +185,18 @@ def _mean_return(
     check: Callable[[], None],
 ) -> float:
     """The mean return over the targets, in other episodes than those that are reported."""
-    result = evaluation.evaluate_model(
-        model,
-        evaluation.trainer_info(trainer, config),
-        **evaluation.settings(config),
-        context_length=length,
-        first_episode=config.evaluation.episodes,
-        progress=False,
-        check=check,
-    )
+    try:
+        result = evaluation.evaluate_model(
+            model,
+            evaluation.trainer_info(trainer, config),
+            **evaluation.settings(config),
+            context_length=length,
+            first_episode=config.evaluation.episodes,
+            progress=False,
+            check=check,
+        )
+    except Exception as error:  # whatever environments and models of users raise
+        raise _C.Error(f"K {length}: {explain(error)}") from error
     returns = [row["return_mean"] for row in result["targets"]]
     return float(sum(returns) / len(returns))
 

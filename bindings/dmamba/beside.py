@@ -58,11 +58,10 @@ class Evaluator:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # results() will say so
             self._connection.send(snapshot.absolute())
 
-    def results(self, wait_seconds: float = 0.0) -> Iterator[dict[str, Any]]:
-        """Yields what has come back; waits for the first as long as told.
+    def results(self, wait_seconds: float = 0.0) -> Iterator[tuple[Path, dict[str, Any] | str]]:
+        """Yields snapshots with what has come back; waits for the first as long as told.
 
-        Raises:
-            Error: An evaluation failed, or its process died.
+        In a result's place there may be what went wrong. A process that has died is replaced.
         """
         while self._waiting and self._connection.poll(wait_seconds):
             try:
@@ -70,13 +69,8 @@ class Evaluator:
             except (EOFError, ConnectionResetError):
                 assert self._process is not None
                 result = f"its process ended with exit code {self._process.wait()}"
-            snapshot = self._waiting.popleft()
-            if isinstance(result, str):
-                raise _C.Error(
-                    f"evaluation of {snapshot}, beside the training: {result}; continue with "
-                    "--resume, or with --resume --evaluate between to evaluate in this process"
-                )
-            yield result
+                self._restart()
+            yield self._waiting.popleft(), result
             wait_seconds = 0.0
 
     def close(self) -> None:
@@ -91,6 +85,14 @@ class Evaluator:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+    def _restart(self) -> None:
+        """Another process for the snapshots after the one that the last has died of."""
+        self._connection.close()
+        self._start()
+        for snapshot in list(self._waiting)[1:]:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                self._connection.send(snapshot.absolute())
 
     def _start(self) -> None:
         from dmamba.envs.processes import python_environment
@@ -148,17 +150,24 @@ def _serve(connection: Any) -> None:
     setup = connection.recv()
     settings = setup["settings"]
     torch.set_num_threads(setup["threads"])
-    workers = max(1, int(CORES_SHARE * usable_cores()))
+    most = max(1, int(CORES_SHARE * usable_cores()))
     if setup["spec"] is not None:
         _register(setup["spec"])
-        jobs = len(settings["targets"]) * settings["episodes"]
-        workers = min(suites.default_workers(jobs, jobs), workers)
     while True:
-        model, info = nn.load(connection.recv(), setup["device"])
-        result = evaluation.evaluate_model(
-            model, info, **settings, workers=workers, progress=False, check=check
-        )
+        snapshot = connection.recv()
+        try:
+            model, info = nn.load(snapshot, setup["device"])
+            result = evaluation.evaluate_model(
+                model, info, **settings, most_workers=most, progress=False, check=check
+            )
+        except Exception as error:  # the next one may fare better
+            result = explain(error)
         connection.send(result)
+
+
+def explain(error: Exception) -> str:
+    """Why an evaluation failed."""
+    return str(error) if isinstance(error, _C.Error) else f"{type(error).__name__}: {error}"
 
 
 def main() -> int:
@@ -169,8 +178,6 @@ def main() -> int:
         _serve(connection)
     except (EOFError, BrokenPipeError):  # the training has ended
         return 0
-    except _C.Error as error:
-        connection.send(str(error))
     except Exception as error:
-        connection.send(f"{type(error).__name__}: {error}")
+        connection.send(explain(error))
     return 1

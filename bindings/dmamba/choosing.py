@@ -156,7 +156,8 @@ class Choice:
 
     Attributes:
         decisions: What was decided, oldest first: dicts with ``step``, ``signals`` ({K: value}),
-            ``drawn`` and ``best`` from then on.
+            ``drawn`` and ``best`` from then on. Where a measurement failed, ``signals`` is empty,
+            ``error`` says why, and what was drawn stays.
     """
 
     def __init__(self, config: _C.Config, measure: Measure) -> None:
@@ -178,7 +179,8 @@ class Choice:
         note = json.loads(trainer.context_note or "[]")
         for decision in note:
             signals = {int(length): value for length, value in decision["signals"].items()}
-            self._rule.told(signals)
+            if signals:
+                self._rule.told(signals)
             self.decisions.append({**decision, "signals": signals})
         self._hand_over(trainer)
 
@@ -196,16 +198,13 @@ class Choice:
         self, trainer: _C.Trainer, check: Callable[[], None] = lambda: None
     ) -> dict[str, Any]:
         """Measures, and has the trainer go on with what the rule says; the new decision."""
-        signals = {length: self._measure(length, check) for length in self._rule.drawn}
-        self._rule.told(signals)
-        self.decisions.append(
-            {
-                "step": trainer.step,
-                "signals": signals,
-                "drawn": self._rule.drawn,
-                "best": self._rule.best,
-            }
-        )
+        made: dict[str, Any] = {"step": trainer.step, "signals": {}}
+        try:
+            made["signals"] = {length: self._measure(length, check) for length in self._rule.drawn}
+            self._rule.told(made["signals"])
+        except _C.Error as error:  # of an evaluation: the training is none the worse for it
+            made["error"] = str(error)
+        self.decisions.append({**made, "drawn": self._rule.drawn, "best": self._rule.best})
         self._hand_over(trainer)
         return self.decisions[-1]
 
@@ -217,4 +216,8 @@ def format_decision(decision: dict[str, Any], what: str) -> str:
     """A line for the terminal; ``what`` is ``loss`` or ``return``."""
     seen = ", ".join(f"{length}: {value:.4g}" for length, value in decision["signals"].items())
     drawn = ", ".join(map(str, decision["drawn"]))
+    if "error" in decision:
+        return (
+            f"step {decision['step']}: nothing decided, goes on with K {drawn}; {decision['error']}"
+        )
     return f"step {decision['step']}: {what} with K {seen}; goes on with K {drawn}"

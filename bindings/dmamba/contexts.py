@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dmamba import _C, evaluation, nn, scores
+from dmamba import _C, describing, evaluation, failures, nn, scores
 from dmamba.external import Model
 from dmamba.results import Evaluation
 
@@ -161,7 +161,7 @@ def format_any(result: dict[str, Any]) -> str:
     if "context_lengths" in result:
         return format_results(result)
     chosen = [format_choice(result)] if "chosen_from" in result else []
-    return "\n".join([*chosen, evaluation.format_result(result)])
+    return "\n".join([*chosen, describing.format_result(result)])
 
 
 def format_results(result: dict[str, Any]) -> str:
@@ -177,6 +177,9 @@ def lengths_table(result: dict[str, Any]) -> tuple[str, list[list[str]]]:
     percent = f"{100 * first['confidence']:g} % interval"
     rows = [["K", "target", "return", "std error", percent, *(["score"] if scored else [])]]
     rows[0].append("length")
+    some_failed = any(each.get("failures") for each in results)
+    if some_failed:
+        rows[0].append("failed")
     for each in results:
         for row in each["targets"]:
             error = row["return_stderr"]
@@ -189,11 +192,13 @@ def lengths_table(result: dict[str, Any]) -> tuple[str, list[list[str]]]:
                     scores.format_interval(row["return_interval"]),
                     *([f"{row['score_mean']:.1f}"] if scored else []),
                     f"{row['length_mean']:.0f}",
+                    *([failures.format_count(row)] if some_failed else []),
                 ]
             )
     heading = (
         f"{first['environment']}, step {first['checkpoint_step']}, windowed policy, "
         f"{first['targets'][0]['episodes']} episodes a target, seed {first['seed']}"
+        + describing.format_engine(first)
     )
     return heading, rows
 

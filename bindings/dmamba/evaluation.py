@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ import torch
 
 from dmamba import _C, envs, nn, pretraining, scores, suites
 from dmamba.external import ExternalModel, Model, seeded
+from dmamba.failures import Guard, Tally
 from dmamba.progress import bar
 from dmamba.results import Evaluation
 from dmamba.rollout import Job, make_jobs, play
@@ -38,6 +38,7 @@ def evaluate_model(
     confidence: float = 0.95,
     num_envs: int | None = None,
     workers: int | None = None,
+    most_workers: int | None = None,
     max_episode_length: int = 0,
     dataset: str = "",
     weights: str = "fp32",
@@ -47,6 +48,9 @@ def evaluate_model(
     context_length: int = 0,
     forget_after: int = 0,
     first_episode: int = 0,
+    engine: str = "workers",
+    timeout: float = 60.0,
+    max_failed: float = 0.1,
     progress: bool = True,
     check: Callable[[], None] = lambda: None,
 ) -> Evaluation:
@@ -65,7 +69,10 @@ def evaluate_model(
         confidence: Of the intervals.
         num_envs: Environments at a time; None: 512 (128 games) for a model on a GPU, 32 for one on
             the CPU, or fewer if there are fewer episodes.
-        workers: Processes that step them, or threads that play games; None: by the cores.
+        workers: Processes that step them, or threads that play games; None: by the cores. 1: this
+            process steps them, which a crash or a hanging environment then ends or holds up; None
+            leaves that to gymnasium's own environments.
+        most_workers: At most so many where ``workers`` is None.
         max_episode_length: Time limit in steps; 0, or one above the environment's own, leaves that.
         dataset: The training set's name or path, to label the score's constants.
         weights: ``fp32`` or ``bf16``; as for :func:`evaluate`.
@@ -76,6 +83,9 @@ def evaluate_model(
             while the model was trained, else the model's.
         forget_after: Steps after which the recurrent policy begins anew; 0: never.
         first_episode: Number of the first episode; an episode's seed follows from its number.
+        engine: ``workers`` or ``envpool``; see :func:`evaluate`.
+        timeout: Seconds that one make, reset or step may take in a worker process; 0: no limit.
+        max_failed: The share of a target's episodes that may fail.
         progress: Whether to show a bar.
         check: Called after every step; may raise to stop.
 
@@ -85,7 +95,7 @@ def evaluate_model(
     Raises:
         ConfigError: Impossible arguments, or an environment that cannot be made.
         DataError: The environment's sizes, or a game's actions, are not the model's.
-        Error: gymnasium or ale-py is missing.
+        Error: gymnasium or ale-py is missing, or too many episodes failed.
     """
     check_request(targets, episodes, seed, num_envs, workers)
     started = time.perf_counter()
@@ -106,13 +116,16 @@ def evaluate_model(
     jobs = make_jobs(targets, episodes, seed, first_episode)
     device = suites.model_device(model)
     slots = min(num_envs or suite.num_envs[device.type], len(jobs))
-    workers = min(workers or suite.default_workers(len(jobs), slots), slots)
+    guard = Guard(timeout, check, isolated=workers is None and suite.isolates)
+    usual = suite.default_workers(len(jobs), slots)
+    workers = min(workers or min(usual, most_workers or slots), slots)
+    tally = Tally(environment, targets, episodes, max_failed)
     returns = np.full((len(targets), episodes), np.nan)
     lengths: np.ndarray = np.zeros((len(targets), episodes), dtype=np.int64)
     with (
         # A user's own model may draw numbers.
         seeded(seed, device) if isinstance(model, ExternalModel) else contextlib.nullcontext(),
-        suite.environments(slots, workers) as environments,
+        suite.environments(slots, workers, guard=guard) as environments,
         bar(len(jobs), f"evaluating {environment}", "episode", enabled=progress) as shown,
     ):
 
@@ -121,7 +134,13 @@ def evaluate_model(
             lengths[job.target_index, job.episode] = length
             shown.update()
 
-        play(suite.policy(slots), environments, jobs, on_episode, check)
+        def on_failure(job: Job, what: str, step: int) -> None:
+            tally.add(job, what, step)
+            shown.update()
+
+        play(suite.policy(slots), environments, jobs, on_episode, check, on_failure)
+        replaced = environments.replaced
+    tally.warn()
     constants = envs.score_constants(environment, dataset)
     found = {
         "environment": environment,
@@ -135,13 +154,24 @@ def evaluate_model(
         "checkpoint_step": int(info["step"]),
         "seed": seed,
         "num_envs": slots,
+        "engine": engine,
         "workers": workers,
+        "replaced_workers": replaced,
         "device": device_name(device),
         "confidence": confidence,
         "targets": [
-            _target_result(environment, float(target), returns[i], lengths[i], confidence, seed)
+            _target_result(
+                environment,
+                float(target),
+                returns[i],
+                lengths[i],
+                tally.of_target(float(target)),
+                confidence,
+                seed,
+            )
             for i, target in enumerate(targets)
         ],
+        "failures": tally.describe(),
         "constants": constants,
         "time_seconds": time.perf_counter() - started,
     }
@@ -161,6 +191,9 @@ def settings(config: _C.Config) -> dict[str, Any]:
         "temperature": asked.temperature,
         "rtg_rewards": asked.rtg_rewards,
         "sticky_actions": asked.sticky_actions,
+        "engine": asked.engine,
+        "timeout": asked.timeout,
+        "max_failed": asked.max_failed,
         "max_episode_length": config.dataset.max_episode_length,
         "dataset": config.dataset.path,
     }
@@ -195,6 +228,9 @@ def evaluate(
     context_length: int | Sequence[int] | str | None = None,
     forget_after: int = 0,
     model: torch.nn.Module | Factory | None = None,
+    engine: str | None = None,
+    timeout: float | None = None,
+    max_failed: float | None = None,
 ) -> Evaluation:
     """Evaluates a run's latest checkpoint in the environment of its dataset.
 
@@ -228,16 +264,25 @@ def evaluate(
         forget_after: Steps after which the recurrent policy begins anew; 0: never.
         model: Of a run with a model of your own: a module like it, which stays as it is, or a
             callable (state_dim, act_dim, config) -> module.
+        engine: ``workers``: an environment for every episode, whose seed is its own; ``envpool``:
+            envpool's MuJoCo environments, in which the same seeds begin other episodes.
+        timeout: Seconds that one make, reset or step of an environment may take in a worker
+            process, which is killed and replaced then; 0: no limit.
+        max_failed: The share of a target's episodes that may fail: whose environment raises, hangs,
+            answers NaN or another shape, or ends its process. The means are of the others.
 
     Returns:
         A dict, which a notebook shows as a table, with
         ``environment``, ``policy``, ``weights``, ``context_length``,
         ``trained_context_length``, ``forget_after``, ``checkpoint_step``, ``device`` (its name),
-        ``constants`` (of the score, and whether they are borrowed), ``time_seconds`` and
+        ``constants`` (of the score, and whether they are borrowed), ``time_seconds``,
+        ``engine``, ``failures`` (a dict for each failed episode: ``target``, ``episode``, ``seed``,
+        ``step``, ``what``, and all that as ``text``), ``replaced_workers`` and
         ``targets``: one dict per target with
-        ``target``, ``episodes``, ``return_mean``, ``return_std``, ``return_stderr``,
+        ``target``, ``episodes``, ``failed`` (how many of them), ``failed_episodes`` (their
+        numbers), and of the others ``return_mean``, ``return_std``, ``return_stderr``,
         ``return_interval``, ``length_mean``, ``score_mean``, ``score_interval``, ``returns`` and
-        ``lengths`` (arrays). Scores are D4RL's, of games the human-normalised one, and None for an
+        ``lengths`` (arrays, by number). Scores are D4RL's, of games the human-normalised one, and None for an
         environment without reference constants. Of games also ``temperature``, ``rtg_rewards`` and
         ``sticky_actions``.
 
@@ -246,7 +291,7 @@ def evaluate(
             where ``cuda`` was asked for.
         CheckpointError: There is no usable checkpoint.
         DataError: The environment's sizes, or a game's actions, are not the model's.
-        Error: gymnasium or ale-py is missing.
+        Error: gymnasium or ale-py is missing, or too many episodes failed.
 
     Example:
         >>> result = dmamba.evaluate("runs/hopper-sample-seed0", targets=[1800, 3600], episodes=100)
@@ -264,6 +309,9 @@ def evaluate(
         "temperature": temperature,
         "rtg_rewards": rtg_rewards,
         "sticky_actions": sticky_actions,
+        "engine": engine,
+        "timeout": timeout,
+        "max_failed": max_failed,
     }
     return contexts.evaluate_lengths(
         loaded,
@@ -317,87 +365,6 @@ def device_name(device: str | torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-@dataclass(frozen=True)
-class Described:
-    """An evaluation in words: lines above a table, its cells (header first), a line below."""
-
-    heading: list[str]
-    rows: list[list[str]]
-    note: str
-
-
-def format_result(result: dict[str, Any], dataset_mean: float | None = None) -> str:
-    """The text of an evaluation; arguments as of :func:`describe_result`."""
-    described = describe_result(result, dataset_mean)
-    table = scores.format_table(described.rows)
-    return "\n".join([*described.heading, table, f"  {described.note}"])
-
-
-def describe_result(result: dict[str, Any], dataset_mean: float | None = None) -> Described:
-    """The table of an evaluation, beside the dataset's own mean return where it is given.
-
-    A game's recordings hold clipped rewards: their mean is called so, and has no score.
-    """
-    scored = result["constants"] is not None
-    percent = f"{100 * result['confidence']:g} % interval"
-    header = ["target", "return", "std error", percent]
-    label = envs.scale_of(result["environment"]).label
-    header += ([label, percent] if scored else []) + ["length"]
-    rows = [header]
-    for row in result["targets"]:
-        error = row["return_stderr"]
-        cells = [
-            f"{row['target']:g}",
-            f"{row['return_mean']:.1f}",
-            "-" if error is None else f"± {error:.1f}",
-            scores.format_interval(row["return_interval"]),
-        ]
-        if scored:
-            cells += [f"{row['score_mean']:.1f}", scores.format_interval(row["score_interval"])]
-        rows.append([*cells, f"{row['length_mean']:.0f}"])
-    if dataset_mean is not None:
-        rows.append(_dataset_row(result["environment"], dataset_mean, scored))
-    episodes = result["targets"][0]["episodes"]
-    heading = (
-        f"{result['environment']}, step {result['checkpoint_step']}, "
-        f"{_format_policy(result)}, {episodes} episodes a target, "
-        f"seed {result['seed']}, {result['time_seconds']:.0f} s"
-    )
-    note = envs.describe_constants(result["constants"])
-    return Described([heading, *_format_choices(result)], rows, note)
-
-
-def _format_policy(result: dict[str, Any]) -> str:
-    policy = f"{result['policy']} policy"
-    if result["policy"] == "windowed":
-        length = result["context_length"]
-        return (
-            policy if length == result["trained_context_length"] else f"{policy} of {length} steps"
-        )
-    forgets = result["forget_after"]
-    return f"{policy} that forgets after {forgets} steps" if forgets else policy
-
-
-def _dataset_row(environment: str, mean: float, scored: bool) -> list[str]:
-    game = envs.is_game(environment)
-    cells = ["dataset mean, clipped" if game else "dataset mean", f"{mean:.1f}", "", ""]
-    if scored:
-        cells += ["" if game else f"{envs.normalized_score(environment, mean):.1f}", ""]
-    return [*cells, ""]
-
-
-def _format_choices(result: dict[str, Any]) -> list[str]:
-    """A line about what matters to games alone."""
-    if "temperature" not in result:
-        return []
-    sticky = result["sticky_actions"]
-    return [
-        f"actions drawn at temperature {result['temperature']:g}, returns-to-go less "
-        f"{result['rtg_rewards']} rewards, "
-        + (f"sticky actions {sticky:g}" if sticky else "no sticky actions")
-    ]
-
-
 def check_request(
     targets: Sequence[float],
     episodes: int,
@@ -429,9 +396,12 @@ def _target_result(
     target: float,
     returns: np.ndarray,
     lengths: np.ndarray,
+    failed: list[int],
     confidence: float,
     seed: int,
 ) -> dict[str, Any]:
+    episodes = len(returns)
+    returns, lengths = np.delete(returns, failed), np.delete(lengths, failed)
     summary = scores.describe(returns, confidence, seed)
     interval = summary["interval"]
     score_interval = None
@@ -439,7 +409,9 @@ def _target_result(
         score_interval = tuple(envs.normalized_score(environment, bound) for bound in interval)
     return {
         "target": target,
-        "episodes": len(returns),
+        "episodes": episodes,
+        "failed": len(failed),
+        "failed_episodes": failed,
         "return_mean": summary["mean"],
         "return_std": summary["std"],
         "return_stderr": summary["stderr"],
@@ -447,6 +419,6 @@ def _target_result(
         "length_mean": float(lengths.mean()),
         "score_mean": envs.normalized_score(environment, summary["mean"]),
         "score_interval": score_interval,
-        "returns": returns.copy(),
-        "lengths": lengths.copy(),
+        "returns": returns,
+        "lengths": lengths,
     }

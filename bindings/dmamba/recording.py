@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import os
 import sys
-from collections import deque
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,9 @@ import torch
 
 from dmamba import _C, evaluation, hdf5, replays, rollout, suites
 from dmamba.envs import games
+from dmamba.failures import FailedEpisode, Guard
 from dmamba.files import replacing_folder, write_json
+from dmamba.noting import Episode, Noted, NotedGames, NotedVectors
 from dmamba.progress import bar
 from dmamba.replay_files import Game, write_shards
 from dmamba.run import Run
@@ -33,107 +35,7 @@ if TYPE_CHECKING:
     from dmamba.external import Factory
 
 NUM_ENVS = 16  # environments at a time
-
-
-class Episode:
-    """One episode of vectors as it is being recorded.
-
-    Attributes:
-        observations, actions, rewards: By step, float32; an observation is what was seen before
-            the action.
-        terminated: Whether the environment ended it (False: the time limit did).
-    """
-
-    def __init__(self) -> None:
-        self.observations: list[np.ndarray] = []
-        self.actions: list[np.ndarray] = []
-        self.rewards: list[float] = []
-        self.terminated = False
-
-    def __len__(self) -> int:
-        return len(self.rewards)
-
-    def add(self, observation: np.ndarray, action: np.ndarray, reward: float) -> None:
-        """Appends a step; the arrays are copied."""
-        self.observations.append(observation.astype(np.float32))
-        self.actions.append(action.astype(np.float32))
-        self.rewards.append(float(reward))
-
-    def close(self, terminated: bool) -> None:
-        """Ends the episode."""
-        self.terminated = terminated
-
-
-class _Noted:
-    """Environments that note what is played in them.
-
-    Args:
-        environments: What is played in.
-
-    Attributes:
-        num_envs: Slots.
-        finished: Whole episodes in the order of their ends, those of one step by slot.
-    """
-
-    def __init__(self, environments: Any) -> None:
-        self.num_envs: int = environments.num_envs
-        self.finished: deque[Any] = deque()
-        self._environments = environments
-        self._open: list[Any] = [None] * self.num_envs
-        self._states = np.empty(0)
-
-    def reset(self, mask: np.ndarray, seeds: np.ndarray) -> np.ndarray:
-        states: np.ndarray = self._environments.reset(mask, seeds)
-        for slot in np.flatnonzero(mask):
-            self._open[slot] = self.new()
-        self._states = states.copy()
-        return states
-
-    def step(
-        self, actions: np.ndarray, active: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        states, rewards, ended = self._environments.step(actions, active)
-        for slot in np.flatnonzero(active).tolist():
-            self.note(self._open[slot], self._states[slot], actions[slot], rewards[slot])
-            if ended[slot]:
-                self.close(self._open[slot], slot)
-                self.finished.append(self._open[slot])
-        self._states = states.copy()
-        return states, rewards, ended
-
-    def new(self) -> Any:
-        """An empty episode."""
-        raise NotImplementedError
-
-    def note(self, episode: Any, state: np.ndarray, action: Any, reward: float) -> None:
-        """Adds a step."""
-        raise NotImplementedError
-
-    def close(self, episode: Any, slot: int) -> None:
-        """Ends the episode that a slot has played."""
-        raise NotImplementedError
-
-
-class _NotedVectors(_Noted):
-    def new(self) -> Episode:
-        return Episode()
-
-    def note(self, episode: Episode, state: np.ndarray, action: Any, reward: float) -> None:
-        episode.add(state, np.clip(action, self._environments.low, self._environments.high), reward)
-
-    def close(self, episode: Episode, slot: int) -> None:
-        episode.close(bool(self._environments.terminated[slot]))
-
-
-class _NotedGames(_Noted):
-    def new(self) -> Game:
-        return Game()
-
-    def note(self, episode: Game, state: np.ndarray, action: Any, reward: float) -> None:
-        episode.add(state[-1], action, reward)  # the newest of the stack
-
-    def close(self, episode: Game, slot: int) -> None:
-        episode.close()
+_FEW = 20  # of fewer episodes it is too early to say what share fails
 
 
 class _Enough(Exception):  # noqa: N818  # no error
@@ -148,22 +50,55 @@ class _Kept:
     """
 
     def __init__(
-        self, episodes: int | None, transitions: int | None, shown: Any, signals: NotedSignals
+        self, episodes: int | None, transitions: int | None, signals: NotedSignals
     ) -> None:
         self._wanted, self._by_transitions = episodes or transitions or 0, episodes is None
-        self._shown, self._signals = shown, signals
+        self._signals = signals
+        self.shown: Any = None  # a bar
         self._waiting: dict[int, Any] = {}
         self.episodes: list[Any] = []
-        self._count = 0
+        self.failed: list[FailedEpisode] = []
+        self._next = 0
+        self._count = 0  # of what is wanted
 
     def add(self, number: int, episode: Any) -> None:
         self._waiting[number] = episode
-        while self._count < self._wanted and len(self.episodes) in self._waiting:
-            kept = self._waiting.pop(len(self.episodes))
-            self.episodes.append(kept)
-            more = len(kept) if self._by_transitions else 1
-            self._shown.update(min(more, self._wanted - self._count))
+        while self._count < self._wanted and self._next in self._waiting:
+            kept = self._waiting.pop(self._next)
+            self._next += 1
+            if isinstance(kept, FailedEpisode):
+                self.failed.append(kept)
+                more = int(not self._by_transitions)
+            else:
+                self.episodes.append(kept)
+                more = len(kept) if self._by_transitions else 1
+            self.shown.update(min(more, self._wanted - self._count))
             self._count += more
+
+    def fail(self, failed: FailedEpisode, max_failed: float) -> None:
+        """Notes a failed episode, which is left out.
+
+        Raises:
+            Error: More than that share of the episodes have failed.
+        """
+        self.add(failed.episode, failed)
+        seen = [*self.failed, *(e for e in self._waiting.values() if isinstance(e, FailedEpisode))]
+        ended = self._next + len(self._waiting)
+        total = max(ended, _FEW) if self._by_transitions else self._wanted
+        if len(seen) > max_failed * total or len(seen) == total:
+            raise _C.Error(
+                f"recording: {len(seen)} of {ended} episodes failed, more than max_failed "
+                f"{max_failed:g} allows, and nothing is written; the first: {seen[0]}"
+            )
+
+    def warn(self) -> None:
+        """Warns of episodes that were left out."""
+        if self.failed:
+            warnings.warn(
+                f"recording: {len(self.failed)} of {self._next} episodes failed and are left out; "
+                f"the first: {self.failed[0]}",
+                stacklevel=3,
+            )
 
     def describe(self, place: Path) -> str:
         """What has become of a recording that was stopped."""
@@ -220,6 +155,8 @@ def record(
     device: str | None = None,
     progress: bool = True,
     model: torch.nn.Module | Factory | None = None,
+    timeout: float | None = None,
+    max_failed: float | None = None,
 ) -> Path:
     """Plays whole episodes and writes them down as a dataset.
 
@@ -243,6 +180,8 @@ def record(
         device: ``cpu``, ``cuda``, ``auto``, as for :func:`dmamba.evaluate`.
         progress: Whether to show a bar.
         model: Of a run with a model of your own, as for :func:`dmamba.evaluate`.
+        timeout, max_failed: As for :func:`dmamba.evaluate`; None: the run's own. Episodes that fail
+            are left out, with a warning; ``failed_episodes`` of the dataset says how many.
 
     Returns:
         The file; or the game's folder, in which ``rollout.json`` has the raw returns: those of the
@@ -252,6 +191,7 @@ def record(
         ConfigError: Arguments that cannot be used, an environment that cannot be made.
         CheckpointError: There is no usable checkpoint.
         DataError: The environment's sizes are not the model's; the output exists or cannot be made.
+        Error: Too many episodes failed; nothing is written.
         OSError: The output cannot be written.
         KeyboardInterrupt: A signal has come; what could be kept is written.
 
@@ -276,20 +216,28 @@ def record(
     slots = min(num_envs or NUM_ENVS, episodes or transitions or 1)
     unit = "transition" if episodes is None else "episode"
     with NotedSignals() as signals:
+        kept = _Kept(episodes, transitions, signals)
+        guard = Guard(
+            player.timeout if timeout is None else timeout, kept.check, isolated=workers is None
+        )
+        most = player.max_failed if max_failed is None else max_failed
         with (
-            player.environments(slots, min(workers or usable_cores(), slots)) as environments,
+            player.environments(slots, min(workers or usable_cores(), slots), guard) as batch,
             bar(
                 episodes or transitions or 0,
                 f"recording {player.environment}",
                 unit,
                 enabled=progress,
-            ) as shown,
+            ) as kept.shown,
         ):
-            noted = _NotedGames(environments) if game else _NotedVectors(environments)
-            kept = _Kept(episodes, transitions, shown, signals)
-            _play(player.policy(environments), noted, _jobs(episodes, player.target, seed), kept)
+            noted = NotedGames(batch) if game else NotedVectors(batch)
+            jobs = _jobs(episodes, player.target, seed)
+            _play(player.policy(batch), noted, jobs, kept, most)
+        kept.warn()
         if kept.episodes:
             facts = {"environment": player.environment, **player.facts, "seed": str(seed)}
+            if kept.failed:
+                facts["failed_episodes"] = str(len(kept.failed))
             write = _write_games if game else _write_episodes
             write(place, kept.episodes, facts)
     if signals.received:
@@ -321,12 +269,21 @@ def _check_amount(episodes: int | None, transitions: int | None, seed: int) -> N
         raise _C.ConfigError(f"seed must not be negative, got {seed}")
 
 
-def _play(policy: rollout.Policy, noted: _Noted, jobs: Iterator[rollout.Job], kept: _Kept) -> None:
+def _play(
+    policy: rollout.Policy,
+    noted: Noted,
+    jobs: Iterator[rollout.Job],
+    kept: _Kept,
+    max_failed: float,
+) -> None:
+    def on_failure(job: rollout.Job, what: str, step: int) -> None:
+        kept.fail(FailedEpisode(job.target, job.episode, job.seed, step, what), max_failed)
+
     def on_episode(job: rollout.Job, total: float, length: int) -> None:
         kept.add(job.episode, noted.finished.popleft())
 
     with contextlib.suppress(_Enough):
-        rollout.play(policy, noted, jobs, on_episode, kept.check)
+        rollout.play(policy, noted, jobs, on_episode, kept.check, on_failure)
 
 
 def _jobs(episodes: int | None, target: float, seed: int) -> Iterator[rollout.Job]:
@@ -342,15 +299,19 @@ class _Player:
         environment: gymnasium id.
         target: Raw return to ask for; 0 for random actions.
         facts: What the dataset will say of its origin.
-        environments: Makes so many environments with so many workers.
+        environments: Makes so many environments with so many workers under a guard.
         policy: Makes what acts in them.
+        timeout: Seconds for one call of an environment.
+        max_failed: The share of the episodes that may fail.
     """
 
     environment: str
     target: float
     facts: dict[str, str]
-    environments: Callable[[int, int], Any]
+    environments: Callable[[int, int, Guard], Any]
     policy: Callable[[Any], rollout.Policy]
+    timeout: float
+    max_failed: float
 
 
 def _model_player(
@@ -388,8 +349,10 @@ def _model_player(
         suite.environment,
         wanted,
         facts,
-        suite.environments,
+        lambda slots, workers, guard: suite.environments(slots, workers, guard=guard),
         lambda environments: suite.policy(environments.num_envs),
+        settings.timeout,
+        settings.max_failed,
     )
 
 
@@ -399,15 +362,22 @@ def _random_player(environment: str | None, **not_for_it: Any) -> _Player:
     for name, value in not_for_it.items():
         if value is not None:
             raise _C.ConfigError(f"random actions have no {name}")
+    usual = _C.EvaluationConfig()
     game = games.find(environment)
     if game is not None:
-        environment, make = game.gym_id, suites.import_atari().Environments
+        environment = game.gym_id
+
+        def make(slots: int, workers: int, guard: Guard) -> Any:
+            return suites.import_atari().Environments(game.gym_id, slots, 0, workers)
 
         def policy(environments: Any) -> RandomPolicy:
             count = environments.num_actions
             return RandomPolicy(environments.num_envs, lambda random: random.integers(count))
     else:
-        make = suites.import_vector().Environments
+
+        def make(slots: int, workers: int, guard: Guard) -> Any:
+            vector = suites.import_vector()
+            return vector.Environments(environment, slots, 0, workers, guard=guard)
 
         def policy(environments: Any) -> RandomPolicy:
             low, high = environments.low, environments.high
@@ -417,8 +387,10 @@ def _random_player(environment: str | None, **not_for_it: Any) -> _Player:
         environment,
         0.0,
         {"policy": "random"},
-        lambda slots, workers: make(environment, slots, 0, workers),
+        make,
         policy,
+        usual.timeout,
+        usual.max_failed,
     )
 
 

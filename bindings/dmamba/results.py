@@ -38,12 +38,12 @@ def evaluation_html(result: dict[str, Any], dataset_mean: float | None = None) -
         result: What :func:`dmamba.evaluate` returns.
         dataset_mean: Mean raw return of the training set, for a row.
     """
-    from dmamba import contexts, evaluation
+    from dmamba import contexts, describing
 
     if "context_lengths" in result:
         title, rows = contexts.lengths_table(result)
         return notebook.table([title], rows)
-    described = evaluation.describe_result(result, dataset_mean)
+    described = describing.describe_result(result, dataset_mean)
     heading = [*described.heading]
     if "chosen_from" in result:
         heading.append(contexts.format_choice(result))
@@ -91,12 +91,12 @@ def _run_html(run: Run) -> str:
 
 
 def _last_evaluation(run: Run, heading: list[str]) -> str:
-    from dmamba import evaluation
+    from dmamba import describing
 
     evaluations = run.evaluations()
     if not evaluations:
         return notebook.table([*heading, "no evaluations"], [])
-    described = evaluation.describe_result(evaluations[-1], run.dataset_mean())
+    described = describing.describe_result(evaluations[-1], run.dataset_mean())
     return notebook.table([*heading, *described.heading], described.rows, described.note)
 
 

@@ -7,7 +7,8 @@ whatever slot plays it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,6 +17,9 @@ import torch
 
 from dmamba import _C, nn
 from dmamba.external import ExternalModel
+from dmamba.failures import Failure, finite_slots
+
+_MOST_STARTS = 4  # of an episode whose worker has died of nobody knows what each time
 
 
 class Policy(Protocol):
@@ -175,6 +179,10 @@ class Batch(Protocol):
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Steps where active (num_envs,) bool; observations, rewards, whether episodes ended."""
 
+    @property
+    def failures(self) -> Mapping[int, Failure]:
+        """By slot, the episodes that the last call has ended before their time."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -221,6 +229,7 @@ def play(
     jobs: Iterable[Job],
     on_episode: Callable[[Job, float, int], None],
     check: Callable[[], None] = lambda: None,
+    on_failure: Callable[[Job, str, int], None] | None = None,
 ) -> None:
     """Plays every job once, over as many slots as there are environments.
 
@@ -230,16 +239,19 @@ def play(
         jobs: The episodes, in the order in which they are handed out; taken as slots become free.
         on_episode: Called with (job, raw return, length in steps) as episodes end.
         check: Called after every step; may raise to stop.
+        on_failure: Called with (job, what has happened, at which step) as episodes fail: their
+            environment raised, hung, answered NaN or died, or the policy gave NaN. None: that is
+            an error.
 
     Raises:
-        Error: The environment or the policy returned NaN or infinity; an environment raised, or the
-            process that stepped it died.
+        Error: An episode failed, and there is no ``on_failure``; a slot was asked for what it
+            cannot do.
     """
     from dmamba.envs.slots import SlotError  # gymnasium is needed from here on only
 
-    slots = _Slots(environments.num_envs)
+    slots = _Slots(environments.num_envs, jobs, on_failure or _refuse)
     try:
-        _play(slots, policy, environments, iter(jobs), on_episode, check)
+        _play(slots, policy, environments, on_episode, check)
     except SlotError as error:
         raise _C.Error(
             f"evaluation: the environment {error.what}, at step {slots.lengths[error.slot]} of "
@@ -247,72 +259,140 @@ def play(
         ) from error
 
 
-class _Slots:
-    """What each slot is doing: its job and what has come of it, arrays (num_envs,)."""
+def _refuse(job: Job, what: str, step: int) -> None:
+    raise _C.Error(f"evaluation: {what}, at step {step} of {job}")
 
-    def __init__(self, num_envs: int) -> None:
+
+class _Slots:
+    """What each slot is doing: its job and what has come of it, arrays (num_envs,).
+
+    Args:
+        num_envs: Slots.
+        jobs: As for :func:`play`.
+        on_failure: Likewise.
+    """
+
+    def __init__(
+        self, num_envs: int, jobs: Iterable[Job], on_failure: Callable[[Job, str, int], None]
+    ) -> None:
         self.playing: list[Job | None] = [None] * num_envs
         self.active: np.ndarray = np.zeros(num_envs, dtype=bool)
         self.targets = np.zeros(num_envs)
         self.seeds: np.ndarray = np.zeros(num_envs, dtype=np.int64)
         self.returns = np.zeros(num_envs)
         self.lengths: np.ndarray = np.zeros(num_envs, dtype=np.int64)
+        self._queue, self._on_failure = iter(jobs), on_failure
+        self._lost: deque[Job] = deque()
+        self._starts: dict[Job, int] = {}  # of episodes that were lost
 
-    def take(self, queue: Iterator[Job], free: np.ndarray) -> np.ndarray:
-        """Gives the free slots (num_envs,) bool new jobs while there are; where it did."""
-        starting = np.zeros_like(free)
-        for slot, job in zip(np.flatnonzero(free), queue, strict=False):
+    def take(self) -> np.ndarray:
+        """Gives the slots without an episode new jobs while there are; where it did."""
+        starting = np.zeros_like(self.active)
+        for slot, job in zip(np.flatnonzero(~self.active), self._next(), strict=False):
             self.playing[slot] = job
             starting[slot], self.seeds[slot], self.targets[slot] = True, job.seed, job.target
-        self.active = (self.active & ~free) | starting
+        self.active |= starting
         self.returns[starting], self.lengths[starting] = 0.0, 0
         return starting
 
-    def check_finite(self, what: str, values: np.ndarray) -> None:
-        """Refuses NaN and infinity in (num_envs, n) values of slots that are active."""
-        if not np.issubdtype(values.dtype, np.floating) or np.isfinite(values).all():
-            return
-        for slot, column in np.argwhere(~np.isfinite(values)):
-            if self.active[slot]:
-                whose = "the policy gave" if what == "action" else "the environment returned"
-                raise _C.Error(
-                    f"evaluation: {whose} a non-finite {what} (value {column}: "
-                    f"{values[slot, column]}) at step {self.lengths[slot]} of {self.playing[slot]}"
-                )
+    def _next(self) -> Iterator[Job]:
+        while self._lost:
+            yield self._lost.popleft()
+        for job in self._queue:  # `yield from` would end the queue together with this generator
+            yield job
+
+    def fail(self, slot: int, what: str) -> None:
+        """Ends a slot's episode before its time."""
+        job = self.playing[slot]
+        assert job is not None
+        self.active[slot] = False
+        self._on_failure(job, what, int(self.lengths[slot]))
+
+    def drop(self, failures: Mapping[int, Failure]) -> None:
+        """Ends what a batch says has failed, and has played again what it says is lost."""
+        for slot, failure in sorted(failures.items()):
+            job = self.playing[slot]
+            if not self.active[slot] or job is None:
+                continue
+            starts = self._starts[job] = self._starts.get(job, 1) + failure.unexplained
+            if failure.again and starts <= _MOST_STARTS:
+                self.active[slot] = False
+                self._lost.append(job)
+            else:
+                times = f" (the {_MOST_STARTS}th time)" if failure.again else ""
+                self.fail(slot, f"the environment {failure.what}{times}")
+
+    def accept(self, states: np.ndarray, rewards: np.ndarray | None = None) -> np.ndarray:
+        """Ends episodes with NaN or infinity in what they were answered.
+
+        Args:
+            states: (num_envs, ...).
+            rewards: (num_envs,).
+
+        Returns:
+            What the policy is to see of the states, without either.
+        """
+        if np.issubdtype(states.dtype, np.floating):
+            with np.errstate(over="ignore"):
+                states = np.ascontiguousarray(states, dtype=np.float32)
+        good = finite_slots(states, rewards)
+        if good.all():
+            return states
+        for slot in np.flatnonzero(~good & self.active).tolist():
+            row = states[slot].ravel()
+            bad = np.flatnonzero(~np.isfinite(row))
+            if len(bad):
+                what = f"observation (value {bad[0]}: {row[bad[0]]})"
+            else:
+                what = f"reward ({rewards[slot]})"  # type: ignore[index]
+            self.fail(slot, f"the environment returned a non-finite {what}")
+        states[~finite_slots(states)] = 0
+        return states
+
+    def check_actions(self, actions: np.ndarray) -> None:
+        """Ends episodes whose (num_envs, n) actions have NaN or infinity."""
+        for slot in np.flatnonzero(~finite_slots(actions) & self.active).tolist():
+            bad = np.flatnonzero(~np.isfinite(actions[slot]))[0]
+            self.fail(
+                slot,
+                f"the policy gave a non-finite action (value {bad}: {actions[slot, bad]})",
+            )
+            actions[slot] = 0
 
 
 def _play(
     slots: _Slots,
     policy: Policy,
     environments: Batch,
-    queue: Iterator[Job],
     on_episode: Callable[[Job, float, int], None],
     check: Callable[[], None],
 ) -> None:
     states = np.empty(0)
-    free: np.ndarray = np.ones(environments.num_envs, dtype=bool)
     while True:
-        starting = slots.take(queue, free)
+        starting = slots.take()
         if not slots.active.any():
             return
         if starting.any():
             states = environments.reset(starting, slots.seeds)
-            slots.check_finite("observation", states)
+            slots.drop(environments.failures)
+            states = slots.accept(states)
             policy.reset(starting, slots.targets, slots.seeds)
-        if np.issubdtype(states.dtype, np.floating):
-            states = np.ascontiguousarray(states, dtype=np.float32)
+            check()
+            if not slots.active[starting].all():
+                continue  # others for those that have failed at once
         actions = policy.act(states)
-        slots.check_finite("action", actions)
+        slots.check_actions(actions)
         states, rewards, ended = environments.step(actions, slots.active)
         slots.lengths += slots.active
-        slots.check_finite("observation", states)
-        slots.check_finite("reward", rewards[:, None])
+        slots.drop(environments.failures)
         rewards = np.where(slots.active, rewards, 0.0)
+        states = slots.accept(states, rewards)
+        rewards[~slots.active] = 0.0
         policy.observe(rewards)
         slots.returns += rewards
-        free = slots.active & ended
-        for slot in np.flatnonzero(free):
+        for slot in np.flatnonzero(slots.active & ended):
             job = slots.playing[slot]
             assert job is not None
             on_episode(job, float(slots.returns[slot]), int(slots.lengths[slot]))
+            slots.active[slot] = False
         check()

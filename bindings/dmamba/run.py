@@ -3,6 +3,7 @@
     config.yaml              the resolved configuration
     metrics.csv              a row per log interval; no wall times, so a resumed run has equal bytes
     evaluation.csv           one row per evaluation and target, from evaluations/step-00003000.json
+    evaluations/failed-step-00003000.json    why there is none of that step
     checkpoints/step-00003000/   model, optimizer, state.json (without it, not complete)
     transfer.json            of a run with transfer.init_from: which parameters were taken
     contexts.csv             of a run that chooses K: a row per decision and length it was told of
@@ -18,8 +19,6 @@ Files are replaced, never rewritten in place; metrics.csv grows by whole lines.
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import os
 import re
 import shutil
@@ -32,25 +31,15 @@ import numpy as np
 from dmamba import _C, envs, results
 from dmamba.files import read_json, remove_abandoned, replacing, write_json, write_text
 from dmamba.locks import take
+from dmamba.run_tables import METRICS, csv_text, evaluations_text, metrics_cells, read_rows
 
 if TYPE_CHECKING:
     from dmamba.pictures import Picture
 
-METRICS = ("step", "training/loss", "training/grad_norm", "training/learning_rate")
 _CHECKPOINT = re.compile(r"step-(\d{8,})")
 _UNFINISHED = re.compile(r"\.step-\d+\.(tmp|old)")  # of a checkpoint that was being written
 _EVALUATION = re.compile(r"step-(\d{8,})\.json")
-_EVALUATION_COLUMNS = (  # and the score, its low and its high, under their names
-    "step",
-    "policy",
-    "target",
-    "episodes",
-    "return_mean",
-    "return_std",
-    "return_low",
-    "return_high",
-    "length_mean",
-)
+_FAILED_EVALUATION = re.compile(r"failed-step-(\d{8,})\.json")
 
 
 class Run:
@@ -93,6 +82,14 @@ class Run:
         return (self.folder / "summary.json").is_file()
 
     @property
+    def complete(self) -> bool:
+        """Whether it has finished, and the evaluation of its last step, if any, has a result."""
+        if not self.finished:
+            return False
+        summary = self.summary()
+        return not (summary.get("failed_evaluations") and summary["last"] is None)
+
+    @property
     def plot_path(self) -> Path:
         """Where the training's plot is, once it has ended."""
         return self.folder / "plots" / "training.png"
@@ -112,7 +109,7 @@ class Run:
 
     def metrics(self) -> dict[str, np.ndarray]:
         """metrics.csv by column: ``step`` (int64) and ``training/...`` (float64)."""
-        rows = _read_rows(self.folder / "metrics.csv")
+        rows = read_rows(self.folder / "metrics.csv")
         return {
             name: np.array([row[name] for row in rows], dtype=np.int64 if name == "step" else float)
             for name in METRICS
@@ -128,12 +125,22 @@ class Run:
 
         Each is what :func:`dmamba.evaluate` returns, with lists in place of arrays and tuples.
         """
-        found: list[tuple[int, dict[str, Any]]] = []
+        return [results.Evaluation(found) for found in self._read_evaluations(_EVALUATION)]
+
+    def failed_evaluations(self) -> list[dict[str, Any]]:
+        """Evaluations that have come to no result, in order of step.
+
+        Each is a dict with ``checkpoint_step``, ``environment`` and ``error``.
+        """
+        return self._read_evaluations(_FAILED_EVALUATION)
+
+    def _read_evaluations(self, names: re.Pattern[str]) -> list[dict[str, Any]]:
         root = self.folder / "evaluations"
+        found = []
         for path in root.iterdir() if root.is_dir() else ():
-            match = _EVALUATION.fullmatch(path.name)
+            match = names.fullmatch(path.name)
             if match:
-                found.append((int(match[1]), results.Evaluation(read_json(path))))
+                found.append((int(match[1]), read_json(path)))
         return [result for _, result in sorted(found, key=lambda item: item[0])]
 
     def summary(self) -> dict[str, Any]:
@@ -157,6 +164,8 @@ def evaluation_scalars(environment: str, row: dict[str, Any]) -> dict[str, float
         f"{key}_return_mean": row["return_mean"],
         f"{key}_length_mean": row["length_mean"],
     }
+    if row.get("failed"):
+        scalars[f"{key}_failed"] = row["failed"]
     if row["score_mean"] is not None:
         scalars[f"{key}_{envs.scale_of(environment).key}"] = row["score_mean"]
     return scalars
@@ -169,6 +178,11 @@ def _complete_steps(root: Path) -> list[tuple[int, Path]]:
         if match and (path / "state.json").is_file():
             found.append((int(match[1]), path))
     return sorted(found)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint's folder is named after."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def locate_checkpoint(folder: Path) -> tuple[Path | None, Path]:
@@ -282,17 +296,17 @@ class RunWriter:
                 (self.folder / name).mkdir(exist_ok=True)
                 remove_abandoned(self.folder / name, of_all=True)
             self._forget(config, step)
-            self._write_evaluation_csv()
+            self._write_evaluationcsv_text()
             self._events = SummaryWriter(str(self.folder), purge_step=step + 1 if step else None)
 
     def _forget(self, config: _C.Config, step: int) -> None:
         """Removes what lies past a step, and what was half written or half removed."""
-        kept = [row for row in _read_rows(self.folder / "metrics.csv") if row["step"] <= step]
+        kept = [row for row in read_rows(self.folder / "metrics.csv") if row["step"] <= step]
         write_text(
-            self.folder / "metrics.csv", _csv(METRICS, [METRICS, *map(_metrics_cells, kept)])
+            self.folder / "metrics.csv", csv_text(METRICS, [METRICS, *map(metrics_cells, kept)])
         )
         for path in self._paths("evaluations"):
-            match = _EVALUATION.fullmatch(path.name)
+            match = _EVALUATION.fullmatch(path.name) or _FAILED_EVALUATION.fullmatch(path.name)
             if match and int(match[1]) > step:
                 path.unlink()
         evaluated = {result["checkpoint_step"] for result in self.run.evaluations()}
@@ -334,7 +348,7 @@ class RunWriter:
         """Appends a row to metrics.csv, and to TensorBoard together with the speed."""
         path = self.folder / "metrics.csv"
         with self._writing(path), open(path, "a", encoding="utf-8", newline="") as file:
-            file.write(_csv(METRICS, [_metrics_cells(row)]))
+            file.write(csv_text(METRICS, [metrics_cells(row)]))
         with self._writing(self.folder / "events.out.tfevents"):
             for name in METRICS[1:]:
                 self._events.add_scalar(name, row[name], row["step"])
@@ -345,6 +359,7 @@ class RunWriter:
         step = result["checkpoint_step"]
         with self._writing(self.folder):
             write_json(self.folder / "evaluations" / f"step-{step:08d}.json", result)
+            self._failed_path(step).unlink(missing_ok=True)
             self._write_evaluation_csv()
         with self._writing(self.folder / "events.out.tfevents"):
             for row in result["targets"]:
@@ -352,6 +367,16 @@ class RunWriter:
                     self._events.add_scalar(key, value, step)
             self._events.flush()
         shutil.rmtree(self.folder / "snapshots" / f"step-{step:08d}", ignore_errors=True)
+
+    def add_failed_evaluation(self, step: int, environment: str, error: str) -> None:
+        """Keeps why there is no evaluation of a step; one that succeeds later replaces it."""
+        failed = {"checkpoint_step": step, "environment": environment, "error": error}
+        write_json(self._failed_path(step), failed)
+        self._write_evaluation_csv()
+        shutil.rmtree(self.folder / "snapshots" / f"step-{step:08d}", ignore_errors=True)
+
+    def _failed_path(self, step: int) -> Path:
+        return self.folder / "evaluations" / f"failed-step-{step:08d}.json"
 
     def snapshot(self, checkpoint: Path) -> Path:
         """Keeps a checkpoint's parameters, however soon it is removed, until its evaluation."""
@@ -392,13 +417,19 @@ class RunWriter:
     def write_contexts(self, decisions: list[dict[str, Any]]) -> None:
         """Writes contexts.csv: what :class:`dmamba.choosing.Choice` has decided so far."""
         rows = [
-            (d["step"], length, repr(signal), " ".join(map(str, d["drawn"])), d["best"])
+            (
+                d["step"],
+                length,
+                signal if signal == "" else repr(signal),
+                " ".join(map(str, d["drawn"])),
+                d["best"],
+            )
             for d in decisions
-            for length, signal in d["signals"].items()
+            for length, signal in (d["signals"] or {"": ""}).items()
         ]
         columns = ("step", "context_length", "signal", "drawn_next", "best")
         with self._writing(self.folder):
-            write_text(self.folder / "contexts.csv", _csv(columns, [columns, *rows]))
+            write_text(self.folder / "contexts.csv", csv_text(columns, [columns, *rows]))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Writes summary.json, the last file of a run: with it the run counts as finished."""
@@ -413,14 +444,12 @@ class RunWriter:
             plots.plot_run(self.run, dataset_mean)
 
     def _write_evaluation_csv(self) -> None:
-        rows = [
-            _evaluation_cells(result, target)
-            for result in self.run.evaluations()
-            for target in result["targets"]
-        ]
-        score = envs.scale_of(self.run.config.dataset.environment).key
-        columns = (*_EVALUATION_COLUMNS, score, f"{score}_low", f"{score}_high")
-        write_text(self.folder / "evaluation.csv", _csv(columns, [columns, *rows]))
+        text = evaluations_text(
+            self.run.evaluations(),
+            self.run.failed_evaluations(),
+            self.run.config.dataset.environment,
+        )
+        write_text(self.folder / "evaluation.csv", text)
 
     def _refuse_used_folder(self) -> None:
         if all(path.name == ".lock" for path in self.folder.iterdir()):
@@ -432,59 +461,3 @@ class RunWriter:
         else:
             state, advice = "other files", "choose another folder with --output"
         raise _C.Error(f"{self.folder}: the folder holds {state}; {advice}")
-
-
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics.csv; a last line without its end, cut off by a kill, does not count."""
-    if not path.is_file():
-        return []
-    text = path.read_text(encoding="utf-8")
-    lines = text[: text.rfind("\n") + 1].splitlines()
-    if not lines:
-        return []
-    if tuple(lines[0].split(",")) != METRICS:
-        raise _C.DataError(f"{path}: the header is {lines[0]!r}, expected {','.join(METRICS)!r}")
-    rows = []
-    for number, line in enumerate(lines[1:], start=2):
-        cells = line.split(",")
-        try:
-            if len(cells) != len(METRICS):
-                raise ValueError(f"{len(cells)} cells")
-            values = [int(cells[0]), *map(float, cells[1:])]
-        except ValueError as error:
-            raise _C.DataError(
-                f"{path}:{number}: not a row of metrics: {line!r} ({error})"
-            ) from None
-        rows.append(dict(zip(METRICS, values, strict=True)))
-    return rows
-
-
-def _metrics_cells(row: dict[str, Any]) -> list[str]:
-    return [str(row["step"]), *(repr(float(row[name])) for name in METRICS[1:])]
-
-
-def _evaluation_cells(result: dict[str, Any], target: dict[str, Any]) -> list[str]:
-    low, high = target["return_interval"] or (None, None)
-    score_low, score_high = target["score_interval"] or (None, None)
-    cells = [
-        result["checkpoint_step"],
-        result["policy"],
-        target["target"],
-        target["episodes"],
-        target["return_mean"],
-        target["return_std"],
-        low,
-        high,
-        target["length_mean"],
-        target["score_mean"],
-        score_low,
-        score_high,
-    ]
-    return ["" if cell is None else str(cell) for cell in cells]
-
-
-def _csv(columns: tuple[str, ...], rows: list[Any]) -> str:
-    assert all(len(row) == len(columns) for row in rows)
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()

@@ -90,11 +90,16 @@ def start(
 
 
 def failure_of(code: int, folder: Path) -> str:
-    """What an exit code says of a run: empty, :data:`STOPPED`, or the log's last line."""
+    """What an exit code says of a run: empty, :data:`STOPPED`, or the log's last line.
+
+    Of a run that has come to its end without a result, why.
+    """
     if code in [sign for stop in _STOPS for sign in (-stop, 128 + stop)]:
         return STOPPED
     if code == 0:
-        return ""
+        run = Run(folder)
+        lacks = run.finished and not run.complete
+        return f"not evaluated: {run.failed_evaluations()[-1]['error']}" if lacks else ""
     log = log_of(folder)
     last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
     return f"exit code {code}: {last[0] if last else 'no output'} ({log})"
@@ -141,7 +146,7 @@ class Runner(NotedSignals):
         Returns:
             What went wrong; empty for a finished run, :data:`STOPPED` for a stopped one.
         """
-        if Run(folder).finished:
+        if Run(folder).complete:
             return ""
         return self.run(train_arguments(config, overrides, folder, evaluate), folder)
 

@@ -224,7 +224,7 @@ class _Search:
             for point in points.values()
             for seed in self.space.seeds
         }
-        shown.done += sum(Run(run).finished for run in runs)
+        shown.done += sum(Run(run).complete for run in runs)
         failures = run_all(runner, runs, self.folder, shown)
         self.failures |= failures
         seeds = len(self.space.seeds)

@@ -39,7 +39,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 def read_finished(runs: dict[int, Path]) -> dict[int, dict[str, Any]]:
     """What :func:`read_run` says of those runs, by seed, that have finished."""
-    return {seed: read_run(run) for seed, run in runs.items() if Run(run).finished}
+    return {seed: read_run(run) for seed, run in runs.items() if Run(run).complete}
 
 
 def late_loss(metrics: dict[str, np.ndarray], steps: int) -> float | None:

@@ -13,6 +13,7 @@ import torch
 
 from dmamba import _C, envs, nn
 from dmamba.external import ExternalModel, Model
+from dmamba.failures import Guard
 from dmamba.rollout import ArrayPolicy, FramePolicy, Policy
 
 # Fewer episodes than this don't pay for the start of a worker: on two cores that other programs
@@ -117,6 +118,11 @@ class VectorSuite:
         """Processes that step the environments where the caller doesn't say."""
         return default_workers(jobs, slots)
 
+    @property
+    def isolates(self) -> bool:
+        """Whether even one worker had better be a process of its own."""
+        return not self._vector.is_gymnasium_s_own(self.environment)
+
     def environments(self, slots: int, workers: int, **options: Any) -> Any:
         """A batch of environments, a context manager."""
         length = self._choices.max_episode_length
@@ -171,8 +177,12 @@ class GameSuite:
 
         return min(usable_cores(), slots)
 
-    def environments(self, slots: int, workers: int, **options: Any) -> Any:
-        """A batch of games, a context manager."""
+    isolates = False
+
+    def environments(
+        self, slots: int, workers: int, guard: Guard | None = None, **options: Any
+    ) -> Any:
+        """A batch of games, a context manager; they need no guard."""
         choices = self._choices
         return self._atari.Environments(
             self.environment,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dmamba import _C, _build_info, data, envs, evaluation, scores
+from dmamba import _C, _build_info, data, describing, envs, scores
 from dmamba.pretraining import Part
 from dmamba.run import Run, RunWriter
 
@@ -84,7 +84,7 @@ def summarize_run(
         memory: From :func:`peak_memory`.
     """
     config = run.config
-    evaluations = run.evaluations()
+    evaluations, failed = run.evaluations(), run.failed_evaluations()
     environment = config.dataset.environment
     dataset = data.describe(store, environment)
     summary: dict[str, Any] = {
@@ -110,6 +110,7 @@ def summarize_run(
         },
         "constants": envs.score_constants(environment, config.dataset.path),
         "evaluations": len(evaluations),
+        "failed_evaluations": failed,
         "last": None,
         "best": None,
         "times": times,
@@ -117,7 +118,8 @@ def summarize_run(
     }
     if evaluations:
         last = evaluations[-1]
-        summary["last"] = {"step": last["checkpoint_step"], "targets": last["targets"]}
+        if not failed or failed[-1]["checkpoint_step"] < last["checkpoint_step"]:
+            summary["last"] = {"step": last["checkpoint_step"], "targets": last["targets"]}
         summary["best"] = {"note": BEST_NOTE, "targets": best_by_target(evaluations)}
     return summary
 
@@ -166,7 +168,10 @@ def join_summaries(name: str, sets: dict[str, dict[str, Any]]) -> dict[str, Any]
         sets: By set, what :func:`summarize_run` gives.
     """
     shared = ("seed", "steps", "device", "precision", "memory", "loss", "times", "versions")
-    of_sets = ("parameters", "environment", "dataset", "constants", "evaluations", "last", "best")
+    of_sets = (
+        *("parameters", "environment", "dataset", "constants"),
+        *("evaluations", "failed_evaluations", "last", "best"),
+    )
     first = next(iter(sets.values()))
     return {
         "name": name,
@@ -191,15 +196,22 @@ def format_run(run: Run) -> str:
     """The closing text of a training: last and best evaluation, run folder and plot."""
     summary = run.summary()
     evaluations = run.evaluations()
-    lines = [""]
+    lines = ["", *describe_failed(run.failed_evaluations())]
     if evaluations:
-        lines += [evaluation.format_result(evaluations[-1], summary["dataset"]["return_mean"]), ""]
+        lines += [describing.format_result(evaluations[-1], summary["dataset"]["return_mean"]), ""]
     if len(evaluations) > 1:
         lines += [_format_best(summary), ""]
     lines += [describe_training(summary), f"run folder  {run.folder}"]
     if run.plot_path.is_file():  # that of several sets is the whole run's
         lines.append(f"plot        {run.plot_path}")
     return "\n".join(lines)
+
+
+def describe_failed(failed: list[dict[str, Any]]) -> list[str]:
+    """Lines on evaluations that have come to nothing, of :meth:`Run.failed_evaluations`."""
+    return [
+        f"step {one['checkpoint_step']} could not be evaluated: {one['error']}" for one in failed
+    ]
 
 
 def describe_training(summary: dict[str, Any]) -> str:

@@ -155,7 +155,7 @@ def sweep(
     device = grid.base.training.device
     chosen = engines.make_engine(engine, engine_options or {}, jobs, device, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    kept = sum(Run(run).finished for run in runs)
+    kept = sum(Run(run).complete for run in runs)
     with chosen as runner:
         write_text(folder / "run.yaml", grid.base.to_yaml())
         if progress:
@@ -189,7 +189,7 @@ def run_all(
     Returns:
         What went wrong, by run folder.
     """
-    waiting = [run for run in runs if not Run(run).finished]
+    waiting = [run for run in runs if not Run(run).complete]
     tasks = []
     for run in waiting:
         point, seed = runs[run]

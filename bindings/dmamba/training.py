@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,14 @@ from typing import Any
 import torch
 
 from dmamba import _C, beginning, choosing, evaluation, nn, summary, transfer
-from dmamba.beside import Evaluator
+from dmamba.beside import Evaluator, explain
 from dmamba.callbacks import Callback
 from dmamba.configuration import UNSHAPING, changes, load_config
 from dmamba.external import ExternalModel, Factory, Model
 from dmamba.pretraining import Part
 from dmamba.progress import bar, note
 from dmamba.ranks import BURST_SECONDS, Team, join
-from dmamba.run import Run, RunWriter
+from dmamba.run import Run, RunWriter, step_of
 from dmamba.signals import Interrupted, StopSignals
 
 EVALUATE = ("auto", "between", "beside")  # where evaluations take place
@@ -400,23 +401,26 @@ class _Session:
         writer: RunWriter,
         signals: StopSignals,
     ) -> None:
-        result = evaluation.evaluate_model(
-            model,
-            info,
-            **evaluation.settings(part.config),
-            progress=self.progress,
-            check=signals.check,
-        )
-        self._record(result, writer)
+        try:
+            result = evaluation.evaluate_model(
+                model,
+                info,
+                **evaluation.settings(part.config),
+                progress=self.progress,
+                check=signals.check,
+            )
+        except Exception as error:  # the training is none the worse for it
+            self._record_failure(int(info["step"]), explain(error), part, writer)
+        else:
+            self._record(result, writer)
 
     def _collect(self, wait_seconds: float = 0.0) -> None:
-        try:
-            for result in self.evaluator.results(wait_seconds):
+        for snapshot, result in self.evaluator.results(wait_seconds):
+            if isinstance(result, str):
+                step = step_of(snapshot)
+                self._record_failure(step, result, self.parts[0], self.writer)
+            else:
                 self._record(result, self.writer)
-                self.evaluated.add(result["checkpoint_step"])
-        except _C.Error:
-            self._save()  # the steps since the last checkpoint are good
-            raise
 
     def _await_evaluations(self, signals: StopSignals) -> None:
         started, total = time.perf_counter(), self.evaluator.pending
@@ -431,6 +435,12 @@ class _Session:
         self.seconds["evaluation"] += result["time_seconds"]
         writer.add_evaluation(result)
         self._call("on_evaluation", result)
+
+    def _record_failure(self, step: int, error: str, part: Part, writer: RunWriter) -> None:
+        """Keeps, and says, that an evaluation has come to nothing; the training goes on."""
+        environment = part.config.dataset.environment
+        writer.add_failed_evaluation(step, environment, error)
+        warnings.warn(f"step {step} could not be evaluated: {error}", stacklevel=2)
 
     def _call(self, hook: str, *arguments: Any) -> None:
         for callback in self.callbacks:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from dmamba import _C, evaluation, suites
+from dmamba.failures import Failure
 from dmamba.files import replacing
 from dmamba.rollout import Batch, Job, make_jobs, play
 from dmamba.run import Run
@@ -134,16 +135,22 @@ class _Filmed:
         self._batch = batch
         self._take = take
 
+    @property
+    def failures(self) -> Mapping[int, Failure]:
+        return self._batch.failures
+
     def reset(self, mask: np.ndarray, seeds: np.ndarray) -> np.ndarray:
         states = self._batch.reset(mask, seeds)
-        self._take()
+        if not self.failures:
+            self._take()
         return states
 
     def step(
         self, actions: np.ndarray, active: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         answer = self._batch.step(actions, active)
-        self._take()
+        if not self.failures:
+            self._take()
         return answer
 
 
@@ -155,6 +162,7 @@ class _SideBySide:
     def __init__(self, game: Any, screen: Any) -> None:
         self._game = game
         self._screen = screen
+        self.failures: dict[int, Failure] = {}
         self.picture = np.empty(0)
 
     def reset(self, mask: np.ndarray, seeds: np.ndarray) -> np.ndarray:

@@ -285,6 +285,11 @@ void validate_evaluation(const EvaluationConfig& evaluation) {
   const double confidence = evaluation.confidence;
   check("evaluation.confidence", confidence, confidence > 0.0 && confidence < 1.0,
         "greater than 0 and less than 1");
+  check_choice("evaluation.engine", evaluation.engine, {"workers", "envpool"});
+  check_not_negative("evaluation.timeout", evaluation.timeout);
+  check("evaluation.max_failed", evaluation.max_failed,
+        evaluation.max_failed >= 0.0 && evaluation.max_failed <= 1.0,
+        "from 0 to 1, a share of the episodes");
   check_not_negative("evaluation.temperature", evaluation.temperature);
   check_choice("evaluation.rtg_rewards", evaluation.rtg_rewards, {"raw", "clipped", "none"});
   check_fraction("evaluation.sticky_actions", evaluation.sticky_actions);

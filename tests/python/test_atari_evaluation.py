@@ -12,7 +12,8 @@ import dmamba
 from dmamba import _C, evaluation, nn, plots, suites
 from dmamba.beside import Evaluator
 from dmamba.commands import main
-from dmamba.evaluation import evaluate_model, format_result
+from dmamba.describing import format_result
+from dmamba.evaluation import evaluate_model
 from dmamba.rollout import FramePolicy
 from dmamba.run import RunWriter
 from dmamba.summary import format_run

@@ -16,7 +16,6 @@ import dmamba
 from dmamba import envs
 from dmamba.envs import ids, vector
 from dmamba.envs.processes import usable_cores
-from dmamba.envs.slots import SlotError
 
 
 @pytest.mark.parametrize(
@@ -205,14 +204,18 @@ def is_alive(process):
         return False
 
 
-def test_a_worker_that_is_killed_is_an_error():
+def test_a_worker_that_is_killed_is_replaced():
     with vector.Environments("Hopper-v4", 4, workers=2) as environments:
-        everywhere = np.ones(4, dtype=bool)
-        environments.reset(everywhere, np.zeros(4, dtype=np.int64))
+        everywhere, seeds = np.ones(4, dtype=bool), np.zeros(4, dtype=np.int64)
+        first = environments.reset(everywhere, seeds).copy()
         os.kill(int(children()[-1]), signal.SIGKILL)
-        with pytest.raises(SlotError, match=r"died of SIGKILL: its worker process") as error:
-            environments.step(np.zeros((4, 3), dtype=np.float32), everywhere)
-        assert error.value.slot == 2
+        environments.step(np.zeros((4, 3), dtype=np.float32), everywhere)
+        assert sorted(environments.failures) == [2, 3] and environments.replaced == 1
+        for failure in environments.failures.values():
+            assert failure.what.startswith("died of SIGKILL: its worker process")
+            assert failure.again and failure.unexplained
+        np.testing.assert_array_equal(environments.reset(everywhere, seeds), first)
+        assert environments.failures == {}
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from walk import Walk
 
 import dmamba
 from dmamba import scores
+from dmamba.describing import format_result
 from dmamba.envs.processes import usable_cores
 from dmamba.envs.vector import Environments
-from dmamba.evaluation import format_result
 from dmamba.rollout import episode_seed, make_jobs, play
 from dmamba.suites import default_workers
 
@@ -103,7 +103,7 @@ def test_a_broken_environment_is_named(what, workers):
 def test_an_environment_that_raises_is_named(workers):
     seed = episode_seed(5, 1)
     message = (
-        r"the environment raised ZeroDivisionError: by design \(.*walk\.py:\d+\), at step 1 of "
+        r"the environment raised ZeroDivisionError: by design \(.*walk\.py:\d+\), at step 2 of "
         rf"episode 1, target 30, seed {seed}"
     )
     with pytest.raises(dmamba.Error, match=message):
@@ -112,7 +112,7 @@ def test_an_environment_that_raises_is_named(workers):
 
 def test_a_worker_that_dies_is_named():
     message = (
-        r"the environment died with exit code 7: its worker .* step 1 of episode \d, target 30"
+        r"the environment died with exit code 7: its worker .* step 2 of episode \d, target 30"
     )
     with pytest.raises(dmamba.Error, match=message):
         play_all(jobs_for([30.0], 2), 2, workers=2, broken="exits")

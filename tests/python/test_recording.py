@@ -97,14 +97,14 @@ def stopped(monkeypatch):
 
     def after(steps, signum):
         count = iter(range(1, 10_000))
-        step = recording._Noted.step
+        step = recording.Noted.step
 
         def counted(self, actions, active):
             if next(count) == steps:
                 os.kill(os.getpid(), signum)
             return step(self, actions, active)
 
-        monkeypatch.setattr(recording._Noted, "step", counted)
+        monkeypatch.setattr(recording.Noted, "step", counted)
         return pytest.raises(KeyboardInterrupt, match=f"stopped by {signal.Signals(signum).name}")
 
     return after

@@ -14,7 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import dmamba
 from dmamba.files import write_json, write_text
-from dmamba.run import METRICS, Run, RunWriter, locate_checkpoint
+from dmamba.run import Run, RunWriter, locate_checkpoint
+from dmamba.run_tables import METRICS
 
 
 def row(step, loss=0.5):

@@ -8,7 +8,8 @@ from pathlib import Path
 from dmamba import contexts
 from dmamba._C import ConfigError, Error
 from dmamba.commands.answers import Answer
-from dmamba.evaluation import evaluate, format_result
+from dmamba.describing import format_result
+from dmamba.evaluation import evaluate
 from dmamba.files import write_json
 from dmamba.pretraining import FOLDER
 from dmamba.run import Run, locate_checkpoint
@@ -83,6 +84,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the recurrent policy begins anew every N steps (0: never)",
     )
     parser.add_argument(
+        "--engine",
+        choices=("workers", "envpool"),
+        help="what steps the environments; envpool's seeds begin other episodes (the run's own)",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        metavar="S",
+        help="seconds that one call of an environment may take; 0: no limit (the run's own)",
+    )
+    parser.add_argument(
+        "--max-failed",
+        type=float,
+        metavar="F",
+        help="share of a target's episodes that may fail before the evaluation does (the run's)",
+    )
+    parser.add_argument(
         "--video",
         metavar="FILE",
         help="film episode 0 of the first target, too: a .mp4 (needs imageio[ffmpeg]) or a .gif",
@@ -126,6 +144,9 @@ def run(arguments: argparse.Namespace) -> Answer:
         set=arguments.set,
         context_length=wanted,
         forget_after=arguments.forget_after,
+        engine=arguments.engine,
+        timeout=arguments.timeout,
+        max_failed=arguments.max_failed,
         progress=not arguments.quiet,
         **choices,
     )

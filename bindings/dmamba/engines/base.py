@@ -42,7 +42,7 @@ class Training:
     @property
     def finished(self) -> bool:
         """Whether there is nothing left to do."""
-        return Run(self.folder).finished
+        return Run(self.folder).complete
 
     def start(self) -> subprocess.Popen[bytes]:
         """Starts its process, here; it stops with a checkpoint when this thread ends."""

@@ -25,6 +25,7 @@ from ale_py.vector_env import AtariVectorEnv
 from dmamba import _C
 from dmamba.envs.games import FRAMES_PER_STEP, MAX_FRAMES, plain
 from dmamba.envs.slots import SlotError
+from dmamba.failures import Failure
 
 NOOP_MAX = 30  # as the author's environment, which draws 0 to 29, too
 _IDLE = 0  # the first action of every set does nothing
@@ -83,6 +84,8 @@ class Environments:
 
     Attributes:
         num_actions: Of the minimal set.
+        failures: Always empty: games are ALE's threads in this process, and have no way to fail alone.
+        replaced: 0, likewise.
 
     Example:
         >>> with Environments("ALE/Breakout-v5", 16, threads=2) as environments:
@@ -119,6 +122,8 @@ class Environments:
         )
         self.num_envs = num_envs
         self.num_actions = int(self._ale.single_action_space.n)  # type: ignore[attr-defined]
+        self.failures: dict[int, Failure] = {}
+        self.replaced = 0
         self._begun = False
 
     def __enter__(self) -> Environments:

@@ -16,6 +16,7 @@ import numpy as np
 from dmamba import _C
 from dmamba.envs import ids, slots
 from dmamba.envs.processes import Processes
+from dmamba.failures import Failure, Guard
 
 
 class Environments:
@@ -27,9 +28,13 @@ class Environments:
         max_episode_steps: Time limit; 0, or one above the environment's own, leaves that.
         workers: Processes that step a share of the slots each; 1: this process steps them all.
         render_mode: Of gymnasium, for :meth:`render`; with one worker.
+        guard: Of the workers; what hangs or dies in this process cannot be guarded against.
 
     Attributes:
         low, high: Bounds of the actions, (act_dim,).
+        failures: By slot, the episodes that the last call has ended: an environment raised,
+            answered what it cannot mean, or took too long, or its worker died. What the call
+            returned for these slots means nothing, and they have to be reset.
         frames_per_second: At which pictures of all steps show the environment at its own pace.
 
     Example:
@@ -45,7 +50,9 @@ class Environments:
         max_episode_steps: int = 0,
         workers: int = 1,
         render_mode: str | None = None,
+        guard: Guard | None = None,
     ) -> None:
+        guard = guard or Guard()
         env = make(environment, max_episode_steps)
         self.num_envs = num_envs
         self.low, self.high = env.action_space.low, env.action_space.high  # type: ignore[attr-defined]
@@ -53,9 +60,10 @@ class Environments:
         self.frames_per_second = env.metadata.get("render_fps", 30)
         env.close()
         spec, workers = find_spec(environment), min(workers, num_envs)
+        self.failures: dict[int, Failure] = {}
         self._engine: slots.Slots | Processes
-        if workers > 1:
-            self._engine = Processes(spec, max_episode_steps, row_type, num_envs, workers)
+        if workers > 1 or guard.isolated:
+            self._engine = Processes(spec, max_episode_steps, row_type, num_envs, workers, guard)
             self._rows = self._engine.rows
         else:
             self._rows = np.zeros(num_envs, row_type)
@@ -83,11 +91,12 @@ class Environments:
             Observations of all slots, (num_envs, state_dim), overwritten by the next call.
 
         Raises:
-            SlotError: An environment raised, or a worker died.
+            Error: Workers cannot make the environment known to them.
         """
         self._rows["order"] = np.where(mask, slots.RESET, slots.REST)
         self._rows["seed"] = seeds
-        self._engine.work()
+        self._rows["ended"] &= ~mask
+        self._work()
         return self._rows["state"]
 
     def step(
@@ -104,21 +113,40 @@ class Environments:
             ended (num_envs,) bool, overwritten by the next call.
 
         Raises:
-            SlotError: An environment raised, or a worker died.
+            Error: As :meth:`reset`.
         """
         self._rows["order"] = np.where(active, slots.STEP, slots.REST)
         self._rows["action"] = np.clip(actions, self.low, self.high)
-        self._engine.work()
+        self._work()
         return self._rows["state"], self._rows["reward"], self._rows["ended"]
+
+    @property
+    def replaced(self) -> int:
+        """Workers that have been replaced."""
+        return self._engine.replaced if isinstance(self._engine, Processes) else 0
 
     def render(self) -> np.ndarray:
         """The first slot's picture (rows, columns, 3) uint8; needs ``render_mode="rgb_array"``."""
-        assert isinstance(self._engine, slots.Slots)
+        assert isinstance(self._engine, slots.Slots) and self._engine.envs[0] is not None
         return self._engine.envs[0].render()  # type: ignore[return-value]
 
     def close(self) -> None:
         """Closes the environments and ends the workers; may be called again."""
         self._engine.close()
+
+    def _work(self) -> None:
+        if isinstance(self._engine, Processes):
+            self._engine.work()
+            self.failures = self._engine.failures
+            return
+        self.failures = {}
+        self._engine.work(lambda slot, what: self.failures.update({slot: Failure(what)}))
+
+
+def is_gymnasium_s_own(environment: str) -> bool:
+    """Whether an environment's code comes with gymnasium, so that it neither hangs nor crashes."""
+    entry = find_spec(environment).entry_point
+    return isinstance(entry, str) and entry.startswith("gymnasium.envs.")
 
 
 def find_spec(environment: str) -> gymnasium.envs.registration.EnvSpec:

@@ -135,6 +135,9 @@ struct EvaluationConfig {
   std::string rtg_rewards = "raw";  // raw | clipped | none: what returns-to-go go down by
   double confidence = 0.95;         // of the bootstrap intervals
   std::uint64_t seed = 0;           // of the environments, apart from the training's
+  std::string engine = "workers";   // workers | envpool: what steps vectors' environments
+  double timeout = 60.0;            // seconds for one call of an environment; 0: no limit
+  double max_failed = 0.1;          // share of a target's episodes that may fail
   // Of discrete actions alone.
   double temperature = 1.0;     // of the softmax that actions are drawn from; 0: the best
   double sticky_actions = 0.0;  // probability that a frame repeats the action before

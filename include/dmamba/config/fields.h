@@ -172,6 +172,14 @@ void for_each_field(F&& f, Tag<EvaluationConfig>) {
     "of games, by the data's");
   f("confidence", &S::confidence, "level of the bootstrap intervals");
   f("seed", &S::seed, "seed of the environments");
+  f("engine", &S::engine,
+    "workers: an environment an episode, the same episodes everywhere | envpool: of MuJoCo, other "
+    "episodes than those of the same seeds elsewhere");
+  f("timeout", &S::timeout,
+    "seconds that one make, reset or step of an environment may take; 0: no limit");
+  f("max_failed", &S::max_failed,
+    "share of a target's episodes that may fail (their environment raises, hangs, returns NaN or "
+    "dies) before the evaluation does");
   f("temperature", &S::temperature,
     "discrete actions: of the softmax that they are drawn from; 0: the likeliest");
   f("sticky_actions", &S::sticky_actions,

@@ -135,6 +135,17 @@ TEST(Validate, Choices) {
             "key 'training.precision': 'fp16' is not allowed; must be one of fp32, bf16, tf32");
   EXPECT_EQ(error_after([](Config& c) { c.evaluation.policy = "greedy"; }),
             "key 'evaluation.policy': 'greedy' is not allowed; must be one of windowed, recurrent");
+  EXPECT_EQ(error_after([](Config& c) { c.evaluation.engine = "threads"; }),
+            "key 'evaluation.engine': 'threads' is not allowed; must be one of workers, envpool");
+}
+
+TEST(Validate, FailingEpisodes) {
+  EXPECT_EQ(error_after([](Config& c) { c.evaluation.max_failed = 1.0; }), "no error");
+  EXPECT_EQ(error_after([](Config& c) { c.evaluation.max_failed = 1.5; }),
+            "key 'evaluation.max_failed': 1.5 is not allowed; must be from 0 to 1, a share of the "
+            "episodes");
+  EXPECT_EQ(error_after([](Config& c) { c.evaluation.timeout = -1.0; }),
+            "key 'evaluation.timeout': -1 is not allowed; must be a finite number, at least 0");
 }
 
 TEST(Validate, TokenMixers) {

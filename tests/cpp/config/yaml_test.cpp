@@ -250,7 +250,7 @@ TEST(Yaml, EveryFieldIsWritten) {
   disturb_all(config.transfer);
   disturb_all(config.pretraining);
   disturb_all(config.evaluation);
-  EXPECT_EQ(fields, 82);
+  EXPECT_EQ(fields, 85);
 }
 
 TEST(Yaml, DoublesKeepTheirBits) {
@@ -340,6 +340,7 @@ TEST(Overrides, Errors) {
             "override 'evaluation={seed: 3}': key 'evaluation': is a section; set its keys: "
             "evaluation.targets, evaluation.episodes, evaluation.every, evaluation.policy, "
             "evaluation.rtg_rewards, evaluation.confidence, evaluation.seed, "
+            "evaluation.engine, evaluation.timeout, evaluation.max_failed, "
             "evaluation.temperature, evaluation.sticky_actions");
   EXPECT_EQ(override_error({"steps=many"}),
             "override 'steps=many': key 'training.steps': expected an integer, got 'many'");
