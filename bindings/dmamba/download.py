@@ -366,8 +366,10 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _C.DataError(f"{path}: damaged, {error}; delete it") from error
+    if not isinstance(content, dict):
+        raise _C.DataError(f"{path}: damaged, it holds no JSON object; delete it")
     return content
 
 

@@ -49,7 +49,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of JSON, or of UTF-8
+    except (ValueError, RecursionError) as error:  # of JSON, or of UTF-8
         raise _C.DataError(
             f"{path}: damaged, not JSON ({error}). Remove the file and continue its run with "
             "dmamba train --resume RUN, which writes it again, or remove the run's folder"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ PARTIAL = ".dmamba-partial"  # of downloads; hidden, so that Minari doesn't take
 
 # A name with a namespace; one without could be anybody's.
 _REMOTE_ID = re.compile(r"[-\w][-\w/]*[-\w]+/[-\w]+-v\d+")
+_NESTED = {"Dict": dict, "Tuple": list}  # how the spaces in these are written
 # What metadata.json may say that a store repeats.
 _FACTS = ("dataset_id", "algorithm_name", "minari_version", "ref_min_score", "ref_max_score")
 
@@ -82,7 +84,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
             f"{folder}: there is no {METADATA_FILE}, so the dataset is incomplete, as after a "
             "download that was interrupted; remove the folder and download it again"
         ) from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise _C.DataError(f"{path}: cannot be read: {error}") from error
     wanted = ("total_episodes", "total_steps")
     if not isinstance(metadata, dict) or not all(
@@ -121,13 +123,13 @@ def check_spaces(metadata: dict[str, Any], where: str) -> None:
         DataError: Discrete actions, pictures, texts; the message names the key and the space.
     """
     for key, space in _parts("observations", space_of(metadata, "observation_space", where)):
-        if space["type"] != "Box" or len(space.get("shape", ())) > 1:
+        if space["type"] != "Box" or len(space["shape"]) > 1:
             raise _C.DataError(
                 f"{where}: {key} are {_name(space)}; observations must be vectors of numbers "
                 "(Box of at most one dimension), or dictionaries or tuples of such"
             )
     for key, space in _parts("actions", space_of(metadata, "action_space", where)):
-        if key != "actions" or space["type"] != "Box" or len(space.get("shape", ())) != 1:
+        if key != "actions" or space["type"] != "Box" or len(space["shape"]) != 1:
             kind = _name(space) if key == "actions" else "a dictionary or a tuple"
             raise _C.DataError(
                 f"{where}: actions are {kind}; they must be a vector of real numbers (Box of one "
@@ -172,7 +174,7 @@ def _describes_set(path: Path) -> bool:
     """Whether a file is a ``metadata.json`` of Minari's, even of a dataset that is damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and "total_episodes" in content
 
@@ -187,22 +189,35 @@ def space_of(metadata: dict[str, Any], key: str, where: str) -> dict[str, Any] |
     if text is None:
         return None
     try:
-        space = json.loads(text)
-        return space if isinstance(space["type"], str) else None
-    except (TypeError, ValueError, KeyError) as error:
+        return _checked(json.loads(text))
+    except (TypeError, ValueError, KeyError, RecursionError) as error:
         raise _C.DataError(f"{where}: {key} is damaged: {error!r}") from error
+
+
+def _checked(space: Any) -> dict[str, Any]:
+    """A space, and those in it, with what the rest relies on: a type, and in a Box a shape."""
+    if not isinstance(space, dict) or not isinstance(space["type"], str):
+        raise TypeError(f"a space is {type(space).__name__}, or its type no text")
+    if space["type"] == "Box" and not isinstance(space.setdefault("shape", []), list):
+        raise TypeError("the shape of a Box is no list")
+    if space["type"] in _NESTED:
+        inner = space["subspaces"]
+        if not isinstance(inner, _NESTED[space["type"]]):
+            raise TypeError(f"the subspaces of a {space['type']} are {type(inner).__name__}")
+        for part in inner.values() if isinstance(inner, dict) else inner:
+            _checked(part)
+    return space
 
 
 def _parts(key: str, space: dict[str, Any] | None) -> Iterator[tuple[str, dict[str, Any]]]:
     """The spaces that are neither dictionary nor tuple, with their keys."""
     if space is None:
         return
-    subspaces = space.get("subspaces")
-    if space["type"] == "Dict" and isinstance(subspaces, dict):
-        for name, part in subspaces.items():
+    if space["type"] == "Dict":
+        for name, part in space["subspaces"].items():
             yield from _parts(f"{key}/{name}", part)
-    elif space["type"] == "Tuple" and isinstance(subspaces, list):
-        for index, part in enumerate(subspaces):
+    elif space["type"] == "Tuple":
+        for index, part in enumerate(space["subspaces"]):
             yield from _parts(f"{key}/{index}", part)
     else:
         yield key, space
@@ -219,9 +234,10 @@ def _environment(spec: str | None) -> str:
         return ""
     try:
         content = json.loads(spec)
-        name, arguments = str(content["id"]), dict(content.get("kwargs") or {})
+        name, found = str(content["id"]), dict(content.get("kwargs") or {})
+        arguments = {str(key): value for key, value in found.items()}
         module = str(content.get("entry_point") or "").partition(":")[0].partition(".")[0]
-    except (TypeError, ValueError, KeyError):
+    except (TypeError, ValueError, KeyError, RecursionError):
         return ""
     if module not in ("", "gymnasium") and ":" not in name:
         name = f"{module}:{name}"  # gymnasium imports it, which registers the environment
@@ -231,8 +247,9 @@ def _environment(spec: str | None) -> str:
 
 def _unusual(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments that are not those with which the environment is registered."""
-    if not arguments:
-        return arguments
+    module = name.rpartition(":")[0].partition(".")[0]
+    if not arguments or (module and module not in sys.modules):
+        return arguments  # what a file says is no reason to import a module
     try:
         import gymnasium
 

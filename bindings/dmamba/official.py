@@ -30,6 +30,7 @@ class _File:
             with open(self.path, "rb") as file:
                 if zipfile.is_zipfile(file):  # torch.load itself does not look at the checksums
                     with zipfile.ZipFile(file) as archive:
+                        self._check_sizes(archive)
                         damaged = archive.testzip()
                     if damaged is not None:
                         self.fail(f"is damaged: the checksum of its part {damaged} is wrong")
@@ -50,6 +51,15 @@ class _File:
         for name, tensor in tensors.items():
             self._check(name, tensor)
         return tensors
+
+    def _check_sizes(self, archive: zipfile.ZipFile) -> None:
+        """Parts that are larger than the file are no torch.save's, and could fill the memory."""
+        size = os.path.getsize(self.path)
+        parts = archive.infolist()
+        if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+            self.fail("is compressed, which torch.save never does; save it again")
+        if sum(part.file_size for part in parts) > size:
+            self.fail(f"is damaged: its parts claim more than its {size} bytes")
 
     def _check(self, name: object, tensor: object) -> None:
         if not isinstance(name, str) or not isinstance(tensor, Tensor):

@@ -1,12 +1,14 @@
 // The table of dataset formats, and the choice of one for a file.
 #include "dmamba/data/reader.h"
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 
+#include "data/readers/file_check.h"
 #include "data/readers/readers.h"
 #include "dmamba/common/error.h"
 
@@ -22,7 +24,7 @@ struct Format {
 // Asked in this order when the format is to be told from the file.
 constexpr std::array kFormats = {
     Format{"minari", looks_like_minari, open_minari_file},
-    Format{"d4rl", looks_like_d4rl, open_d4rl},
+    Format{"d4rl", is_hdf5, open_d4rl},
 };
 
 std::string format_list() {
@@ -33,9 +35,25 @@ std::string format_list() {
   return list;
 }
 
+bool known(const std::string& format) {
+  return format == "auto" || std::any_of(kFormats.begin(), kFormats.end(), [&](const Format& row) {
+           return format == row.name;
+         });
+}
+
 }  // namespace
 
 std::shared_ptr<TrajectoryStore> open_dataset(const std::string& path, const std::string& format) {
+  // What is no HDF5 file is refused by code of our own.
+  if (!is_hdf5(path) || !known(format)) return open_dataset_here(path, format);
+  const FileCheck check(path, format);
+  auto store = open_dataset_here(path, format);
+  check.require_unchanged();
+  return store;
+}
+
+std::shared_ptr<TrajectoryStore> open_dataset_here(const std::string& path,
+                                                   const std::string& format) {
   for (const Format& candidate : kFormats) {
     if (format == candidate.name || (format == "auto" && candidate.accepts(path))) {
       return candidate.open(path);
@@ -57,6 +75,24 @@ std::vector<std::string> dataset_formats() {
     names.emplace_back(format.name);
   }
   return names;
+}
+
+bool is_hdf5(const std::string& path) {
+  // HDF5's signature stands at byte 0 or, after a user block, at 512, 1024, 2048, ...
+  constexpr std::array<char, 8> kSignature = {'\x89', 'H', 'D', 'F', '\r', '\n', '\x1a', '\n'};
+  std::error_code error;
+  if (!std::filesystem::is_regular_file(path, error)) {
+    return false;
+  }
+  std::ifstream file(path, std::ios::binary);
+  std::array<char, 8> bytes{};
+  for (std::streamoff offset = 0; file.seekg(offset) && file.read(bytes.data(), bytes.size());
+       offset = offset == 0 ? 512 : 2 * offset) {
+    if (bytes == kSignature) {
+      return true;
+    }
+  }
+  return false;
 }
 
 std::uint64_t require_readable_file(const std::string& path) {

@@ -24,6 +24,7 @@ using nlohmann::json;
 using torch::Tensor;
 
 constexpr int kFormat = 1;
+constexpr int kDeepest = 64;  // of state.json
 
 /// What could not be written whole takes no space on a disk that may be full.
 void remove_unfinished(const fs::path& folder) {
@@ -189,7 +190,11 @@ TrainingState read_training_state(const fs::path& folder) {
                           "RUN/checkpoints/step-00001000");
   }
   try {
-    const json j = json::parse(file);
+    const json j = json::parse(file, [&](int depth, json::parse_event_t, json&) {
+      // Deeper ones would be copied and destroyed by as many calls within each other.
+      if (depth > kDeepest) throw CheckpointError(path.string() + ": nested too deep; damaged");
+      return true;
+    });
     if (j.at("format").get<int>() != kFormat) {
       throw CheckpointError(path.string() + ": format " + j.at("format").dump() +
                             " is not known to this version, which reads " +

@@ -2,8 +2,6 @@
 // (arXiv 2004.07219), as its MuJoCo locomotion files have it. See open_dataset for the fields.
 #include <algorithm>
 #include <array>
-#include <filesystem>
-#include <fstream>
 #include <map>
 #include <utility>
 #include <vector>
@@ -85,24 +83,6 @@ Infos inspect_fields(const Hdf5File& file) {
 }
 
 }  // namespace
-
-bool looks_like_d4rl(const std::string& path) {
-  // HDF5's signature stands at byte 0 or, after a user block, at 512, 1024, 2048, ...
-  constexpr std::array<char, 8> kSignature = {'\x89', 'H', 'D', 'F', '\r', '\n', '\x1a', '\n'};
-  std::error_code error;
-  if (!std::filesystem::is_regular_file(path, error)) {
-    return false;
-  }
-  std::ifstream file(path, std::ios::binary);
-  std::array<char, 8> bytes{};
-  for (std::streamoff offset = 0; file.seekg(offset) && file.read(bytes.data(), bytes.size());
-       offset = offset == 0 ? 512 : 2 * offset) {
-    if (bytes == kSignature) {
-      return true;
-    }
-  }
-  return false;
-}
 
 std::shared_ptr<TrajectoryStore> open_d4rl(const std::string& path) {
   const Hdf5File file(path);

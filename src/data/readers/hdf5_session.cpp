@@ -26,6 +26,23 @@ extern "C" herr_t keep_innermost_message(unsigned n, const H5E_error2_t* error, 
   return 0;
 }
 
+struct Names {
+  std::vector<std::string>* list;
+  std::uint64_t most;
+};
+
+extern "C" herr_t add_name(hid_t, const char* name, const H5L_info_t*, void* data) {
+  const auto* names = static_cast<Names*>(data);
+  if (names->list->size() >= names->most) return -1;
+  names->list->emplace_back(name);
+  return 0;
+}
+
+extern "C" herr_t refuse_link(const char*, const char*, const char*, const char*, unsigned*, hid_t,
+                              void*) {
+  return -1;
+}
+
 // How much of a dataset's stored pieces (its chunks, or its one contiguous block) the file lacks.
 struct Loss {
   std::uint64_t pieces = 0;
@@ -88,29 +105,16 @@ std::string dataset_loss(hid_t dataset, const Truncation& truncation) {
   return loss.text();
 }
 
-std::vector<std::string> links_of(hid_t group_id) {
-  std::vector<std::string> names;
-  H5G_info_t group{};
-  if (H5Gget_info(group_id, &group) < 0) {
-    return names;
-  }
-  for (hsize_t i = 0; i < group.nlinks; ++i) {
-    char name[256] = {};
-    if (H5Lget_name_by_idx(group_id, ".", H5_INDEX_NAME, H5_ITER_INC, i, name, sizeof(name),
-                           H5P_DEFAULT) > 0) {
-      names.emplace_back(name);
-    }
-  }
-  return names;
-}
-
 // Appends "path (loss)" for each object below `group` that has lost something.
 void list_losses(hid_t group, const std::string& prefix, int depth, const Truncation& truncation,
                  std::vector<std::string>* losses) {
   constexpr int kDeepest = 8;  // links may form a ring
-  for (const std::string& name : links_of(group)) {
+  const Hdf5Handle within = within_file();
+  std::vector<std::string> names;
+  list_names(group, truncation.actual_bytes, &names);
+  for (const std::string& name : names) {
     const std::string path = prefix + name;
-    const Hdf5Handle object(H5Oopen(group, name.c_str(), H5P_DEFAULT), H5Oclose);
+    const Hdf5Handle object(H5Oopen(group, name.c_str(), within.id()), H5Oclose);
     const H5I_type_t type = object.valid() ? H5Iget_type(object.id()) : H5I_BADID;
     if (type == H5I_DATASET) {
       const std::string loss = dataset_loss(object.id(), truncation);
@@ -130,9 +134,25 @@ void list_losses(hid_t group, const std::string& prefix, int depth, const Trunca
 Hdf5Session::Hdf5Session() : lock_(hdf5_mutex()) {
   H5Eget_auto2(H5E_DEFAULT, &saved_printer_, &saved_printer_data_);
   H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
+  H5PLget_loading_state(&saved_plugins_);
+  H5PLset_loading_state(0);
 }
 
-Hdf5Session::~Hdf5Session() { H5Eset_auto2(H5E_DEFAULT, saved_printer_, saved_printer_data_); }
+Hdf5Session::~Hdf5Session() {
+  H5PLset_loading_state(saved_plugins_);
+  H5Eset_auto2(H5E_DEFAULT, saved_printer_, saved_printer_data_);
+}
+
+Hdf5Handle within_file() {
+  Hdf5Handle access(H5Pcreate(H5P_GROUP_ACCESS), H5Pclose);
+  H5Pset_elink_cb(access.id(), refuse_link, nullptr);
+  return access;
+}
+
+bool list_names(std::int64_t group, std::uint64_t most, std::vector<std::string>* names) {
+  Names all{names, most};
+  return H5Literate(group, H5_INDEX_NAME, H5_ITER_INC, nullptr, add_name, &all) >= 0;
+}
 
 std::string hdf5_error() {
   std::string text;

@@ -7,11 +7,13 @@
 #include <mutex>
 #include <string>
 #include <utility>
+#include <vector>
 
 namespace dmamba::data {
 
 /// Holds the process-wide HDF5 lock while it lives (the library need not be built thread-safe) and
-/// keeps HDF5 from printing its error stack. Not recursive: one per public function.
+/// keeps HDF5 from printing its error stack and from loading plugins, which a file can ask for. Not
+/// recursive: one per public function.
 class Hdf5Session {
  public:
   Hdf5Session();
@@ -23,6 +25,7 @@ class Hdf5Session {
   std::unique_lock<std::mutex> lock_;
   int (*saved_printer_)(std::int64_t, void*) = nullptr;
   void* saved_printer_data_ = nullptr;
+  unsigned saved_plugins_ = 0;
 };
 
 /// An HDF5 id (hid_t) that is closed on destruction; needs a live Hdf5Session throughout.
@@ -58,6 +61,13 @@ class Hdf5Handle {
   std::int64_t id_ = -1;
   Close close_ = nullptr;
 };
+
+/// Access properties (a link's, a group's) with which no link leads into another file.
+Hdf5Handle within_file();
+
+/// The names of a group's links, in order; false where there are more than `most`, or the list cannot
+/// be walked.
+bool list_names(std::int64_t group, std::uint64_t most, std::vector<std::string>* names);
 
 /// The innermost message of HDF5's error stack: what really went wrong in the call that has just
 /// failed. Ask at once: the next HDF5 call, a closing handle's too, clears the stack.

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "data/readers/file_check.h"
 #include "data/readers/hdf5_file.h"
 #include "data/readers/readers.h"
 #include "data/validation.h"
@@ -231,6 +232,14 @@ bool looks_like_minari(const std::string& path) {
 }
 
 std::shared_ptr<TrajectoryStore> open_minari(const std::string& path, Metadata metadata) {
+  if (!is_hdf5(path)) return open_minari_here(path, std::move(metadata));
+  const FileCheck check(path, "minari");
+  auto store = open_minari_here(path, std::move(metadata));
+  check.require_unchanged();
+  return store;
+}
+
+std::shared_ptr<TrajectoryStore> open_minari_here(const std::string& path, Metadata metadata) {
   const Hdf5File file(path);
   const auto episodes = static_cast<std::int64_t>(file.count("/"));
   if (episodes == 0) {
@@ -250,7 +259,7 @@ std::shared_ptr<TrajectoryStore> open_minari(const std::string& path, Metadata m
 }
 
 std::shared_ptr<TrajectoryStore> open_minari_file(const std::string& path) {
-  return open_minari(path, {});
+  return open_minari_here(path, {});
 }
 
 }  // namespace dmamba::data

@@ -18,6 +18,7 @@
 #include <utility>
 #include <vector>
 
+#include "data/readers/file_check.h"
 #include "data/readers/hdf5_file.h"
 #include "data/readers/readers.h"
 #include "data/readers/replay_cache_format.h"
@@ -172,6 +173,15 @@ std::string converted_path(const std::string& folder, const Recording& recording
 
 std::shared_ptr<FrameStore> open_converted(const std::string& path, const std::string& name,
                                            const std::string& fingerprint) {
+  if (!is_hdf5(path)) return open_converted_here(path, name, fingerprint);
+  const FileCheck check(path, "converted");
+  auto store = open_converted_here(path, name, fingerprint);
+  check.require_unchanged();
+  return store;
+}
+
+std::shared_ptr<FrameStore> open_converted_here(const std::string& path, const std::string& name,
+                                                const std::string& fingerprint) {
   require_whole(path);
   const Hdf5File file(path);
   require_datasets(file);

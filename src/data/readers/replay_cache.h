@@ -30,6 +30,10 @@ std::string converted_path(const std::string& folder, const Recording& recording
 std::shared_ptr<FrameStore> open_converted(const std::string& path, const std::string& name,
                                            const std::string& fingerprint = "");
 
+/// The same without the check of file_check.h.
+std::shared_ptr<FrameStore> open_converted_here(const std::string& path, const std::string& name,
+                                                const std::string& fingerprint);
+
 /// A converted file in the making, under a temporary name of its own; removed with the object
 /// unless committed. Throws DataError, as its sinks, where it cannot be written.
 class ConvertedFile final : public FrameStorage {

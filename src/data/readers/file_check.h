@@ -1,0 +1,44 @@
+// A file from a stranger is read by another process first: the HDF5 library falls over some damaged
+// files, and then it is not the user's process that dies.
+//
+// The other process is the program dmamba-check-file (src/check_file), which lies beside libdmamba,
+// runs the same reader over the whole file under limits of memory and time, and says how it went. A
+// file that was read so is remembered in ~/.cache/dmamba/checked-files, by device, inode, size and
+// both times of change, and is not checked again. DMAMBA_TRUST_FILES=1 leaves the check out.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace dmamba::data {
+
+constexpr const char* kFileWasRead = "read\n";  ///< what dmamba-check-file prints; else its error
+
+/// What tells one state of a file from another.
+struct FileState {
+  std::uint64_t device = 0;
+  std::uint64_t inode = 0;
+  std::uint64_t size = 0;
+  std::int64_t modified_ns = 0;
+  std::int64_t changed_ns = 0;
+
+  bool operator==(const FileState&) const = default;
+};
+
+/// The check of one file, which lives as long as the file is read.
+class FileCheck {
+ public:
+  /// `reader` is a dataset format of open_dataset, or "converted". Throws DataError with the other
+  /// process's message where it could not read the file, and one that says how it ended where it
+  /// died; also where the program is missing.
+  FileCheck(std::string path, const std::string& reader);
+
+  /// After the reading: throws DataError where the file is no longer the one that was checked.
+  void require_unchanged() const;
+
+ private:
+  std::string path_;
+  FileState state_;
+};
+
+}  // namespace dmamba::data
