@@ -296,7 +296,7 @@ class RunWriter:
                 (self.folder / name).mkdir(exist_ok=True)
                 remove_abandoned(self.folder / name, of_all=True)
             self._forget(config, step)
-            self._write_evaluationcsv_text()
+            self._write_evaluation_csv()
             self._events = SummaryWriter(str(self.folder), purge_step=step + 1 if step else None)
 
     def _forget(self, config: _C.Config, step: int) -> None:
