@@ -16,6 +16,9 @@ void bind_common(py::module_& m) {
       "A setting or an argument that cannot be; the message names it, and what is allowed.";
   py::register_exception<CheckpointError>(m, "CheckpointError", error.ptr()).doc() =
       "A checkpoint that is missing, damaged, or of another model; the message names the file.";
+  py::register_exception<NotFiniteError>(m, "NotFiniteError", error.ptr()).doc() =
+      "A training met a loss or a gradient that is not finite; the message says at which step, "
+      "with which batch, and how to go on.";
   // A device's memory may run out in any of our own calls: callers know torch's exception for it.
   py::register_exception_translator([](std::exception_ptr thrown) {
     try {

@@ -34,6 +34,7 @@ py::list run_burst(train::Trainer& trainer, double seconds, int64_t max_steps) {
     d["training/loss"] = row.loss;
     d["training/grad_norm"] = row.gradient_norm;
     d["training/learning_rate"] = row.learning_rate;
+    d["training/skipped"] = row.skipped;
     out.append(d);
   }
   return out;
@@ -49,6 +50,7 @@ py::list list_sets(const train::TrainingState& state) {
     d["state_mean"] = set.state_mean;
     d["state_std"] = set.state_std;
     d["steps"] = set.steps;
+    d["skipped"] = set.skipped;
     sets.append(d);
   }
   return sets;
@@ -111,6 +113,8 @@ void bind_train(py::module_& m) {
       .def("run", &run_burst, py::arg("seconds") = 0.2, py::arg("max_steps") = -1,
            "Trains for about `seconds` or max_steps; returns the rows of metrics that fell due.")
       .def_property_readonly("step", &train::Trainer::step, "Optimizer steps done.")
+      .def_property_readonly("skipped", &train::Trainer::skipped,
+                             "Of these, the ones whose loss or gradient was not finite.")
       .def_property_readonly("finished", &train::Trainer::finished)
       .def_property_readonly(
           "device", [](const train::Trainer& t) { return t.device().str(); },

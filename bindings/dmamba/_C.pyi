@@ -81,6 +81,7 @@ class TrainingConfig:
     log_every: int
     checkpoint_every: int
     keep_checkpoints: int
+    skip_nan_batches: int
     threads: int
     device: str
     precision: str
@@ -369,6 +370,7 @@ class ExternalModel:
     @property
     def act_dim(self) -> int: ...
 
+class NotFiniteError(Error): ...
 class LostRankError(Error): ...
 
 class Ranks:

@@ -36,6 +36,7 @@ from ._C import (  # noqa: E402
     ConfigError,
     DataError,
     Error,
+    NotFiniteError,
     Policy,
     set_log_level,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "Error",
+    "NotFiniteError",
     "Policy",
     "Report",
     "Run",

@@ -19,6 +19,7 @@ CONFIG_FOLDER = Path(__file__).parent / "configs" / "experiment"
 UNSHAPING = (
     "training.checkpoint_every",
     "training.keep_checkpoints",
+    "training.skip_nan_batches",
     "training.device",
     "training.graph",
     "training.data",

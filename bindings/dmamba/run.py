@@ -31,7 +31,8 @@ import numpy as np
 from dmamba import _C, envs, results
 from dmamba.files import read_json, remove_abandoned, replacing, write_json, write_text
 from dmamba.locks import take
-from dmamba.run_tables import METRICS, csv_text, evaluations_text, metrics_cells, read_rows
+from dmamba.metrics import COUNTS, METRICS, read_rows, row_cells
+from dmamba.run_tables import csv_text, evaluations_text
 
 if TYPE_CHECKING:
     from dmamba.pictures import Picture
@@ -108,10 +109,13 @@ class Run:
         return found[-1] if found else None
 
     def metrics(self) -> dict[str, np.ndarray]:
-        """metrics.csv by column: ``step`` (int64) and ``training/...`` (float64)."""
+        """metrics.csv by column: ``step`` and ``training/skipped`` (int64), the others float64.
+
+        Loss and norm are NaN where all steps of a row were skipped.
+        """
         rows = read_rows(self.folder / "metrics.csv")
         return {
-            name: np.array([row[name] for row in rows], dtype=np.int64 if name == "step" else float)
+            name: np.array([row[name] for row in rows], np.int64 if name in COUNTS else float)
             for name in METRICS
         }
 
@@ -302,9 +306,7 @@ class RunWriter:
     def _forget(self, config: _C.Config, step: int) -> None:
         """Removes what lies past a step, and what was half written or half removed."""
         kept = [row for row in read_rows(self.folder / "metrics.csv") if row["step"] <= step]
-        write_text(
-            self.folder / "metrics.csv", csv_text(METRICS, [METRICS, *map(metrics_cells, kept)])
-        )
+        write_text(self.folder / "metrics.csv", csv_text(METRICS, [METRICS, *map(row_cells, kept)]))
         for path in self._paths("evaluations"):
             match = _EVALUATION.fullmatch(path.name) or _FAILED_EVALUATION.fullmatch(path.name)
             if match and int(match[1]) > step:
@@ -348,7 +350,7 @@ class RunWriter:
         """Appends a row to metrics.csv, and to TensorBoard together with the speed."""
         path = self.folder / "metrics.csv"
         with self._writing(path), open(path, "a", encoding="utf-8", newline="") as file:
-            file.write(csv_text(METRICS, [metrics_cells(row)]))
+            file.write(csv_text(METRICS, [row_cells(row)]))
         with self._writing(self.folder / "events.out.tfevents"):
             for name in METRICS[1:]:
                 self._events.add_scalar(name, row[name], row["step"])

@@ -1,15 +1,13 @@
-"""The tables of a run folder, metrics.csv and evaluation.csv, as text."""
+"""The table evaluation.csv of a run folder, and tables as text."""
 
 from __future__ import annotations
 
 import csv
 import io
-from pathlib import Path
 from typing import Any
 
-from dmamba import _C, envs
+from dmamba import envs
 
-METRICS = ("step", "training/loss", "training/grad_norm", "training/learning_rate")
 _EVALUATION_COLUMNS = (  # and the score, its low and its high, under their names; failed, error
     "step",
     "policy",
@@ -21,35 +19,6 @@ _EVALUATION_COLUMNS = (  # and the score, its low and its high, under their name
     "return_high",
     "length_mean",
 )
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics.csv; a last line without its end, cut off by a kill, does not count."""
-    if not path.is_file():
-        return []
-    text = path.read_text(encoding="utf-8")
-    lines = text[: text.rfind("\n") + 1].splitlines()
-    if not lines:
-        return []
-    if tuple(lines[0].split(",")) != METRICS:
-        raise _C.DataError(f"{path}: the header is {lines[0]!r}, expected {','.join(METRICS)!r}")
-    rows = []
-    for number, line in enumerate(lines[1:], start=2):
-        cells = line.split(",")
-        try:
-            if len(cells) != len(METRICS):
-                raise ValueError(f"{len(cells)} cells")
-            values = [int(cells[0]), *map(float, cells[1:])]
-        except ValueError as error:
-            raise _C.DataError(
-                f"{path}:{number}: not a row of metrics: {line!r} ({error})"
-            ) from None
-        rows.append(dict(zip(METRICS, values, strict=True)))
-    return rows
-
-
-def metrics_cells(row: dict[str, Any]) -> list[str]:
-    return [str(row["step"]), *(repr(float(row[name])) for name in METRICS[1:])]
 
 
 def _evaluation_cells(result: dict[str, Any], target: dict[str, Any]) -> list[str]:

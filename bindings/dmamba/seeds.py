@@ -47,8 +47,9 @@ def late_loss(metrics: dict[str, np.ndarray], steps: int) -> float | None:
     if not metrics["step"].size:
         return None
     late = metrics["step"] > min(steps - LOSS_STEPS, metrics["step"][-1] - 1)
-    loss = float(metrics["training/loss"][late].mean())
-    return loss if np.isfinite(loss) else None
+    losses = metrics["training/loss"][late]
+    finite = losses[np.isfinite(losses)]  # not where all steps of a row were skipped
+    return float(finite.mean()) if finite.size else None
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:

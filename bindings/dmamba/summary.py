@@ -63,6 +63,12 @@ def peak_memory(device: str) -> dict[str, int | None]:
     }
 
 
+def _last_finite(values: np.ndarray) -> float | None:
+    """Of losses, which are NaN where all steps of a row were skipped; None if there is none."""
+    finite = values[np.isfinite(values)]
+    return float(finite[-1]) if finite.size else None
+
+
 def summarize_run(
     run: Run,
     store: _C.TrajectoryStore | _C.FrameStore,
@@ -95,7 +101,8 @@ def summarize_run(
         "precision": config.training.precision,
         "parameters": parameters,
         "memory": memory,
-        "loss": float(metrics["training/loss"][-1]) if metrics["step"].size else None,
+        "loss": _last_finite(metrics["training/loss"]),
+        "skipped_steps": int(metrics["training/skipped"].sum()),
         "environment": environment,
         "dataset": {
             key: dataset[key]

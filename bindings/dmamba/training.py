@@ -75,6 +75,8 @@ def train(
         DataError: A dataset that cannot be used, or does not fit the environment.
         CheckpointError: Nothing to resume, or a damaged checkpoint.
         Error: The folder is in use or holds another run.
+        NotFiniteError: The loss or a gradient is not finite, more often than
+            ``training.skip_nan_batches`` allows; checkpoints are as they were.
         KeyboardInterrupt: Stopped by SIGINT or SIGTERM, after writing a checkpoint.
 
     Example:
@@ -135,7 +137,22 @@ def _follow(trainer: _C.Trainer, folder: Path, team: Team) -> Run:
             team.follow(trainer, signals)
         except _C.LostRankError as lost:
             raise _C.LostRankError(team.explain(lost)) from lost
+        except _C.NotFiniteError as error:
+            raise _not_finite(error, Run(folder)) from error
     return Run(folder)
+
+
+def _not_finite(error: _C.NotFiniteError, run: Run) -> _C.NotFiniteError:
+    """The error with where to go on from."""
+    latest = run.latest_checkpoint()
+    if latest is None:
+        return _C.NotFiniteError(f"{error}. There is no checkpoint yet")
+    limit = max(10, 2 * run.config.training.skip_nan_batches)
+    return _C.NotFiniteError(
+        f"{error}. The last good checkpoint is {latest[1]}; continue from it with: dmamba train "
+        f"--resume {run.folder} training.skip_nan_batches={limit}, or begin a new run with a lower "
+        f"rate and transfer.init_from={latest[1]}"
+    )
 
 
 class _Session:
@@ -234,6 +251,8 @@ class _Session:
                 self._loop(signals)
             except _C.LostRankError as lost:
                 raise self._lost(self.team.explain(lost)) from lost
+            except _C.NotFiniteError as error:
+                raise _not_finite(error, self.run) from error
             except Interrupted as stop:
                 self._save()
                 self.team.end(stop.signum)
@@ -320,6 +339,12 @@ class _Session:
         done = self.trainer.step - before
         for row in rows:
             self.writer.add_row(row, done / elapsed)
+            if row["training/skipped"]:
+                note(
+                    f"up to step {row['step']}: loss or gradient was not finite with "
+                    f"{row['training/skipped']} batches, which were passed over",
+                    enabled=self.progress,
+                )
             self._call("on_log", row)
         if rows:
             row = rows[-1]

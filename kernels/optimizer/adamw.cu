@@ -12,7 +12,8 @@
 //   g = clip g;  p -= lr decay p;  m += (1 - b1) (g - m);  v = b2 v + (1 - b2) g^2
 //   p -= step_size m / (sqrt(v) / second_correction + epsilon)
 //
-// lr and step_size are the step's times the tensor's own rate; a rate of 1 changes no bit.
+// lr and step_size are the step's times the tensor's own rate; a rate of 1 changes no bit. A step
+// whose loss or norm is not finite moves nothing: every block finds that out for itself, too.
 #include <algorithm>
 
 #include "kernels/common/alignment.h"
@@ -99,10 +100,29 @@ __device__ float global_norm(const float* __restrict__ sums, int count) {
   return sqrtf(sum_block(sum));
 }
 
-__device__ void leave_traces(const AdamWTraces& traces, float norm) {
+/// Counts a step that moves nothing.
+__device__ void count_skipped(const AdamWTraces& traces, int64_t most) {
+  SkippedSteps& skipped = *traces.skipped;
+  if (skipped.stopped_at != 0) return;
+  if (skipped.in_a_row >= most) {
+    skipped.stopped_at = *traces.step + 1;
+    return;
+  }
+  skipped.in_a_row += 1;
+  skipped.total += 1;
+  if (traces.set_skipped != nullptr) *traces.set_skipped += 1;
+}
+
+__device__ void leave_traces(const AdamWTraces& traces, float norm, float loss, bool moves,
+                             int64_t most_skipped) {
   *traces.norm = norm;
-  *traces.norm_sum += static_cast<double>(norm);
-  *traces.loss_sum += static_cast<double>(*traces.loss);
+  if (moves) {
+    *traces.norm_sum += static_cast<double>(norm);
+    *traces.loss_sum += static_cast<double>(loss);
+    traces.skipped->in_a_row = 0;
+  } else {
+    count_skipped(traces, most_skipped);
+  }
   *traces.step += 1;
   if (traces.set_step != nullptr) *traces.set_step += 1;
 }
@@ -110,7 +130,7 @@ __device__ void leave_traces(const AdamWTraces& traces, float norm) {
 /// `traces.norm` is null in all launches but the last.
 __global__ void __launch_bounds__(kThreads)
     update_kernel(const __grid_constant__ Batch batch, const __grid_constant__ AdamWOptions options,
-                  const StepScalars* __restrict__ scalars,
+                  const StepScalars* __restrict__ scalars, const float* __restrict__ loss,
                   const __grid_constant__ AdamWTraces traces, const float* __restrict__ sums,
                   int n_sums) {
   const Place place = place_of(batch, static_cast<int>(blockIdx.x));
@@ -118,12 +138,13 @@ __global__ void __launch_bounds__(kThreads)
   const bool wide = batch.wide[place.tensor];
   const StepScalars s = scalars[t.of_set ? 1 : 0];
   const float norm = global_norm(sums, n_sums);
-  if (blockIdx.x == 0 && threadIdx.x == 0 && traces.norm != nullptr) leave_traces(traces, norm);
-  float clip = 1.0F;  // 1e-6 as in torch's clip_grad_norm_
-  if (options.gradient_clip > 0.0F) {
-    clip = fminf(options.gradient_clip / (norm + 1e-6F), 1.0F);
-    if (isnan(norm)) clip = norm;  // which fminf drops
+  const bool moves = isfinite(norm) && isfinite(*loss) && s.stopped == 0.0F;
+  if (blockIdx.x == 0 && threadIdx.x == 0 && traces.norm != nullptr) {
+    leave_traces(traces, norm, *loss, moves, options.most_skipped);
   }
+  if (!moves) return;
+  float clip = 1.0F;  // 1e-6 as in torch's clip_grad_norm_
+  if (options.gradient_clip > 0.0F) clip = fminf(options.gradient_clip / (norm + 1e-6F), 1.0F);
   const float kept = 1.0F - s.learning_rate * t.rate * t.weight_decay;
   const float step_size = s.step_size * t.rate;
 #pragma unroll
@@ -201,8 +222,8 @@ size_t adamw_workspace(const AdamWTensor* tensors, int count) {
 }
 
 cudaError_t launch_adamw(const AdamWTensor* tensors, int count, const AdamWOptions& options,
-                         const StepScalars* scalars, const AdamWTraces& traces, void* workspace,
-                         cudaStream_t stream) {
+                         const StepScalars* scalars, const float* loss, const AdamWTraces& traces,
+                         void* workspace, cudaStream_t stream) {
   auto* sums = static_cast<float*>(workspace);
   const int n_sums = total_blocks(tensors, count);
   for_each_batch(tensors, count, [&](const Batch& batch, int first_block, bool) {
@@ -210,7 +231,7 @@ cudaError_t launch_adamw(const AdamWTensor* tensors, int count, const AdamWOptio
   });
   for_each_batch(tensors, count, [&](const Batch& batch, int, bool last) {
     update_kernel<<<batch.first_block[batch.count], kThreads, 0, stream>>>(
-        batch, options, scalars, last ? traces : AdamWTraces{}, sums, n_sums);
+        batch, options, scalars, loss, last ? traces : AdamWTraces{}, sums, n_sums);
   });
   return cudaGetLastError();
 }

@@ -31,17 +31,19 @@ struct AdamWTensor {
 
 struct AdamWOptions {
   float beta1, beta2, epsilon;
-  float gradient_clip;  // largest global norm; 0: off
+  float gradient_clip;   // largest global norm; 0: off
+  int64_t most_skipped;  // steps in a row that are not finite; one more stops the run
 };
 
-/// Where the step leaves its traces.
+/// Where the step leaves its traces. Of a step that is skipped neither norm nor loss is added.
 struct AdamWTraces {
-  float* norm;       // of all gradients, before the clip
-  double* norm_sum;  // += norm
-  double* loss_sum;  // += loss
-  const float* loss;
-  int64_t* step;      // += 1
-  int64_t* set_step;  // += 1, or null
+  float* norm;            // of all gradients, before the clip
+  double* norm_sum;       // += norm
+  double* loss_sum;       // += loss
+  int64_t* step;          // += 1
+  int64_t* set_step;      // += 1, or null
+  SkippedSteps* skipped;  // counts the step where it is skipped
+  int64_t* set_skipped;   // likewise, or null
 };
 
 }  // namespace dmamba::kernels

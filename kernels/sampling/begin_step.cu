@@ -74,14 +74,15 @@ __device__ void write_scalars(const BeginStepParams& p, int64_t step, double cou
   if (threadIdx.x == 0) {
     scalars->learning_rate = static_cast<float>(rate);
     scalars->step_size = static_cast<float>(rate / correction);
+    scalars->stopped = p.skipped->stopped_at == 0 ? 0.0F : 1.0F;
   }
 }
 
 __device__ void begin(const BeginStepParams& p, int64_t step) {
-  write_scalars(p, step, static_cast<double>(step + 1), p.scalars);
+  write_scalars(p, step, static_cast<double>(step + 1 - p.skipped->total), p.scalars);
   if (p.set_step != nullptr) {
     __syncthreads();
-    write_scalars(p, step, static_cast<double>(*p.set_step + 1), p.scalars + 1);
+    write_scalars(p, step, static_cast<double>(*p.set_step + 1 - *p.set_skipped), p.scalars + 1);
   }
   for (int64_t i = threadIdx.x; i < p.n_keys; i += kThreads) {
     p.dropout_keys[i] = static_cast<int64_t>(

@@ -60,8 +60,16 @@ struct DrawStripsParams {
 /// What the optimizer's kernel reads: float32 scalars side by side.
 struct StepScalars {
   float learning_rate;
-  float step_size;          // learning_rate / (1 - beta1^n) of the n-th step
+  float step_size;          // learning_rate / (1 - beta1^n) of the n-th update
   float second_correction;  // sqrt(1 - beta2^n)
+  float stopped;            // not 0: SkippedSteps::stopped_at was not 0 when the step began
+};
+
+/// Steps whose loss or gradient was not finite, and which moved nothing.
+struct SkippedSteps {
+  int64_t total;
+  int64_t in_a_row;    // up to now
+  int64_t stopped_at;  // the number, from 1, of the step that was one too many; 0: none was
 };
 
 /// All that a step needs which depends on its number alone, so that a captured graph, which always
@@ -73,8 +81,10 @@ struct BeginStepParams {
   int64_t first_sample;  // of the step's, which the first row of the batch is
   common::LearningRate learning_rate;
   double beta1, beta2;
-  StepScalars* scalars;   // (2,): of the step, and of what belongs to its set
-  int64_t* dropout_keys;  // (n_keys,)
+  const SkippedSteps* skipped;
+  const int64_t* set_skipped;  // on the step's set; null: there is one set
+  StepScalars* scalars;        // (2,): of the step, and of what belongs to its set
+  int64_t* dropout_keys;       // (n_keys,)
   int64_t n_keys;
   Trajectories data;   // not read where batch_size is 0
   SegmentBatch batch;  // batch_size 0: the batch comes from elsewhere

@@ -153,6 +153,7 @@ void validate_training(const TrainingConfig& training) {
   check_range("training.log_every", training.log_every, 1);
   check_range("training.checkpoint_every", training.checkpoint_every, 1);
   check_range("training.keep_checkpoints", training.keep_checkpoints, 1);
+  check_range("training.skip_nan_batches", training.skip_nan_batches, 0);
   check_range("training.threads", training.threads, 0, kMaxThreads);
   check_choice("training.device", training.device, {"auto", "cpu", "cuda"});
   check_choice("training.precision", training.precision, {"fp32", "bf16", "tf32"});

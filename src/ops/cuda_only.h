@@ -185,10 +185,12 @@ Tensor first_convolution_backward(const Tensor& dout, const Tensor& out, const T
 struct StepState {
   Tensor step;          // () int64: optimizer steps done
   Tensor set_step;      // () int64, of those done on the step's set; undefined: there is one set
-  Tensor scalars;       // (6,) float32: two kernels::StepScalars, the second of the set's own
+  Tensor scalars;       // (8,) float32: two kernels::StepScalars, the second of the set's own
   Tensor dropout_keys;  // (n,) int64
   Tensor loss_sum;      // () float64
   Tensor norm_sum;      // () float64
+  Tensor skipped;       // (3,) int64: kernels::SkippedSteps
+  Tensor set_skipped;   // () int64, on the step's set; undefined: there is one set
 };
 
 /// Recorded episodes, standardised and scaled; see kernels::Trajectories.
@@ -238,10 +240,12 @@ struct AdamWTensors {
 
 struct AdamWOptions {
   double beta1, beta2, epsilon, gradient_clip;
+  int64_t most_skipped;
 };
 
-/// Clips and steps; adds `loss` and the norm to the state's sums, counts the step. Returns the norm
-/// before the clip, ().
+/// Clips and steps; adds `loss` and the norm to the state's sums, counts the step. Moves nothing
+/// where the loss or the norm is not finite, which the state counts; with more than `most_skipped`
+/// of these in a row it moves nothing any more. Returns the norm before the clip, ().
 Tensor adamw(const AdamWTensors& tensors, const AdamWOptions& options, const Tensor& loss,
              const StepState& state);
 

@@ -6,6 +6,7 @@
 
 #include <cstring>
 #include <fstream>
+#include <limits>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -94,6 +95,28 @@ std::map<std::string, Tensor> moments(const AdamW& optimizer) {
   return tensors;
 }
 
+/// Throws NotFiniteError unless everything that is trained is finite.
+void check_finite(const fs::path& folder, const AdamW& optimizer) {
+  std::vector<Tensor> trained;
+  for (const Slot& slot : optimizer.slots()) {
+    if (slot.parameter.requires_grad()) trained.push_back(slot.parameter.detach());
+  }
+  if (trained.empty()) return;
+  const double largest = std::numeric_limits<double>::infinity();
+  const Tensor finite = torch::stack(at::_foreach_norm(trained, largest)).isfinite().cpu();
+  if (finite.all().item<bool>()) return;
+  size_t bad = 0;
+  for (const Slot& slot : optimizer.slots()) {
+    if (!slot.parameter.requires_grad()) continue;
+    if (!finite[static_cast<int64_t>(bad++)].item<bool>()) {
+      throw NotFiniteError("no checkpoint " + folder.string() + " is written: parameter '" +
+                           slot.name +
+                           "' holds NaN or infinity. The checkpoints before it are as they were; a "
+                           "lower training.learning_rate may avoid it");
+    }
+  }
+}
+
 std::map<std::string, Tensor> map_of(const model::NamedTensors& tensors) {
   return {tensors.begin(), tensors.end()};
 }
@@ -101,7 +124,8 @@ std::map<std::string, Tensor> map_of(const model::NamedTensors& tensors) {
 json to_json(const SetState& s) {
   return {{"name", s.name},           {"state_dim", s.state_dim},
           {"act_dim", s.act_dim},     {"state_mean", s.state_mean},
-          {"state_std", s.state_std}, {"steps", s.steps}};
+          {"state_std", s.state_std}, {"steps", s.steps},
+          {"skipped", s.skipped}};
 }
 
 SetState read_set(const json& j) {
@@ -110,7 +134,18 @@ SetState read_set(const json& j) {
           j.at("act_dim").get<int64_t>(),
           j.at("state_mean").get<std::vector<float>>(),
           j.at("state_std").get<std::vector<float>>(),
-          j.at("steps").get<int64_t>()};
+          j.at("steps").get<int64_t>(),
+          j.value("skipped", int64_t{0})};  // absent in older checkpoints
+}
+
+json to_json(const SkippedState& s) {
+  return {{"total", s.total}, {"in_a_row", s.in_a_row}, {"since_row", s.since_row}};
+}
+
+SkippedState read_skipped(const json& j) {
+  if (j.is_null()) return {};
+  return {j.at("total").get<int64_t>(), j.at("in_a_row").get<int64_t>(),
+          j.at("since_row").get<int64_t>()};
 }
 
 json to_json(const ContextState& s) {
@@ -141,6 +176,7 @@ json to_json(const TrainingState& s) {
           {"loss_sum", s.loss_sum},
           {"gradient_norm_sum", s.gradient_norm_sum},
           {"steps_summed", s.steps_summed},
+          {"skipped", to_json(s.skipped)},
           {"torch", TORCH_VERSION},
           {"config", config::to_yaml(s.config)}};
 }
@@ -162,6 +198,7 @@ void save_checkpoint(const fs::path& path, const TrainingState& state,
   std::string hidden(1, '.');
   hidden += folder.filename().string() + ".tmp";
   const fs::path fresh = folder.parent_path() / hidden;
+  check_finite(folder, optimizer);
   try {
     fs::remove_all(fresh);
     fs::create_directories(fresh);
@@ -214,6 +251,7 @@ TrainingState read_training_state(const fs::path& folder) {
     s.loss_sum = j.at("loss_sum").get<double>();
     s.gradient_norm_sum = j.at("gradient_norm_sum").get<double>();
     s.steps_summed = j.at("steps_summed").get<int64_t>();
+    s.skipped = read_skipped(j.value("skipped", json()));  // absent in older checkpoints
     s.config = config::parse_config(j.at("config").get<std::string>(), path.string() + " (config)");
     return s;
   } catch (const json::exception& e) {

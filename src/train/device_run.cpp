@@ -8,6 +8,9 @@
 #include "src/train/precision.h"
 
 namespace dmamba::train {
+
+using torch::Tensor;
+
 namespace {
 
 constexpr size_t kQueuedSteps = 4;  // ahead of the device: it never waits, and a stop is prompt
@@ -25,8 +28,9 @@ std::string graph_choice(const config::Config& config, const Task& task) {
 ops::cuda_only::StepState make_state(int64_t dropouts, torch::Device device) {
   const auto on = [&](at::ScalarType type) { return torch::TensorOptions(device).dtype(type); };
   return {torch::zeros({}, on(at::kLong)),   torch::Tensor(),
-          torch::zeros({6}, on(at::kFloat)), torch::zeros({dropouts}, on(at::kLong)),
-          torch::zeros({}, on(at::kDouble)), torch::zeros({}, on(at::kDouble))};
+          torch::zeros({8}, on(at::kFloat)), torch::zeros({dropouts}, on(at::kLong)),
+          torch::zeros({}, on(at::kDouble)), torch::zeros({}, on(at::kDouble)),
+          torch::zeros({3}, on(at::kLong)),  torch::Tensor()};
 }
 
 }  // namespace
@@ -40,7 +44,7 @@ DeviceRun::DeviceRun(const config::Config& config, Task& task, AdamW& optimizer,
       task_(task),
       optimizer_(optimizer),
       state_(make_state(nn::count_dropouts(task.model()), device)),
-      set_steps_(torch::zeros({task.sets()}, torch::TensorOptions(device).dtype(at::kLong))),
+      set_counts_(torch::zeros({task.sets(), 2}, torch::TensorOptions(device).dtype(at::kLong))),
       one_(torch::ones({}, torch::TensorOptions(device).dtype(at::kFloat))),
       stream_(device),
       side_(device) {
@@ -60,15 +64,38 @@ DeviceRun::DeviceRun(const config::Config& config, Task& task, AdamW& optimizer,
 }
 
 void DeviceRun::set_step(const TrainingState& done) {
+  const auto write = [](const Tensor& to, std::vector<int64_t> values) {
+    to.copy_(torch::tensor(values, torch::kLong));
+  };
   state_.step.fill_(done.step);
+  write(state_.skipped, {done.skipped.total, done.skipped.in_a_row, 0});
   for (size_t i = 0; i < done.sets.size(); ++i) {
-    set_steps_[static_cast<int64_t>(i)].fill_(done.sets[i].steps);
+    write(set_counts_[static_cast<int64_t>(i)], {done.sets[i].steps, done.sets[i].skipped});
   }
+}
+
+int64_t DeviceRun::read_skipped(TrainingState& state) const {
+  const Tensor counts = state_.skipped.cpu();
+  const auto* found = counts.const_data_ptr<int64_t>();
+  state.skipped.since_row += found[0] - state.skipped.total;
+  state.skipped.total = found[0];
+  state.skipped.in_a_row = found[1];
+  if (found[0] > 0 && !state.sets.empty()) {
+    const Tensor of_sets = set_counts_.select(1, 1).cpu();
+    for (size_t i = 0; i < state.sets.size(); ++i) {
+      state.sets[i].skipped = of_sets[static_cast<int64_t>(i)].item<int64_t>();
+    }
+  }
+  return found[2];
 }
 
 ops::cuda_only::StepState DeviceRun::state_of_set() const {
   ops::cuda_only::StepState state = state_;
-  if (task_.sets() > 1) state.set_step = set_steps_.select(0, static_cast<int64_t>(set_));
+  if (task_.sets() > 1) {
+    const Tensor counts = set_counts_[static_cast<int64_t>(set_)];
+    state.set_step = counts[0];
+    state.set_skipped = counts[1];
+  }
   return state;
 }
 
@@ -86,7 +113,7 @@ void DeviceRun::begin_burst() {
 
 void DeviceRun::launch() {
   // Left there by a capture that failed.
-  for (const Slot& slot : optimizer_.slots()) slot.parameter.mutable_grad().reset();
+  optimizer_.forget_gradients();
   side_.drop_weight_gradients();
   const nn::StepScope scope(context_);
   const ops::cuda_only::StepState state = state_of_set();

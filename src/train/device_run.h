@@ -46,6 +46,10 @@ class DeviceRun {
   /// Goes on after the steps that have been done, on each of several sets too.
   void set_step(const TrainingState& done);
 
+  /// Reads which steps were skipped, which waits for the device. Returns the number, from 1, of the
+  /// step that was one too many, since which nothing has moved; 0: none was.
+  int64_t read_skipped(TrainingState& state) const;
+
   /// Forgets the captured graph.
   void release() {
     for (ops::CapturedWork& work : works_) work.expect({});
@@ -65,8 +69,8 @@ class DeviceRun {
   Task& task_;
   AdamW& optimizer_;
   ops::cuda_only::StepState state_;
-  torch::Tensor set_steps_;  // (sets,) int64, done on each of several sets
-  torch::Tensor one_;        // the loss' own gradient
+  torch::Tensor set_counts_;  // (sets, 2) int64, of several sets: steps done, and those skipped
+  torch::Tensor one_;         // the loss' own gradient
   ops::WorkStream stream_;
   ops::SideStream side_;
   nn::StepContext context_;

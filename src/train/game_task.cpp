@@ -127,6 +127,12 @@ class GameTask final : public Task {
     cuda_only::draw_strips(options, state, recording_, {t[0], t[1], t[2], t[3], t[4]});
   }
 
+  std::string describe_batch(int64_t step) const override {
+    return describe_segments(
+        sampler_.store().name(), sampler_.options().batch_size,
+        [&](int64_t i) { return sampler_.segment(static_cast<uint64_t>(step), i); });
+  }
+
   Tensor loss() override {
     const auto& t = batch_.tensors();
     return model_->loss(t[0], t[1], t[2], t[3], has_padding_ ? t[4] : Tensor());

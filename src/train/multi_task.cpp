@@ -75,6 +75,10 @@ class MultiTask final : public Task {
     tasks_[current_]->begin_step(options, state);
   }
 
+  std::string describe_batch(int64_t step) const override {
+    return tasks_[static_cast<size_t>(set_of(step))]->describe_batch(step);
+  }
+
   torch::Tensor loss() override { return tasks_[current_]->loss(); }
   torch::Tensor real_steps() override { return tasks_[current_]->real_steps(); }
 

@@ -4,6 +4,7 @@
 #include <torch/torch.h>
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <tuple>
 #include <unordered_set>
@@ -124,6 +125,10 @@ Tensor AdamW::step(double learning_rate, int64_t set) {
   }
   check_any(!gradients.empty());
   const Tensor norm = torch::stack(at::_foreach_norm(gradients, 2)).norm();
+  if (!std::isfinite(norm.item<double>())) {
+    forget_gradients();
+    return norm;
+  }
   if (training_.gradient_clip > 0) {
     // The factor stays on the device; 1e-6 as in torch's clip_grad_norm_.
     at::_foreach_mul_(gradients, (training_.gradient_clip / (norm + 1e-6)).clamp_max(1.0));
@@ -138,8 +143,12 @@ Tensor AdamW::step(double learning_rate, int64_t set) {
                       learning_rate * rate, training_.beta1, training_.beta2, decay,
                       training_.epsilon, /*amsgrad=*/false, /*maximize=*/false);
   }
-  for (Slot& slot : slots_) slot.parameter.mutable_grad().reset();
+  forget_gradients();
   return norm;
+}
+
+void AdamW::forget_gradients() {
+  for (const Slot& slot : slots_) slot.parameter.mutable_grad().reset();
 }
 
 Tensor AdamW::step_on_device(const Tensor& loss, const ops::cuda_only::StepState& state,
@@ -160,10 +169,11 @@ Tensor AdamW::step_on_device(const Tensor& loss, const ops::cuda_only::StepState
     tensors.of_set.push_back(slot.set >= 0);
   }
   check_any(!tensors.parameters.empty());
-  const Tensor norm = ops::cuda_only::adamw(
-      tensors, {training_.beta1, training_.beta2, training_.epsilon, training_.gradient_clip}, loss,
-      state);
-  for (Slot& slot : slots_) slot.parameter.mutable_grad().reset();
+  const Tensor norm = ops::cuda_only::adamw(tensors,
+                                            {training_.beta1, training_.beta2, training_.epsilon,
+                                             training_.gradient_clip, training_.skip_nan_batches},
+                                            loss, state);
+  forget_gradients();
   return norm;
 }
 

@@ -1,6 +1,8 @@
 // What the tasks share.
 #include "src/train/task.h"
 
+#include <algorithm>
+
 #include "dmamba/common/error.h"
 #include "src/ops/graph.h"
 #include "src/train/precision.h"
@@ -10,6 +12,18 @@ namespace dmamba::train {
 torch::Tensor loss_of(Task& task, torch::Device device, bool bf16) {
   const Autocast autocast(device.type(), bf16);
   return task.loss();
+}
+
+std::string describe_segments(const std::string& dataset, int64_t batch,
+                              const std::function<data::Segment(int64_t)>& segment) {
+  constexpr int64_t kNamed = 4;
+  std::string text = std::to_string(batch) + " segments of " + dataset;
+  for (int64_t i = 0; i < std::min(batch, kNamed); ++i) {
+    const data::Segment s = segment(i);
+    text += (i == 0 ? ", from step " : "; from step ") + std::to_string(s.start) + " of episode " +
+            std::to_string(s.episode);
+  }
+  return batch > kNamed ? text + "; ..." : text;
 }
 
 void Task::choose_contexts(const std::vector<int64_t>& /*lengths*/) {

@@ -4,13 +4,16 @@
 
 #include <torch/nn.h>
 
+#include <functional>
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "dmamba/config/config.h"
 #include "dmamba/data/episode_store.h"
 #include "dmamba/data/frame_store.h"
+#include "dmamba/data/segment_sampler.h"
 #include "dmamba/data/statistics.h"
 #include "dmamba/data/trajectory_store.h"
 #include "dmamba/model/atari.h"
@@ -56,6 +59,9 @@ class Task {
   virtual void begin_step(const ops::cuda_only::BeginStep& options,
                           const ops::cuda_only::StepState& state) = 0;
 
+  /// Which segments the batch of `step` has, over all ranks, for a message.
+  virtual std::string describe_batch(int64_t step) const = 0;
+
   /// The loss of the batch, a float32 scalar.
   virtual torch::Tensor loss() = 0;
 
@@ -82,6 +88,10 @@ class Task {
   /// was not made for.
   virtual void choose_contexts(const std::vector<int64_t>& lengths);
 };
+
+/// "64 segments of DATA, from step 3 of episode 0; from step 1 of episode 7; ..."
+std::string describe_segments(const std::string& dataset, int64_t batch,
+                              const std::function<data::Segment(int64_t)>& segment);
 
 /// The loss in the arithmetic of a run.
 torch::Tensor loss_of(Task& task, torch::Device device, bool bf16);

@@ -55,6 +55,7 @@ bool may_differ(const std::string& key, const config::Config& config) {
                                            "training.log_every",
                                            "training.checkpoint_every",
                                            "training.keep_checkpoints",
+                                           "training.skip_nan_batches",
                                            "training.threads",
                                            "training.device",
                                            "training.graph",
@@ -200,7 +201,8 @@ bool Trainer::data_on_device() const { return task_->resident(); }
 
 bool Trainer::uses_graph() const { return on_device_ && on_device_->uses_graph(); }
 
-void Trainer::step_on_host() {
+/// Whether the step counts; if not, it is one that is not finite too many.
+bool Trainer::step_on_host() {
   const config::Config& config = state_.config;
   auto* keys = host_->dropout_keys.mutable_data_ptr<int64_t>();
   for (int64_t i = 0; i < host_->dropout_keys.numel(); ++i) {
@@ -208,7 +210,7 @@ void Trainer::step_on_host() {
         config.seed, static_cast<uint64_t>(state_.step), static_cast<uint32_t>(i)));
   }
   // Somebody else's, or of a step that was broken off.
-  for (const Slot& slot : optimizer_.slots()) slot.parameter.mutable_grad().reset();
+  optimizer_.forget_gradients();
   const nn::StepScope scope(*host_);
   task_->load(state_.step);
   Tensor loss = loss_of(*task_, device_, config.training.precision == "bf16");
@@ -217,37 +219,82 @@ void Trainer::step_on_host() {
   } else {
     loss.backward();
   }
-  const Tensor norm =
-      optimizer_.step(learning_rate(config, state_.step), task_->set_of(state_.step));
+  const int64_t set = task_->set_of(state_.step);
+  if (!std::isfinite(loss.item<double>())) return skip_on_host(static_cast<size_t>(set));
+  const Tensor norm = optimizer_.step(learning_rate(config, state_.step), set);
+  if (!std::isfinite(norm.item<double>())) return skip_on_host(static_cast<size_t>(set));
   loss_sum_ += loss.detach();
   norm_sum_ += norm;
+  state_.skipped.in_a_row = 0;
+  return true;
+}
+
+bool Trainer::skip_on_host(size_t set) {
+  optimizer_.forget_gradients();
+  SkippedState& skipped = state_.skipped;
+  if (skipped.in_a_row >= state_.config.training.skip_nan_batches) return false;
+  ++skipped.in_a_row;
+  ++skipped.since_row;
+  ++skipped.total;
+  if (!state_.sets.empty()) ++state_.sets[set].skipped;
+  return true;
+}
+
+void Trainer::count_step() {
+  if (!state_.sets.empty()) ++state_.sets[static_cast<size_t>(task_->set_of(state_.step))].steps;
+  ++state_.step;
+  ++state_.steps_summed;
+}
+
+/// Forgets steps that have moved nothing.
+void Trainer::go_back_to(int64_t step) {
+  for (int64_t undone = step; undone < state_.step; ++undone) {
+    --state_.steps_summed;
+    if (!state_.sets.empty()) --state_.sets[static_cast<size_t>(task_->set_of(undone))].steps;
+  }
+  set_step(step);
 }
 
 /// Reads the running sums off the device. They go on from there: summing in two pieces would round
-/// otherwise than an uninterrupted run.
+/// otherwise than an uninterrupted run. Finds out whether the run has been stopped.
 void Trainer::read_sums() {
   state_.loss_sum = loss_sum_.item<double>();
   state_.gradient_norm_sum = norm_sum_.item<double>();
+  if (!on_device_) return;
+  const int64_t stopped_at = on_device_->read_skipped(state_);
+  if (stopped_at == 0) return;
+  go_back_to(stopped_at - 1);
+  stopped_ = true;
 }
 
+void Trainer::refuse_to_go_on() {
+  const config::Config& config = state_.config;
+  const int64_t skipped = state_.skipped.in_a_row;
+  throw NotFiniteError(
+      "the loss or its gradient is not finite in step " + std::to_string(state_.step + 1) +
+      " (seed " + std::to_string(config.seed) + ")" +
+      (skipped > 0 ? ", after " + std::to_string(skipped) + " before it that were passed over"
+                   : std::string()) +
+      "; its batch: " + task_->describe_batch(state_.step) +
+      ". Parameters and moments are those of step " + std::to_string(state_.step - skipped) +
+      ". A lower training.learning_rate or training.gradient_clip may avoid it, "
+      "training.skip_nan_batches passes over such batches");
+}
+
+/// After read_sums().
 MetricsRow Trainer::take_row() {
-  read_sums();
-  const double n = static_cast<double>(state_.steps_summed);
+  const double n = static_cast<double>(state_.steps_summed - state_.skipped.since_row);
   const MetricsRow row{state_.step, state_.loss_sum / n, state_.gradient_norm_sum / n,
-                       learning_rate(state_.config, state_.step - 1)};
+                       learning_rate(state_.config, state_.step - 1), state_.skipped.since_row};
   loss_sum_.zero_();
   norm_sum_.zero_();
   state_.steps_summed = 0;
-  if (!std::isfinite(row.loss)) {
-    throw Error("the loss is not finite at step " + std::to_string(row.step) + " (seed " +
-                std::to_string(state_.config.seed) +
-                "): lower training.learning_rate or training.gradient_clip, and continue from the "
-                "last checkpoint");
-  }
+  state_.skipped.since_row = 0;
   return row;
 }
 
 std::vector<MetricsRow> Trainer::run(double seconds, int64_t max_steps) {
+  if (stopped_) refuse_to_go_on();
   using Clock = std::chrono::steady_clock;
   const auto end = Clock::now() + std::chrono::duration<double>(seconds);
   const int64_t steps = state_.config.training.steps;
@@ -272,21 +319,25 @@ std::vector<MetricsRow> Trainer::run(double seconds, int64_t max_steps) {
     if (on_device_) {
       on_device_->step(state_.step);
     } else {
-      step_on_host();
+      stopped_ = !step_on_host();
+      if (stopped_) break;
     }
-    if (!state_.sets.empty()) ++state_.sets[static_cast<size_t>(task_->set_of(state_.step))].steps;
-    ++state_.step;
-    ++state_.steps_summed;
+    count_step();
     if (state_.step % state_.config.training.log_every == 0 || finished()) {
+      read_sums();
+      if (stopped_) break;
       rows.push_back(take_row());
     }
     if (Clock::now() >= end) break;
   }
-  return rows;
+  if (stopped_ && rows.empty()) refuse_to_go_on();
+  return rows;  // the next call says why there are no more
 }
 
 void Trainer::save(const std::filesystem::path& folder) {
+  const bool known = stopped_;
   read_sums();
+  if (stopped_ && !known) refuse_to_go_on();  // the caller takes it for a later step
   save_checkpoint(folder, state_, task_->model(), optimizer_);
 }
 
@@ -296,6 +347,8 @@ void Trainer::load(const std::filesystem::path& folder) {
   load_parameters(folder, task_->model());
   load_optimizer(folder, optimizer_);
   state_.sets = saved.sets;
+  state_.skipped = saved.skipped;
+  stopped_ = false;
   if (!saved.contexts.note.empty()) choose_contexts(saved.contexts);
   set_step(saved.step);
   loss_sum_.fill_(saved.loss_sum);
@@ -311,7 +364,11 @@ void Trainer::choose_contexts(const ContextState& contexts) {
 void Trainer::synchronize() {
   if (!ranks_) return;
   const torch::NoGradGuard no_grad;
-  const Tensor counts = torch::tensor({state_.step, state_.steps_summed}, torch::kLong).to(device_);
+  SkippedState& skipped = state_.skipped;
+  const Tensor counts = torch::tensor({state_.step, state_.steps_summed, skipped.total,
+                                       skipped.in_a_row, skipped.since_row},
+                                      torch::kLong)
+                            .to(device_);
   std::vector<Tensor> shared{counts, loss_sum_, norm_sum_};
   for (const Slot& slot : optimizer_.slots()) {
     for (const Tensor& t : {slot.parameter.detach(), slot.first_moment, slot.second_moment}) {
@@ -319,8 +376,11 @@ void Trainer::synchronize() {
     }
   }
   ranks_->take_from_first(shared);
-  state_.steps_summed = counts[1].item<int64_t>();
-  set_step(counts[0].item<int64_t>());
+  const Tensor found = counts.cpu();
+  const auto* values = found.const_data_ptr<int64_t>();
+  state_.steps_summed = values[1];
+  skipped = {values[2], values[3], values[4]};
+  set_step(values[0]);
 }
 
 void Trainer::release() {
@@ -329,9 +389,9 @@ void Trainer::release() {
 
 void Trainer::set_step(int64_t step) {
   state_.step = step;
-  optimizer_.set_steps(step);
+  optimizer_.set_steps(step - state_.skipped.total);
   for (size_t i = 0; i < state_.sets.size(); ++i) {
-    optimizer_.set_steps_of_set(i, state_.sets[i].steps);
+    optimizer_.set_steps_of_set(i, state_.sets[i].steps - state_.sets[i].skipped);
   }
   if (on_device_) on_device_->set_step(state_);
 }

@@ -130,6 +130,13 @@ class TrajectoryTask : public Task {
                           {t[0], t[1], t[2], t[3], t[4]});
   }
 
+  std::string describe_batch(int64_t step) const override {
+    const data::SegmentSampler& sampler = contexts_[static_cast<size_t>(graph_of(step))]->sampler;
+    return describe_segments(sampler.store().name(), sampler.options().batch_size, [&](int64_t i) {
+      return sampler.segment(static_cast<uint64_t>(step), i);
+    });
+  }
+
   Tensor loss() override {
     const auto& t = current_->batch.tensors();
     return model_->loss(t[0], t[1], t[2], t[3], t[4]);

@@ -51,6 +51,41 @@ class Net(nn.Module):
         return torch.tanh(self.head(x))
 
 
+class Poisoned(nn.Module):
+    """A small net whose loss or gradient is not finite at some of its calls in training.
+
+    ``calls`` counts steps in a buffer, so that a resumed run goes on counting.
+    """
+
+    def __init__(self, state_dim, act_dim, config, *, bad, what, value):
+        super().__init__()
+        self.bad, self.what, self.value = bad, what, value
+        self.layers = nn.Sequential(
+            nn.Linear(state_dim + 1, config.d_model), nn.GELU(), nn.Linear(config.d_model, act_dim)
+        )
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("bad_steps", torch.tensor(bad or [-1]), persistent=False)
+
+    @staticmethod
+    def at(*bad, what="loss", value=float("inf")):
+        """A factory of models that are poisoned at these steps."""
+
+        def make(state_dim, act_dim, config):
+            return Poisoned(state_dim, act_dim, config, bad=list(bad), what=what, value=value)
+
+        return make
+
+    def forward(self, states, actions, returns_to_go, timesteps, mask):
+        out = self.layers(torch.cat([states, returns_to_go], 2))
+        if not self.training:
+            return out
+        poison = torch.where((self.bad_steps == self.calls).any(), self.value, 1.0)
+        self.calls += 1
+        if self.what == "loss":
+            return out * poison
+        return out + 1e-3 * (out - out.detach()) * poison  # the value is as it was
+
+
 class KillsItself(dmamba.Callback):
     def __init__(self, step):
         self.step = step

@@ -101,8 +101,8 @@ def test_a_sweep_in_a_notebook(shown, tmp_path, capsys):
         sweep.watch([folder])
         folder.mkdir()
         (folder / "config.yaml").write_text("training:\n  steps: 100\n")
-        header = "step,training/loss,training/grad_norm,training/learning_rate\n"
-        (folder / "metrics.csv").write_text(f"{header}40,0.5,1.0,0.001\n")
+        header = "step,training/loss,training/grad_norm,training/learning_rate,training/skipped\n"
+        (folder / "metrics.csv").write_text(f"{header}40,0.5,1.0,0.001,0\n")
         sweep.tick()
         sweep.ended(folder, "run: well", "")
     [table] = shown

@@ -14,12 +14,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import dmamba
 from dmamba.files import write_json, write_text
+from dmamba.metrics import METRICS
 from dmamba.run import Run, RunWriter, locate_checkpoint
-from dmamba.run_tables import METRICS
 
 
 def row(step, loss=0.5):
-    return dict(zip(METRICS, (step, loss, 1.25, 1e-3), strict=True))
+    return dict(zip(METRICS, (step, loss, 1.25, 1e-3, 0), strict=True))
 
 
 def evaluation(step, mean=10.0):
@@ -150,8 +150,8 @@ def test_continuing_forgets_what_lies_past_the_checkpoint(tmp_path):
         writer.start(config, 20)
         writer.add_row(row(30, loss=0.125), 5.0)
     assert (tmp_path / "metrics.csv").read_text() == (
-        "step,training/loss,training/grad_norm,training/learning_rate\n"
-        "10,0.5,1.25,0.001\n20,0.5,1.25,0.001\n30,0.125,1.25,0.001\n"
+        "step,training/loss,training/grad_norm,training/learning_rate,training/skipped\n"
+        "10,0.5,1.25,0.001,0\n20,0.5,1.25,0.001,0\n30,0.125,1.25,0.001,0\n"
     )
     assert [result["checkpoint_step"] for result in run.evaluations()] == [20]
     lines = (tmp_path / "evaluation.csv").read_text().splitlines()
@@ -194,6 +194,7 @@ def test_tensorboard(tmp_path):
         "training/loss": 0.5,
         "training/grad_norm": 1.25,
         "training/learning_rate": pytest.approx(1e-3),
+        "training/skipped": 0.0,
         "time/steps_per_s": 123.0,
         "evaluation/target_100_return_mean": 10.0,
         "evaluation/target_100_length_mean": 5.0,

@@ -5,7 +5,7 @@ import pytest
 from dmamba.runner import STOPPED
 from dmamba.sweep_progress import SweepProgress, Watch, duration
 
-HEADER = "step,training/loss,training/grad_norm,training/learning_rate\n"
+HEADER = "step,training/loss,training/grad_norm,training/learning_rate,training/skipped\n"
 
 
 class Clock:
@@ -24,7 +24,7 @@ def clock():
 def write_rows(folder, *steps, steps_in_all=100, loss=0.5):
     folder.mkdir(exist_ok=True)
     (folder / "config.yaml").write_text(f"training:\n  steps: {steps_in_all}\n")
-    rows = "".join(f"{step},{loss},1.0,0.001\n" for step in steps)
+    rows = "".join(f"{step},{loss},1.0,0.001,0\n" for step in steps)
     (folder / "metrics.csv").write_text(HEADER + rows)
 
 

@@ -238,7 +238,8 @@ def _curve_figures(collection: Collection, axis: Axis, task: str, number: str) -
 
     def loss(run: Record) -> dict[int, float]:
         steps, values = run.metrics["step"], run.metrics["training/loss"]
-        return dict(zip(steps.tolist(), values.tolist(), strict=True))
+        known = np.isfinite(values)  # not where all steps of a row were skipped
+        return dict(zip(steps[known].tolist(), values[known].tolist(), strict=True))
 
     def score_at(target: float) -> Callable[[Record], dict[int, float]]:
         def score(run: Record) -> dict[int, float]:

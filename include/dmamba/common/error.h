@@ -30,4 +30,10 @@ class CheckpointError : public Error {
   using Error::Error;
 };
 
+/// A training that met a loss or a gradient that is not finite.
+class NotFiniteError : public Error {
+ public:
+  using Error::Error;
+};
+
 }  // namespace dmamba

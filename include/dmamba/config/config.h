@@ -79,12 +79,13 @@ struct TrainingConfig {
   std::int64_t log_every = 100;      // steps
   std::int64_t checkpoint_every = 5000;
   std::int64_t keep_checkpoints = 2;
-  std::int64_t threads = 0;        // 0: torch's own choice
-  std::string device = "auto";     // auto | cpu | cuda; auto: cuda where there is a GPU to use
-  std::string precision = "fp32";  // fp32 | bf16 | tf32; parameters and their moments are fp32
-  std::string graph = "auto";      // auto | on | off: a step as one CUDA graph
-  std::string data = "auto";       // auto | device | host: where a GPU's batches are drawn from
-  std::string context = "fixed";   // fixed | random | schedule | bandit: where a step's K is from
+  std::int64_t skip_nan_batches = 0;  // in a row, passed over; 0: the first one stops the run
+  std::int64_t threads = 0;           // 0: torch's own choice
+  std::string device = "auto";        // auto | cpu | cuda; auto: cuda where there is a GPU to use
+  std::string precision = "fp32";     // fp32 | bf16 | tf32; parameters and their moments are fp32
+  std::string graph = "auto";         // auto | on | off: a step as one CUDA graph
+  std::string data = "auto";          // auto | device | host: where a GPU's batches are drawn from
+  std::string context = "fixed";  // fixed | random | schedule | bandit: where a step's K is from
   std::vector<std::int64_t> contexts;  // to choose from, rising to model.context_length
   std::string context_rule = "auto";   // schedule: grow | shrink; bandit: ucb | halving
   std::int64_t context_every = 1000;   // steps between two decisions of schedule and bandit

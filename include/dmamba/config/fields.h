@@ -107,6 +107,9 @@ void for_each_field(F&& f, Tag<TrainingConfig>) {
   f("log_every", &S::log_every, "steps between rows of metrics.csv");
   f("checkpoint_every", &S::checkpoint_every, "steps between checkpoints");
   f("keep_checkpoints", &S::keep_checkpoints, "newest checkpoints that are kept");
+  f("skip_nan_batches", &S::skip_nan_batches,
+    "batches in a row whose loss or gradient is not finite that are passed over; one more stops "
+    "the run; 0: the first one does");
   f("threads", &S::threads, "CPU threads; 0: torch's own choice");
   f("device", &S::device, "auto: a GPU where there is one to use, else the CPU | cpu | cuda");
   f("precision", &S::precision,

@@ -21,6 +21,16 @@ struct SetState {
   int64_t act_dim = 0;
   std::vector<float> state_mean, state_std;  ///< (state_dim,)
   int64_t steps = 0;                         ///< optimizer steps on this set
+  int64_t skipped = 0;                       ///< of these, the ones that moved nothing
+};
+
+/// Steps whose loss or gradient was not finite: they count as steps, and moved nothing.
+struct SkippedState {
+  int64_t total = 0;
+  int64_t in_a_row = 0;   ///< up to now
+  int64_t since_row = 0;  ///< of metrics
+
+  bool operator==(const SkippedState&) const = default;
 };
 
 /// What a run that chooses its context lengths has come to.
@@ -47,11 +57,13 @@ struct TrainingState {
   /// Sums since the last row of metrics, so that a resumed run writes the same rows.
   double loss_sum = 0.0;
   double gradient_norm_sum = 0.0;
-  int64_t steps_summed = 0;
+  int64_t steps_summed = 0;  ///< those that were skipped too
+  SkippedState skipped;
 };
 
 /// Writes the checkpoint. Whoever looks finds the old one or the new one, whole, at any moment and
-/// after a power cut too. Throws Error naming the path where writing fails; what stood there stays.
+/// after a power cut too. Throws Error naming the path where writing fails, NotFiniteError where
+/// a parameter that is trained is not finite; what stood there stays.
 void save_checkpoint(const std::filesystem::path& folder, const TrainingState& state,
                      const torch::nn::Module& model, const AdamW& optimizer);
 

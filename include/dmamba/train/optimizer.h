@@ -36,16 +36,20 @@ class AdamW {
         const std::vector<std::string>& learning_rates = {});
 
   /// Scales the gradients so that their global norm is at most training.gradient_clip, applies one
-  /// step, forgets the gradients. Returns the norm before the clip, a scalar tensor; nothing waits
-  /// for the device. Parameters that do not require a gradient at this moment keep their bits, and
-  /// their moments too; so do those of other sets than `set`, whose steps are counted apart.
+  /// step, forgets the gradients. Returns the norm before the clip, a scalar tensor. Where it is
+  /// not finite, nothing moves and no step is counted. Parameters that do not require a gradient at
+  /// this moment keep their bits, and their moments too; so do those of other sets than `set`,
+  /// whose steps are counted apart.
   torch::Tensor step(double learning_rate, int64_t set = 0);
 
   /// The same on CUDA, from what lies on the device: the step's scalars in
   /// `state`, to whose sums `loss` (a float32 scalar) and the norm are added and whose step is
-  /// counted. Bits differ from step()'s in the last place.
+  /// counted. Nothing moves where one of the two is not finite; the state says how often. Nothing
+  /// waits for the device. Bits differ from step()'s in the last place.
   torch::Tensor step_on_device(const torch::Tensor& loss, const ops::cuda_only::StepState& state,
                                int64_t set = 0);
+
+  void forget_gradients();
 
   /// From now on step_on_device() keeps copies beside parameters, to which the map leads:
   /// -exp(A_log), and with `bf16` every matrix in bfloat16.
@@ -54,7 +58,7 @@ class AdamW {
   /// Copies the parameters anew, which somebody else may have changed.
   void refresh_mirrors();
 
-  /// Steps done, which the next step() begins from.
+  /// Steps that have moved the moments, which the next step() begins from.
   void set_steps(int64_t steps);
   /// Those of a set, of several.
   void set_steps_of_set(size_t set, int64_t steps);

@@ -30,10 +30,11 @@ class Task;
 
 /// One row of metrics: means over the steps since the row before.
 struct MetricsRow {
-  int64_t step;  ///< optimizer steps done
-  double loss;
+  int64_t step;          ///< optimizer steps done
+  double loss;           ///< NaN where all were skipped
   double gradient_norm;  ///< before the clip
   double learning_rate;  ///< of the last step
+  int64_t skipped;       ///< of these steps, the ones that moved nothing and that no mean has
 };
 
 /// Trains a model on a store. The same config, data and model give the same bits on one machine
@@ -46,6 +47,11 @@ struct MetricsRow {
 /// current stream's work and which the current stream waits for; the host reads from the device
 /// only for rows of metrics and checkpoints. The same bits come from run to run on one model of
 /// GPU, with and without the graph; segments and dropout masks are those of the CPU.
+///
+/// A step whose loss or gradient (its norm in float32, of all ranks and sets) is not finite moves
+/// neither parameters nor moments. training.skip_nan_batches of them in a row are passed over: they
+/// count as steps, so that batches and rates are those of a run without them, and AdamW's moments
+/// are not the older for them. With one more the run is over.
 ///
 /// With ranks, several processes train one model: each has its share of every batch, and all make
 /// the same step from the sum of their gradients. Segments, dropout masks and loss are those of one
@@ -76,11 +82,15 @@ class Trainer {
   ~Trainer();
 
   /// Trains until `seconds` have passed, `max_steps` are done (negative: no limit) or training is
-  /// finished; at least one step unless finished. Returns the rows that fell due. Throws Error
-  /// where the loss of a row is not finite.
+  /// finished; at least one step unless finished. Returns the rows that fell due. Throws
+  /// NotFiniteError where a step's loss or gradient is not finite and none or none more is to be
+  /// passed over: at once or, on CUDA, where the next row or checkpoint falls due, or at the next
+  /// call. The trainer is then what it was before that step, and may be saved.
   std::vector<MetricsRow> run(double seconds, int64_t max_steps = -1);
 
   int64_t step() const { return state_.step; }
+  /// Steps that were passed over.
+  int64_t skipped() const { return state_.skipped.total; }
   bool finished() const { return state_.step >= state_.config.training.steps; }
 
   /// Writes a checkpoint folder; see checkpoint.h.
@@ -117,14 +127,19 @@ class Trainer {
  private:
   Trainer(const config::Config& config, torch::Device device, std::unique_ptr<Task> task,
           std::shared_ptr<Ranks> ranks);
-  void step_on_host();
+  bool step_on_host();
+  bool skip_on_host(size_t set);
+  void count_step();
   void set_step(int64_t step);
   void read_sums();
+  void go_back_to(int64_t step);
+  [[noreturn]] void refuse_to_go_on();
   MetricsRow take_row();
 
   std::shared_ptr<Ranks> ranks_;  // null: one process
   std::unique_ptr<Task> task_;
   TrainingState state_;
+  bool stopped_ = false;  // the next step's loss or gradient is known not to be finite
   torch::Device device_;
   AdamW optimizer_;
   torch::Tensor loss_sum_, norm_sum_;      // float64 scalars on the device, since the last row

@@ -15,9 +15,13 @@ kernels::StepScalars* scalars_of(const StepState& state) {
   return reinterpret_cast<kernels::StepScalars*>(state.scalars.mutable_data_ptr<float>());
 }
 
-/// Null where there is one set.
-int64_t* set_step_of(const StepState& state) {
-  return state.set_step.defined() ? state.set_step.mutable_data_ptr<int64_t>() : nullptr;
+/// Null where there is one set, whose counts are not defined.
+int64_t* count_of_set(const Tensor& count) {
+  return count.defined() ? count.mutable_data_ptr<int64_t>() : nullptr;
+}
+
+kernels::SkippedSteps* skipped_of(const StepState& state) {
+  return reinterpret_cast<kernels::SkippedSteps*>(state.skipped.mutable_data_ptr<int64_t>());
 }
 
 float* mutable_floats(const Tensor& t) { return t.mutable_data_ptr<float>(); }
@@ -29,7 +33,9 @@ void begin_step(const BeginStep& options, const StepState& state,
   Call call("begin_step", state.step);
   kernels::BeginStepParams p{};
   p.step = state.step.const_data_ptr<int64_t>();
-  p.set_step = set_step_of(state);
+  p.set_step = count_of_set(state.set_step);
+  p.skipped = skipped_of(state);
+  p.set_skipped = count_of_set(state.set_skipped);
   p.seed = options.seed;
   p.first_sample = options.first_sample;
   p.learning_rate = options.learning_rate;
@@ -84,11 +90,12 @@ Tensor adamw(const AdamWTensors& tensors, const AdamWOptions& options, const Ten
   call.check(kernels::launch_adamw(
       list.data(), count,
       {static_cast<float>(options.beta1), static_cast<float>(options.beta2),
-       static_cast<float>(options.epsilon), static_cast<float>(options.gradient_clip)},
-      scalars_of(state),
+       static_cast<float>(options.epsilon), static_cast<float>(options.gradient_clip),
+       options.most_skipped},
+      scalars_of(state), loss.const_data_ptr<float>(),
       {mutable_floats(norm), state.norm_sum.mutable_data_ptr<double>(),
-       state.loss_sum.mutable_data_ptr<double>(), loss.const_data_ptr<float>(),
-       state.step.mutable_data_ptr<int64_t>(), set_step_of(state)},
+       state.loss_sum.mutable_data_ptr<double>(), state.step.mutable_data_ptr<int64_t>(),
+       count_of_set(state.set_step), skipped_of(state), count_of_set(state.set_skipped)},
       scratch, call.stream()));
   return norm;
 }

@@ -250,7 +250,7 @@ TEST(Yaml, EveryFieldIsWritten) {
   disturb_all(config.transfer);
   disturb_all(config.pretraining);
   disturb_all(config.evaluation);
-  EXPECT_EQ(fields, 85);
+  EXPECT_EQ(fields, 86);
 }
 
 TEST(Yaml, DoublesKeepTheirBits) {

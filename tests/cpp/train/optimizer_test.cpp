@@ -168,6 +168,42 @@ TEST(AdamW, ForgetsGradientsAfterAStep) {
   for (const Slot& slot : optimizer.slots()) EXPECT_FALSE(slot.parameter.grad().defined());
 }
 
+TEST(AdamW, LeavesEverythingAloneWhereTheNormIsNotFinite) {
+  config::TrainingConfig training = small_run().training;
+  training.weight_decay = 0.5;
+  model::DMamba model = make_model(small_run());
+  AdamW optimizer(*model, training);
+  const auto state = [&] {
+    std::vector<Tensor> all;
+    for (const Slot& slot : optimizer.slots()) {
+      for (const Tensor& t : {slot.parameter, slot.first_moment, slot.second_moment}) {
+        all.push_back(t.detach().clone());
+      }
+    }
+    return all;
+  };
+  const std::vector<Tensor> before = state();
+  // Infinite, NaN, and so large that the sum of squares is infinite in float32.
+  for (const double value : {double{INFINITY}, double{NAN}, 1e30}) {
+    set_gradients(optimizer, 1);
+    optimizer.slots()[3].parameter.mutable_grad().flatten()[0] = value;
+    EXPECT_FALSE(std::isfinite(optimizer.step(1e-2).item<double>()));
+    for (const Slot& slot : optimizer.slots()) EXPECT_FALSE(slot.parameter.grad().defined());
+    const std::vector<Tensor> after = state();
+    for (size_t i = 0; i < before.size(); ++i) EXPECT_TRUE(torch::equal(before[i], after[i])) << i;
+  }
+  set_gradients(optimizer, 1);
+  optimizer.step(1e-2);
+  const std::vector<Tensor> moved = state();
+  model::DMamba fresh_model = make_model(small_run());
+  AdamW fresh(*fresh_model, training);
+  set_gradients(fresh, 1);
+  fresh.step(1e-2);
+  for (size_t i = 0; i < fresh.slots().size(); ++i) {
+    EXPECT_TRUE(torch::equal(fresh.slots()[i].parameter, moved[3 * i])) << fresh.slots()[i].name;
+  }
+}
+
 TEST(AdamW, LeavesFrozenParametersUntouched) {
   config::TrainingConfig training = small_run().training;
   training.decay = "all";

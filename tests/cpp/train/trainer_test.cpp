@@ -177,8 +177,52 @@ TEST(Trainer, LossThatIsNotFiniteIsAnErrorThatNamesTheStep) {
     torch::NoGradGuard no_grad;
     model->named_parameters()["embed_state.weight"].fill_(NAN);
   }
-  expect_contains(message_of<Error>([&] { trainer.run(1e9); }),
-                  {"not finite", "step 5", "seed 11"});
+  const std::string message = message_of<NotFiniteError>([&] { trainer.run(1e9); });
+  expect_contains(message, {"not finite in step 1 ", "seed 11", "segments of waves, from step",
+                            "of episode", "training.skip_nan_batches"});
+  EXPECT_EQ(trainer.step(), 0);
+  EXPECT_EQ(message_of<NotFiniteError>([&] { trainer.run(1e9); }), message);
+}
+
+TEST(Trainer, PassesOverBatchesThatAreNotFinite) {
+  config::Config config = small_run();
+  config.training.skip_nan_batches = 3;
+  model::DMamba model = make_model(config);
+  Trainer trainer(config, make_store(), model);
+  Tensor weight = model->named_parameters()["embed_state.weight"];
+  const Tensor before = weight.detach().clone();
+  {
+    torch::NoGradGuard no_grad;
+    weight[0][0] = NAN;
+  }
+  EXPECT_TRUE(trainer.run(1e9, 2).empty());
+  EXPECT_EQ(trainer.skipped(), 2);
+  for (const auto& item : model->named_parameters()) {
+    if (item.key() == "embed_state.weight") continue;
+    EXPECT_TRUE(item.value().isfinite().all().item<bool>()) << item.key();
+  }
+  {
+    torch::NoGradGuard no_grad;
+    weight.copy_(before);
+  }
+  const std::vector<MetricsRow> rows = trainer.run(1e9, 3);
+  ASSERT_EQ(rows.size(), 1u);
+  EXPECT_EQ(rows[0].step, 5);
+  EXPECT_EQ(rows[0].skipped, 2);
+  EXPECT_TRUE(std::isfinite(rows[0].loss));
+  const TemporaryFolder folder;
+  trainer.save(folder / "ckpt");
+  Trainer other(config, make_store(), make_model(config));
+  other.load(folder / "ckpt");
+  EXPECT_EQ(other.skipped(), 2);
+  expect_same_rows(trainer.run(1e9), other.run(1e9));
+  {
+    torch::NoGradGuard no_grad;
+    weight[0][0] = INFINITY;
+  }
+  expect_contains(message_of<NotFiniteError>([&] { trainer.save(folder / "bad"); }),
+                  {"embed_state.weight", "holds NaN or infinity"});
+  EXPECT_FALSE(std::filesystem::exists(folder / "bad"));
 }
 
 TEST(Trainer, WhatDoesNotFitIsNamed) {
