@@ -4,6 +4,16 @@ Activations are (batch, L, channels) with contiguous channels; storage is float3
 (arithmetic in float32) or, on the CPU, float64. Parameters (A, D, biases, weights) and states are
 float32, or float64 with float64 activations. The same inputs give the same bits with any number of
 threads, and on a GPU on any stream.
+
+Extremes: a result is finite where float64 arithmetic gives one that float32 can hold and where the
+products of three inputs stay below 1e38; step sizes down to denormal numbers and up to 1e3, A down
+to -1e4 and softplus anywhere are among what the tests draw. An input that is infinite or NaN shows
+in what depends on it: of u, delta and z their own channel from that token on, of B and C all
+channels of the sequence, and the gradients of parameters, which are sums. It never reaches another
+sequence of the batch, nor what comes after the next segment's start (on a GPU the backward pass
+keeps sequences apart, not the segments within one); where the mask is False it is as if it were not
+there, but for that token's own output.
+
 Wrong shapes, dtypes or devices raise RuntimeError naming the op and the argument.
 
 Under ``torch.autocast`` activations may be of mixed types: they are cast to its dtype (float32

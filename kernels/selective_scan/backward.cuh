@@ -65,7 +65,7 @@ class BackwardWarp : BackwardInput<Shape, T, kTiles, kUsual> {
           prepare<false>(flags[k], k * Shape::kSteps);
         }
       }
-      order_states();
+      order_states(flags);
 #pragma unroll 1
       for (int k = tiles - 1; k >= 0; --k) {
         __syncthreads();
@@ -143,7 +143,7 @@ class BackwardWarp : BackwardInput<Shape, T, kTiles, kUsual> {
         const Softplus step = kSoftplus ? softplus_with_derivative(x) : Softplus{x, 1.0F};
         derivative[j] = counts ? step.derivative : 0.0F;
         dt_dtu[2 * j] = counts ? step.value : 0.0F;
-        dt_dtu[2 * j + 1] = dt_dtu[2 * j] * u[j];
+        dt_dtu[2 * j + 1] = counts ? step.value * u[j] : 0.0F;
       }
 #pragma unroll
       for (int j = 0; j < 2 * kWidth; j += 4) {
@@ -334,7 +334,8 @@ class BackwardWarp : BackwardInput<Shape, T, kTiles, kUsual> {
 #pragma unroll
       for (int j = 0; j < kWidth; ++j) {
         du[j] = fmaf(D[j], dy[j], dt_dtu[2 * j] * Bg[j]);
-        ddt[j] = fmaf(kLn2, ddt[j], u[j] * Bg[j]) * derivative[j];
+        // A token that does not count gives exactly zero, whatever u holds.
+        ddt[j] = derivative[j] == 0.0F ? 0.0F : fmaf(kLn2, ddt[j], u[j] * Bg[j]) * derivative[j];
         dD[j] = fmaf(dy[j], u[j], dD[j]);
         dbias[j] += ddt[j];
       }

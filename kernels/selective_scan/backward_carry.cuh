@@ -142,7 +142,7 @@ class CarryWarp {
       load_pack<float, 2 * kPer>(shared_.dt_dy[t][lane_ / Shape::kLanes * kPer], x);
       load_pack<float, kStatesPerLane>(&shared_.C[t][part_.state], C);
       const float forget = flags.forget(t);
-      factor_ = flags.starts(t) ? 0.0F : factor_;
+      factor_ = flags.starts(t) ? kForgets : factor_;
 #pragma unroll
       for (int c = 0; c < kPer; ++c) {
         dt_sum_[c] += x[2 * c];

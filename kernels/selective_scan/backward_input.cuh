@@ -124,11 +124,15 @@ class BackwardInput {
     });
   }
 
-  /// B and C in fp32 in every order of four states.
-  __device__ __forceinline__ void order_states() {
+  /// B and C in fp32 in every order of four states; zeros for B where a token does not count.
+  __device__ __forceinline__ void order_states(const TileFlags (&flags)[kTiles]) {
     for_state_packs([&](int matrix, int t, int n) {
       float v[kStatesPerLane], w[kStatesPerLane];
       load_pack<T, kStatesPerLane>(&shared_.raw[matrix][t][n], v);
+      const TileFlags& tile = flags[kTiles > 1 && t >= Shape::kSteps ? 1 : 0];
+      const bool hidden = matrix == 0 && !tile.counts(t % Shape::kSteps);
+#pragma unroll
+      for (int s = 0; s < kStatesPerLane; ++s) v[s] = hidden ? 0.0F : v[s];
 #pragma unroll
       for (int order = 0; order < Block::kOrders; ++order) {
 #pragma unroll

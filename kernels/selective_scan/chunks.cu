@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(256)
     const int64_t at = (b * n_chunks + chunk) * width + index % width;
     const float factor = carries.factor[at], state = carries.state[at];
     carries.state[at] = h;
-    h = fmaf(factor, h, state);
+    h = signbit(factor) ? state : fmaf(factor, h, state);
   }
 }
 

@@ -13,6 +13,10 @@
 
 namespace dmamba::kernels {
 
+/// The product P of a chunk in which a segment starts: zero with a minus sign, which no product of
+/// exponentials has. What enters such a chunk is not looked at, be it finite or not.
+constexpr float kForgets = -0.0F;
+
 /// What the first pass leaves and the join turns into the states that enter the chunks;
 /// (batch, n_chunks, d_inner, d_state) each.
 struct ChunkCarries {

@@ -156,7 +156,7 @@ class ForwardWarp {
   }
 
   /// dt and dt u of every token and channel, B and C, in fp32. Tokens that don't count have dt = 0:
-  /// they leave the state as it is.
+  /// they leave the state as it is, whatever u and B hold.
   template <int kBuffer>
   __device__ __forceinline__ TileFlags prepare() {
     const TileFlags flags{__ballot_sync(~0U, flag_ != 0)};
@@ -173,7 +173,7 @@ class ForwardWarp {
 #pragma unroll
       for (int j = 0; j < kWidth; ++j) {
         dt_dtu[2 * j] = counts ? dt[j] : 0.0F;
-        dt_dtu[2 * j + 1] = dt_dtu[2 * j] * u[j];
+        dt_dtu[2 * j + 1] = counts ? dt[j] * u[j] : 0.0F;
       }
       float* to = &shared_.dt_dtu[kBuffer][0][0][0] + 2 * item_.index(i);
 #pragma unroll
@@ -187,6 +187,9 @@ class ForwardWarp {
       if (!Shape::kAllBusyStates && item >= Shape::kSteps * Shape::kLanes) break;
       float values[kStatesPerLane];
       B_next_[i].get(values);
+      const bool counts = flags.counts(lane_ / Shape::kLanes + i * (32 / Shape::kLanes));
+#pragma unroll
+      for (int s = 0; s < kStatesPerLane; ++s) values[s] = counts ? values[s] : 0.0F;
       store_pack<float, kStatesPerLane>(&shared_.B[kBuffer][0][0] + item * kStatesPerLane, values);
       if constexpr (!kStateOnly) {
         C_next_[i].get(values);
@@ -226,14 +229,13 @@ class ForwardWarp {
         if constexpr (!kStateOnly) {
           load_pack<float, kStatesPerLane>(&shared_.C[kBuffer][t][part_.state], C);
         }
-        const float forget = flags.forget(t);
-        if constexpr (kStateOnly) factor_ = flags.starts(t) ? 0.0F : factor_;
+        if (flags.starts(t)) forget();
 #pragma unroll
         for (int c = 0; c < kPer; ++c) {
           if constexpr (kStateOnly) dt_sum_[c] += x[2 * c];
 #pragma unroll
           for (int s = 0; s < kStatesPerLane; ++s) {
-            const float a = exp2_fast(fmaf(x[2 * c], A_[c][s], forget));
+            const float a = exp2_fast(x[2 * c] * A_[c][s]);
             h_[c][s] = fmaf(a, h_[c][s], x[2 * c + 1] * B[s]);
             if constexpr (!kStateOnly) {
               float& sum = y[i * kPer + c];
@@ -252,6 +254,16 @@ class ForwardWarp {
         }
       }
     }
+  }
+
+  /// At a segment's start. Not by a factor of zero, which a state that is infinite survives as NaN.
+  __device__ __forceinline__ void forget() {
+#pragma unroll
+    for (int c = 0; c < Shape::kPerLane; ++c) {
+#pragma unroll
+      for (int s = 0; s < kStatesPerLane; ++s) h_[c][s] = 0.0F;
+    }
+    if constexpr (kStateOnly) factor_ = kForgets;
   }
 
   /// out = (y + D u) SiLU(z), for the tile at `step`.

@@ -161,8 +161,10 @@ def test_continuing_forgets_what_lies_past_the_checkpoint(tmp_path):
 
 
 def test_a_damaged_metrics_file_is_named(tmp_path):
-    (tmp_path / "metrics.csv").write_text(",".join(METRICS) + "\n10,0.5,1.0,1.0\n20,x,1.0,1.0\n")
-    message = re.escape(f"{tmp_path / 'metrics.csv'}:3: not a row of metrics: '20,x,1.0,1.0'")
+    (tmp_path / "metrics.csv").write_text(
+        ",".join(METRICS) + "\n10,0.5,1.0,1.0,0\n20,x,1.0,1.0,0\n"
+    )
+    message = re.escape(f"{tmp_path / 'metrics.csv'}:3: not a row of metrics: '20,x,1.0,1.0,0'")
     with pytest.raises(dmamba.DataError, match=message):
         Run(tmp_path).metrics()
     (tmp_path / "metrics.csv").write_text("step,loss\n")

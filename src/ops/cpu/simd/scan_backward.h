@@ -173,7 +173,9 @@ void walk_back(const SelectiveScanBackwardParams& p, const Block<V>& k, int64_t 
     const V* a = w.a + i * d_state;
     const T* B = row<const T>(p.B, k.b, t);
     const T* C = row<const T>(p.C, k.b, t);
-    const V dt = w.dt[i], u = w.u[i], dy = w.dy[i], dtu = dt * u;
+    // What a token that does not count holds, NaN perhaps, must not reach the sums over the tokens.
+    const bool live = flag(p.mask, k.b, p.length, t, true);
+    const V dt = w.dt[i], u = w.u[i], dy = w.dy[i], dtu = live ? dt * u : zero;
     V sum_B = zero, sum_A = zero;
     add_sums<V, kStates>(d_state, w.dB + i * state_vectors<V>(d_state),
                          [&](int64_t n) __attribute__((always_inline)) {
@@ -190,7 +192,7 @@ void walk_back(const SelectiveScanBackwardParams& p, const Block<V>& k, int64_t 
       for (int64_t n = 0; n < d_state; ++n) g[n] = zero;
     }
     fma(D, dy, dt * sum_B).store(row<T>(p.du, k.b, t) + k.c, k.n);
-    const V ddelta = fma(u, sum_B, sum_A) * w.slope[i];
+    const V ddelta = live ? fma(u, sum_B, sum_A) * w.slope[i] : zero;
     ddelta.store(row<T>(p.ddelta, k.b, t) + k.c, k.n);
     w.dbias[j] = w.dbias[j] + ddelta;
     w.dD[j] = fma(dy, u, w.dD[j]);

@@ -1,0 +1,78 @@
+"""Random shapes, strides, types and extreme values: the ops against float64, and what stays apart.
+
+    DMAMBA_EXAMPLES=500 python -m pytest tests/python/test_ops_properties.py --hypothesis-seed=SEED
+
+draws other examples than the fixed ones of every change, and more of them.
+"""
+
+import contextlib
+import math
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from op_properties import (
+    check_convolution,
+    check_convolution_isolation,
+    check_elementwise,
+    check_scan,
+    check_scan_isolation,
+    check_updates,
+    convolutions,
+    kinds,
+    scans,
+    seeds,
+)
+
+from dmamba import _C
+
+capabilities = st.sampled_from(_C.cpu_capabilities())
+special = st.sampled_from([math.nan, math.inf, -math.inf])
+
+
+@contextlib.contextmanager
+def using(capability):
+    before = _C.cpu_capability()
+    _C.set_cpu_capability(capability)
+    try:
+        yield
+    finally:
+        _C.set_cpu_capability(before)
+
+
+@given(scans(), capabilities)
+def test_scan(example, capability):
+    with using(capability):
+        check_scan(example)
+
+
+@given(convolutions(), capabilities)
+def test_convolution(example, capability):
+    with using(capability):
+        check_convolution(example)
+
+
+@given(scans(), capabilities)
+def test_updates(example, capability):
+    with using(capability):
+        check_updates(example)
+
+
+@given(scans(), capabilities, st.sampled_from(["u", "delta", "B", "C"]), special, seeds)
+def test_what_is_not_finite_stays_in_its_sequence(example, capability, name, value, seed):
+    with using(capability):
+        check_scan_isolation(example, name, value, seed)
+
+
+@given(convolutions(), capabilities, special, seeds)
+def test_what_is_not_finite_stays_in_its_window(example, capability, value, seed):
+    with using(capability):
+        check_convolution_isolation(example, value, seed)
+
+
+@given(
+    seeds, kinds, st.sampled_from([torch.float32, torch.bfloat16, torch.float64]), capabilities
+)  # fmt: skip
+def test_elementwise(seed, kind, dtype, capability):
+    with using(capability):
+        check_elementwise(seed, kind, dtype)
