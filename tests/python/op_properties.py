@@ -30,7 +30,7 @@ settings.register_profile(
 )
 settings.load_profile("dmamba")
 
-FLOOR = 1e-30  # below, float32 loses digits and a GPU flushes denormal numbers
+FLOOR = 1e-37  # below, float32 loses digits; a GPU flushes denormal numbers, as sigmoid's
 ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float64: 0.0}  # of what is stored
 UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-24, torch.float64: 2.0**-53}
 
@@ -228,7 +228,9 @@ def scan_magnitudes(tensors, marks, weights, softplus):
     t = {name: tensor.double() for name, tensor in tensors.items()}
     batch, length, d_inner = t["u"].shape
     raw = t["delta"] + t.get("delta_bias", 0.0)
-    dt, slope = (F.softplus(raw), torch.sigmoid(raw)) if softplus else (raw, torch.ones_like(raw))
+    dt, slope = raw, torch.ones_like(raw)
+    if softplus:
+        dt, slope = F.softplus(raw, threshold=40.0), torch.sigmoid(raw)
     if marks["mask"] is not None:
         dt, slope = dt * marks["mask"].unsqueeze(2), slope * marks["mask"].unsqueeze(2)
     u, B, C, A = (t[name].abs() for name in "uBCA")
@@ -294,13 +296,17 @@ def conv_magnitudes(tensors, marks, weights, silu):
     return {"out": 1.1 * size.detach(), "last_state": last.detach()} | found
 
 
-def check(got, expected, magnitudes, dtype, length):
+def check(got, expected, magnitudes, tensors, length):
     """Every number finite, and as near to float64's as rounding allows.
 
     Exponents and what softplus and the gates see have up to a hundred times the unit's error, the
-    sums one a token.
+    sums one a token. What is lost below the floor may have been on its way to a large factor.
     """
+    dtype = next(iter(tensors.values())).dtype
     limit = UNIT[dtype] * (400 + 4 * length)
+    floor = FLOOR * length
+    for tensor in tensors.values():
+        floor *= 1 + float(tensor.double().abs().max()) if tensor.numel() else 1
     for name, exact in expected.items():
         value = got[name].cpu().double()
         assert exact.isfinite().all() and magnitudes[name].isfinite().all(), name
@@ -308,35 +314,45 @@ def check(got, expected, magnitudes, dtype, length):
         finite = exact[bad][:4].tolist()
         assert not bad.any(), f"{name}: {int(bad.sum())} numbers are not finite, but are {finite}"
         stored = ROUNDING[dtype] if got[name].dtype == torch.bfloat16 else 0.0
-        allowed = limit * magnitudes[name] + stored * exact.abs() + FLOOR
+        allowed = limit * magnitudes[name] + stored * exact.abs() + floor
         over = ((value - exact).abs() / allowed).max() if exact.numel() else torch.zeros(())
         assert over <= 1, f"{name}: {float(over):.2e} times what rounding allows"
 
 
 def check_scan(example, device="cpu"):
     tensors, marks, softplus = example
-    dtype, length = tensors["u"].dtype, tensors["u"].shape[1]
     weights = weights_for(ops.selective_scan, tensors)
     got = run(ops.selective_scan, tensors, marks, weights, device, delta_softplus=softplus)
     exact = {name: t.double() for name, t in tensors.items()}
     expected = run(reference.selective_scan, exact, marks, weights, "cpu", delta_softplus=softplus)
-    check(got, expected, scan_magnitudes(tensors, marks, weights, softplus), dtype, length)
+    check(
+        got,
+        expected,
+        scan_magnitudes(tensors, marks, weights, softplus),
+        tensors,
+        tensors["u"].shape[1],
+    )
 
 
 def check_convolution(example, device="cpu"):
     tensors, marks, silu = example
-    dtype, length = tensors["x"].dtype, tensors["x"].shape[1]
     weights = weights_for(ops.causal_conv1d, tensors)
     got = run(ops.causal_conv1d, tensors, marks, weights, device, silu=silu)
     exact = {name: t.double() for name, t in tensors.items()}
     expected = run(reference.causal_conv1d, exact, marks, weights, "cpu", silu=silu)
-    check(got, expected, conv_magnitudes(tensors, marks, weights, silu), dtype, length)
+    check(
+        got,
+        expected,
+        conv_magnitudes(tensors, marks, weights, silu),
+        tensors,
+        tensors["x"].shape[1],
+    )
 
 
 def check_updates(example, device="cpu"):
     """One token at a time gives the last state and the outputs of the whole scan in float64."""
     tensors, _, softplus = example
-    dtype, length = tensors["u"].dtype, min(tensors["u"].shape[1], 20)
+    length = min(tensors["u"].shape[1], 20)
     for name in ("u", "delta", "z", "B", "C"):
         if name in tensors:
             tensors[name] = tensors[name][:, :length]
@@ -346,7 +362,7 @@ def check_updates(example, device="cpu"):
     expected = run(reference.selective_scan, exact, none, weights, "cpu", delta_softplus=softplus)
     size = scan_magnitudes(tensors, none, weights, softplus)
     batch, _, d_inner = tensors["u"].shape
-    real = tensors["A"].dtype
+    real, all_tensors = tensors["A"].dtype, dict(tensors)
     state = tensors.pop("initial_state", torch.zeros(batch, d_inner, tensors["A"].shape[1]))
     state = state.to(device, real).clone(memory_format=torch.preserve_format)
     there = {name: moved(t, device) for name, t in tensors.items()}
@@ -356,104 +372,7 @@ def check_updates(example, device="cpu"):
         out.append(ops.selective_state_update(state, **now, delta_softplus=softplus))
     got = {"out": torch.stack(out, 1), "last_state": state}
     some = {name: expected[name] for name in got}
-    check(got, some, size, dtype, length)
-
-
-def spread(op, tensors, marks, name, place, value, device, **options):
-    """What changes once `tensors[name][place]` is `value`: for each result the changed places."""
-    weights = weights_for(op, tensors)
-    plain = run(op, tensors, marks, weights, device, **options)
-    hurt = {n: t.clone() for n, t in tensors.items()}
-    hurt[name][place] = value
-    other = run(op, hurt, marks, weights, device, **options)
-    return {n: (a != other[n]) & ~(a.isnan() & other[n].isnan()) for n, a in plain.items()}
-
-
-def contiguous(tensors):
-    return {name: t.clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
-
-
-def check_scan_isolation(example, name, value, seed, device="cpu", *, segments_in_backward=True):
-    """A number that is not finite stays in its sequence, its channel, and its segment."""
-    tensors, marks, softplus = example
-    tensors = contiguous(tensors)
-    batch, length, d_inner = tensors["u"].shape
-    make = Draw(seed, torch.float32)
-    b, t, c = (int(n * float(make.uniform(1))) for n in (batch, length, d_inner))
-    n = int(tensors["A"].shape[1] * float(make.uniform(1)))
-    of_all = name in ("B", "C")
-    place = (b, t, n if of_all else c)
-    changed = spread(
-        ops.selective_scan, tensors, marks, name, place, value, device, delta_softplus=softplus
-    )
-    channel = slice(None) if of_all else c
-    starts = marks["segment_starts"]
-    first, end = 0, length
-    if starts is not None:
-        begins = [i for i in range(length) if bool(starts[b, i])]
-        first = max([i for i in begins if i <= t], default=0)
-        end = min([i for i in begins if i > t], default=length)
-    masked = marks["mask"] is not None and not bool(marks["mask"][b, t])
-    everywhere = {n: torch.zeros_like(m) for n, m in changed.items()}
-    after = slice(t, t + 1) if masked or name in ("z", "C") else slice(t, end)
-    everywhere["out"][b, after, channel] = True
-    if not masked and name not in ("z", "C") and end == length:
-        everywhere["last_state"][b, channel] = True
-    whole = slice(first, end) if segments_in_backward else slice(None)
-    for row in ("du", "ddelta", "dz"):
-        if row in changed:
-            everywhere[row][b, whole, channel] = True
-    for row in ("dB", "dC"):
-        everywhere[row][b, whole] = True
-    for row in ("dA", "dD", "ddelta_bias"):
-        if row in changed:
-            everywhere[row][channel] = True
-    if "dinitial_state" in changed and (first == 0 or not segments_in_backward):
-        everywhere["dinitial_state"][b, channel] = True
-    if masked and name in ("u", "delta", "B"):  # it is as if it were not there
-        everywhere["last_state"] &= False
-        for row in ("dA", "ddelta_bias", "dinitial_state"):
-            if row in changed:
-                everywhere[row] &= False
-        for row in ("du", "ddelta", "dz", "dB", "dC"):
-            if row in changed:
-                kept = torch.zeros_like(everywhere[row])
-                kept[:, t] = True
-                everywhere[row] &= kept
-    for result, places in changed.items():
-        stray = (places.cpu() & ~everywhere[result].cpu()).nonzero().tolist()
-        assert not stray, f"{value} in {name}{list(place)} reaches {result}{stray[0]}"
-
-
-def check_convolution_isolation(example, value, seed, device="cpu"):
-    """The same of a convolution: its channel, and the tokens whose window sees it."""
-    tensors, marks, silu = example
-    tensors = contiguous(tensors)
-    batch, length, d_inner = tensors["x"].shape
-    width = tensors["weight"].shape[1]
-    make = Draw(seed, torch.float32)
-    b, t, c = (int(n * float(make.uniform(1))) for n in (batch, length, d_inner))
-    changed = spread(ops.causal_conv1d, tensors, marks, "x", (b, t, c), value, device, silu=silu)
-    starts = marks["segment_starts"]
-    begins = [] if starts is None else [i for i in range(length) if bool(starts[b, i])]
-    first = max([i for i in begins if i <= t], default=-width)
-    end = min([i for i in begins if i > t], default=length)
-    masked = marks["mask"] is not None and not bool(marks["mask"][b, t])
-    allowed = {name: torch.zeros_like(m) for name, m in changed.items()}
-    if not masked:
-        seen = slice(t, min(t + width, end))
-        allowed["out"][b, seen, c] = True
-        allowed["dx"][b, max(first, t - width + 1, 0) : seen.stop, c] = True
-        if end == length:
-            allowed["last_state"][b, c] = True
-        for name in ("dweight", "dbias"):
-            if name in changed:
-                allowed[name][c] = True
-        if "dinitial_state" in changed and first < 0:
-            allowed["dinitial_state"][b, c] = True
-    for result, places in changed.items():
-        stray = (places.cpu() & ~allowed[result].cpu()).nonzero().tolist()
-        assert not stray, f"{value} in x{[b, t, c]} reaches {result}{stray[0]}"
+    check(got, some, size, all_tensors, length)
 
 
 def check_elementwise(seed, kind, dtype, device="cpu"):
@@ -468,7 +387,7 @@ def check_elementwise(seed, kind, dtype, device="cpu"):
     def near(got, exact, size, what):
         got = got.cpu().double()
         assert got.isfinite().all(), what
-        allowed = UNIT[dtype] * 400 * size + stored * exact.abs() + FLOOR
+        allowed = UNIT[dtype] * 400 * size + stored * exact.abs() + 1e-30
         assert ((got - exact).abs() <= allowed).all(), what
 
     exact = x.double().requires_grad_()

@@ -11,12 +11,11 @@ import math
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from op_borders import check_convolution_isolation, check_scan_isolation
 from op_properties import (
     check_convolution,
-    check_convolution_isolation,
     check_elementwise,
     check_scan,
-    check_scan_isolation,
     check_updates,
     convolutions,
     kinds,

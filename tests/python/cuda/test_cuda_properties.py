@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 from support import needs_cuda, poison
 
 sys.path.append(str(Path(__file__).parents[1]))
+from op_borders import check_convolution_isolation, check_scan_isolation  # noqa: E402
 from op_properties import (  # noqa: E402
     check_convolution,
-    check_convolution_isolation,
     check_elementwise,
     check_scan,
-    check_scan_isolation,
     check_updates,
     convolutions,
     kinds,
