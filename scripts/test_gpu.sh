@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs the tests that need a GPU; fails, rather than skips, where there is none. The Python that it
-# uses needs a dmamba with CUDA ops (scripts/build_wheel.sh, or pip install . where nvcc is) and pytest.
+# uses needs a dmamba with CUDA ops (scripts/build_wheel.sh, or pip install . where nvcc is), pytest,
+# h5py and hypothesis.
 #
 #   scripts/test_gpu.sh [pytest arguments ...]
 #   scripts/test_gpu.sh --sanitize [TOOL ...]    compute-sanitizer over every op, training steps and

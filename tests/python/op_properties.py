@@ -129,6 +129,8 @@ def moved(tensor, device):
     """On the device with the same strides, where it has room for them."""
     if tensor is None or device == "cpu":
         return tensor
+    if tensor.numel() == 0:
+        return tensor.to(device)
     if 0 in tensor.stride() and tensor.numel() > 1:
         return tensor[:1].to(device).expand(tensor.shape)
     size = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
