@@ -6,6 +6,8 @@
 #include <limits>
 #include <memory>
 #include <stdexcept>
+#include <thread>
+#include <vector>
 
 #include "dmamba/common/error.h"
 #include "test_support.h"
@@ -181,6 +183,24 @@ TEST(FrameSampler, SeedAndStepMatterAndNothingElse) {
   EXPECT_TRUE(first == again);
   EXPECT_FALSE(first == next);
   EXPECT_FALSE(first == seeded);
+}
+
+TEST(FrameSampler, ThreadsThatShareABatchWriteTheSame) {
+  const FrameSampler sampler(make_store({5, 9, 14, 30}), options(16, 4));
+  Batch serial(16, 4), parallel(16, 4);
+  for (int step = 0; step < 20; ++step) {
+    sampler.sample(step, serial.view());
+    std::vector<std::thread> threads;
+    for (int first = 0; first < 4; ++first) {
+      threads.emplace_back([&, first] {
+        for (int row = first; row < 16; row += 4) {
+          sampler.sample_row(step, row, row, parallel.view());
+        }
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    EXPECT_TRUE(serial == parallel);
+  }
 }
 
 TEST(FrameSampler, TimestepsAreCapped) {
