@@ -71,6 +71,7 @@ std::shared_ptr<TrajectoryStore> open_dataset_here(const std::string& path,
 
 std::vector<std::string> dataset_formats() {
   std::vector<std::string> names;
+  names.reserve(kFormats.size());
   for (const Format& format : kFormats) {
     names.emplace_back(format.name);
   }

@@ -116,10 +116,11 @@ std::optional<std::string> read_string(hid_t dataset, hid_t type) {
   if (H5Tis_variable_str(type) > 0) {
     H5Tset_size(memory_type.id(), H5T_VARIABLE);
     char* text = nullptr;
-    if (H5Dread(dataset, memory_type.id(), H5S_ALL, H5S_ALL, H5P_DEFAULT, &text) < 0) {
+    if (H5Dread(dataset, memory_type.id(), H5S_ALL, H5S_ALL, H5P_DEFAULT,
+                static_cast<void*>(&text)) < 0) {
       return std::nullopt;
     }
-    const std::string result = text != nullptr ? text : "";
+    std::string result = text != nullptr ? text : "";
     H5free_memory(text);
     return result;
   }

@@ -164,6 +164,7 @@ bool parse_truncation(const std::string& message, Truncation* truncation) {
   unsigned long long eof = 0;
   unsigned long long base = 0;
   unsigned long long stored = 0;
+  // NOLINTNEXTLINE(*-unchecked-string-to-number-conversion): numbers that HDF5 has printed
   if (std::sscanf(message.c_str(),
                   "truncated file: eof = %llu, sblock->base_addr = %llu, stored_eof = %llu", &eof,
                   &base, &stored) != 3) {

@@ -150,6 +150,7 @@ class EpisodeReader {
   void read_observations(std::int64_t rows) {
     find_parts_of_observation();
     std::vector<std::vector<float>> parts;
+    parts.reserve(parts_.size());
     for (std::size_t k = 0; k < parts_.size(); ++k) {
       parts.push_back(read_matrix(parts_[k], rows, rows + 1, &dims_[k]));
     }

@@ -120,7 +120,7 @@ FrameStore::Columns ReplayReading::outline() {
 
 FrameStore::Columns ReplayReading::read(const MakeStorage& make_storage) {
   plan();
-  const std::int64_t planned = done_;
+  const std::int64_t planned = done_;  // NOLINT(*-DeadStores): it does not see who catches
   for (int attempt = 0;; ++attempt) {
     choose();
     FrameStore::Columns result = columns();
