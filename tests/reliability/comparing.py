@@ -1,4 +1,4 @@
-"""What a folder holds, without what may differ; and what a kill may leave in the folder of a run."""
+"""What a folder holds, without what may differ; and what a kill may leave of a run."""
 
 from __future__ import annotations
 
@@ -25,13 +25,16 @@ _TIMES = {
     "host_bytes",
     "gpu_bytes",
     "workers",
+    "resumed",
+    "downloaded",
+    "mtime_ns",
 }
 
 
 def picture(place: Path, ignored: str = "") -> Picture:
     """Every file and folder below a place: its digest, or ``folder``.
 
-    JSON and sweep.csv are taken without times, memory and numbers of workers; the place's own path
+    JSON and tables of sweeps are taken without times, memory and numbers of workers; the place's own path
     is nothing to it.
     """
     found: Picture = {}
@@ -112,6 +115,8 @@ def _digest(path: Path, place: Path) -> str:
         content = json.dumps(_without_times(json.loads(content)), sort_keys=True).encode()
     elif path.name == "sweep.csv":
         content = _without_columns(content.decode()).encode()
+    elif path.name == "sweep.md":  # whose last two columns are times
+        content = re.sub(rb"\| [\d.]+ \| [\d.]+ \|$", b"", content, flags=re.M)
     return hashlib.sha256(content.replace(str(place).encode(), b"PLACE")).hexdigest()
 
 

@@ -66,7 +66,7 @@ def run(
         trace: As for :meth:`Fault.arm`.
         after: Seconds after which the child is killed.
         group: Whether the processes that it has started are killed with it.
-        first: A signal that is sent instead; the kill follows a random-free tenth of a second later.
+        first: A signal that is sent then; the kill follows a tenth of a second later.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     state, said, output = (scratch / name for name in ("state", "said.json", "output"))

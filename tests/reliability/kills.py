@@ -44,17 +44,18 @@ if TYPE_CHECKING:
     from subjects import Subject
 
 SHARES = {  # of random kills; where something cannot be run here, the others have more
-    "train": 150,
+    "train": 140,
     "beside": 10,
-    "sweep": 8,
+    "sweep": 10,
     "convert": 12,
+    "download": 8,
     "record": 14,
     "export": 6,
 }
 FAULTS = {"kill": faults.KILL, "half": faults.KILL_HALF, "full": faults.FULL, "fail": faults.FAIL}
 MOST_STARTS = 8
 SAYS_FULL = ("No space left", "no space left")
-SAYS_WHAT_TO_DO = ("make room", "let DMAMBA_DATA name", "choose another")
+SAYS_WHAT_TO_DO = ("make room", "Make room", "let DMAMBA_DATA name", "choose another")
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
 import os
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -212,6 +214,44 @@ class Recording(Subject):
         return _whole_or_none(place, self.base / f"{self.name}.whole", "mine.hdf5", "Breakout/**/*")
 
 
+class Download(Subject):
+    """A dataset that is fetched by its name from a server of this machine."""
+
+    def __init__(self, name: str, base: Path) -> None:
+        super().__init__(name, base)
+        self.port = _serve(Path(write_dataset(base / "served.hdf5")).read_bytes())
+
+    def start(self, place: Path) -> None:
+        os.environ["DMAMBA_DATA"] = str(place)
+        os.environ["DMAMBA_D4RL_URL"] = f"http://127.0.0.1:{self.port}/"
+        data.load("hopper-medium-v2", progress=False)
+
+    def picture(self, place: Path) -> Picture:
+        return picture(place, ignored=r".*\.lock$")  # empty; the next download takes it
+
+    def check(self, place: Path) -> list[str]:
+        return _whole_or_none(place, self.base / f"{self.name}.whole", "*.hdf5")
+
+
+def _serve(content: bytes) -> int:
+    """Starts a server that ends with this process; returns its port."""
+    from test_download import Server
+
+    read, write = os.pipe()
+    parent = os.getpid()
+    if os.fork() == 0:
+        ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)  # PR_SET_PDEATHSIG
+        server = Server(content)
+        os.write(write, str(server.server_port).encode())
+        os.close(write)
+        if os.getppid() == parent:
+            server.serve_forever(0.02)
+        os._exit(0)
+    os.close(write)
+    with open(read) as stream:
+        return int(stream.read())
+
+
 class Export(Subject):
     """A model that is written over an older one of the same folder."""
 
@@ -305,6 +345,7 @@ def make(base: Path, device: str) -> dict[str, list[Subject]]:
         )
     ]
     subjects["convert"] = [Conversion("convert", base)]
+    subjects["download"] = [Download("download", base)]
     subjects["export"] = [Export("export", base)]
     if simulated:
         evaluation = {"evaluation": {"episodes": 2, "targets": [100], "every": 15}}
