@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from dmamba import _C
-from dmamba.files import write_json
+from dmamba.files import flush, write_json
 from dmamba.progress import bar
 
 ATTEMPTS = 5  # in a row without a byte more than before
@@ -318,6 +318,7 @@ def _accept(url: str, target: Path, name: str) -> None:
     }
     write_json(record_path, fresh)  # first: a file without its record would never be checked
     os.replace(part, target)
+    flush(target.parent)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, whatever kills the process that writes them.
+"""Files and folders that are there whole or not at all, whatever kills who writes them.
 
 What is being written has a name of its own beside its target, ``.dmamba-HOST-PROCESS-NUMBER.tmp``,
 until it is on the disk. A killed process leaves it; the next one that writes into the same folder
@@ -71,24 +71,24 @@ def replacing(path: Path, suffix: str = "") -> Iterator[Path]:
     with naming(path):
         try:
             yield temporary
-            _flush(temporary)
+            flush(temporary)
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _flush(path.parent)
+        flush(path.parent)
 
 
 @contextlib.contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """The same for a folder, which is given empty; files in it must be flushed by who writes them."""
+    """The same for a folder, which is given empty; who writes files in it flushes them."""
     temporary = temporary_beside(path)
     with naming(path):
         try:
             temporary.mkdir(parents=True)
             yield temporary
             for folder in (temporary, *(part for part in temporary.rglob("*") if part.is_dir())):
-                _flush(folder)
+                flush(folder)
             _C.replace_folder(os.fspath(temporary), os.fspath(path))
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -145,7 +145,8 @@ def _lives(pid: int) -> bool:
     return True
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

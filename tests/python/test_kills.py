@@ -1,6 +1,6 @@
-"""A short round of tests/reliability/kills.py: kills, full disks and failing calls at chosen moments.
+"""A short round of tests/reliability/kills.py: kills, full disks, failing calls.
 
-What each call is, the campaign counts by itself: a change in the order of files needs no change here.
+The campaign counts calls by itself: a change in the order of files needs no change here.
 """
 
 import re

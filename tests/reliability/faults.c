@@ -125,16 +125,17 @@ static void die(void) {
   for (;;) pause();
 }
 
-// Counts a call. `grows`: it takes space on the disk. `last` is set where the process is to die
-// once the call is done.
-static enum Verdict count_call(const char* call, const char* path, int grows, int* last) {
+// Counts a call. `from`: what is renamed, else empty. `grows`: it takes space on the disk. `last` is
+// set where the process is to die once the call is done.
+static enum Verdict count_call(const char* call, const char* path, const char* from, int grows,
+                               int* last) {
   struct State* state = faults.state;
   const long number = atomic_fetch_add(&state->count, 1) + 1;
   *last = 0;
   if (faults.trace >= 0) {
-    char line[1200];
-    const int length = snprintf(line, sizeof(line), "%ld\t%d\t%s\t%s\n", number, (int)getpid(),
-                                call, path);
+    char line[4600];
+    const int length = snprintf(line, sizeof(line), "%ld\t%d\t%s\t%s\t%s\n", number,
+                                (int)getpid(), call, path, from);
     syscall(SYS_write, faults.trace, line, length);
   }
   const int now = number == faults.at;
@@ -155,18 +156,22 @@ static enum Verdict count_call(const char* call, const char* path, int grows, in
 }
 
 // Returns from the calling function with an error where there is to be one.
-#define FAULT_PATH(call, folder, path, grows)                       \
-  int last = 0;                                                     \
-  {                                                                 \
-    char full[2200];                                                \
-    if (faults.state && watched(folder, path, full, sizeof(full))) { \
-      const enum Verdict verdict = count_call(call, full, grows, &last); \
-      if (verdict == kIoError || (verdict != kDo && !last)) {       \
-        errno = verdict == kIoError ? EIO : ENOSPC;                 \
-        return -1;                                                  \
-      }                                                             \
-    }                                                               \
+#define FAULT_RENAME(call, from_folder, from, folder, path, grows)                  \
+  int last = 0;                                                                     \
+  {                                                                                 \
+    char full[2200], source[2200] = "";                                             \
+    if (faults.state && watched(folder, path, full, sizeof(full))) {                \
+      if ((from) != NULL) watched(from_folder, from, source, sizeof(source));       \
+      const enum Verdict verdict = count_call(call, full, source, grows, &last);    \
+      if (verdict == kIoError || (verdict != kDo && !last)) {                       \
+        errno = verdict == kIoError ? EIO : ENOSPC;                                 \
+        return -1;                                                                  \
+      }                                                                             \
+    }                                                                               \
   }
+
+#define FAULT_PATH(call, folder, path, grows) \
+  FAULT_RENAME(call, AT_FDCWD, (const char*)NULL, folder, path, grows)
 
 #define FINISH(value)              \
   const __typeof__(value) result = (value); \
@@ -218,7 +223,7 @@ DEFINE_OPENAT(openat64)
     int last = 0;                                                              \
     if (faults.state && how[0] != 'r' && watched(AT_FDCWD, path, full, sizeof(full))) { \
       const enum Verdict verdict =                                             \
-          count_call("fopen", full, faccessat(AT_FDCWD, path, F_OK, 0) != 0, &last); \
+          count_call("fopen", full, "", faccessat(AT_FDCWD, path, F_OK, 0) != 0, &last); \
       if (verdict == kIoError || (verdict != kDo && !last)) {                  \
         errno = verdict == kIoError ? EIO : ENOSPC;                            \
         return NULL;                                                           \
@@ -233,7 +238,7 @@ DEFINE_FOPEN(fopen64)
 static enum Verdict before_write(const char* call, int fd, size_t* bytes, int* last) {
   char full[1024];
   if (!faults.state || fd <= 2 || !watched_descriptor(fd, full, sizeof(full))) return kDo;
-  const enum Verdict verdict = count_call(call, full, 1, last);
+  const enum Verdict verdict = count_call(call, full, "", 1, last);
   if (verdict != kHalf) return verdict;
   if (*bytes < 2) return *last ? kDo : kNoSpace;
   *bytes /= 2;
@@ -288,19 +293,19 @@ ssize_t writev(int fd, const struct iovec* pieces, int count) {
 
 int rename(const char* from, const char* to) {
   REAL(int, "rename", const char*, const char*);
-  FAULT_PATH("rename", AT_FDCWD, to, 0)
+  FAULT_RENAME("rename", AT_FDCWD, from, AT_FDCWD, to, 0)
   FINISH(real(from, to));
 }
 
 int renameat(int from_folder, const char* from, int to_folder, const char* to) {
   REAL(int, "renameat", int, const char*, int, const char*);
-  FAULT_PATH("renameat", to_folder, to, 0)
+  FAULT_RENAME("renameat", from_folder, from, to_folder, to, 0)
   FINISH(real(from_folder, from, to_folder, to));
 }
 
 int renameat2(int from_folder, const char* from, int to_folder, const char* to, unsigned flags) {
   REAL(int, "renameat2", int, const char*, int, const char*, unsigned);
-  FAULT_PATH("renameat2", to_folder, to, 0)
+  FAULT_RENAME("renameat2", from_folder, from, to_folder, to, 0)
   FINISH(real(from_folder, from, to_folder, to, flags));
 }
 
@@ -351,7 +356,7 @@ int mkdirat(int folder, const char* path, mode_t mode) {
   {                                                                           \
     char full[1024];                                                          \
     if (faults.state && watched_descriptor(fd, full, sizeof(full))) {         \
-      const enum Verdict verdict = count_call(call, full, grows, &last);      \
+      const enum Verdict verdict = count_call(call, full, "", grows, &last);  \
       if (verdict == kIoError || (verdict != kDo && !last)) {                 \
         errno = verdict == kIoError ? EIO : ENOSPC;                           \
         return -1;                                                            \

@@ -108,27 +108,33 @@ class Trials:
         subjects: By name.
         base: The folder that has been prepared by :meth:`prepare`.
         scratch: This process's own.
+        power: Whether it is also held against power cuts; on a GPU the files are no others.
     """
 
-    def __init__(self, subjects: dict[str, Subject], base: Path, scratch: Path) -> None:
+    def __init__(
+        self, subjects: dict[str, Subject], base: Path, scratch: Path, power: bool = False
+    ) -> None:
         self.subjects = subjects
         self.base = base
         self.scratch = scratch
+        self.power = power
 
     def prepare(self, subject: Subject) -> dict[str, Any]:
         """Runs a subject without a fault; returns its calls and seconds.
 
         Raises:
-            RuntimeError: It fails, or two runs differ.
+            RuntimeError: It fails, two runs differ, or a name is given before its content is safe.
         """
         import forks
-        from comparing import difference
+        from comparing import difference, lost_by_a_power_cut
 
         whole = self.base / f"{subject.name}.whole"
         trace = self.base / f"{subject.name}.trace"
         outcome = forks.run(lambda: subject.start(whole), self.scratch, whole, trace=trace)
         if not outcome.done:
             raise RuntimeError(f"{subject.name} fails without a fault: {outcome}")
+        if self.power and (lost := lost_by_a_power_cut(trace)):
+            raise RuntimeError(f"{subject.name}, where the power fails: {lost}")
         if hasattr(subject, "remember"):
             place = self.base / f"{subject.name}.all"
             kept = forks.run(lambda: subject.remember(place), self.scratch, place)
@@ -285,7 +291,7 @@ def _campaign(arguments: argparse.Namespace, base: Path, all_subjects: dict[str,
     names = list(by_name)
 
     def prepare(name: str) -> dict[str, Any]:
-        trials = Trials(by_name, base, base / f"scratch-{name}")
+        trials = Trials(by_name, base, base / f"scratch-{name}", arguments.device == "cpu")
         known = trials.prepare(by_name[name])
         pictured = by_name[name].picture(base / f"{name}.whole")
         (base / f"{name}.json").write_text(json.dumps(pictured))
@@ -326,7 +332,7 @@ def _chosen(trace: Path, pattern: str) -> list[int]:
     """The numbers of the calls that a pattern finds in ``CALL PATH``."""
     found = []
     for line in trace.read_text().splitlines():
-        number, _, call, path = line.split("\t")
+        number, _, call, path, _ = line.split("\t")
         if re.search(pattern, f"{call} {os.path.relpath(path, trace.with_suffix('.whole'))}"):
             found.append(int(number))
     return found
