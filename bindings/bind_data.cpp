@@ -33,6 +33,22 @@ py::dict episode_arrays(const TrajectoryStore& store, int64_t i) {
   return d;
 }
 
+// Opens without the GIL, but for the calls of `progress`.
+template <class Open>
+std::shared_ptr<TrajectoryStore> open_released(const std::string& storage,
+                                               const std::string& scratch,
+                                               const py::object& progress, const Open& open) {
+  data::Storage s{.kind = storage, .scratch = scratch};
+  if (!progress.is_none()) {
+    s.progress = [&progress](int64_t done, int64_t total) {
+      const py::gil_scoped_acquire gil;
+      progress(done, total);
+    };
+  }
+  const py::gil_scoped_release release;
+  return open(s);
+}
+
 template <class T, class F>
 py::array_t<T> by_episode(const EpisodeStore& store, const F& value) {
   py::array_t<T> out(store.num_episodes());
@@ -141,19 +157,28 @@ void bind_data(py::module_& m) {
 
   m.def(
       "open_dataset",
-      [](const std::string& path, const std::string& format) {
-        return data::open_dataset(path, format);
+      [](const std::string& path, const std::string& format, const std::string& storage,
+         const std::string& scratch, const py::object& progress) {
+        return open_released(storage, scratch, progress, [&](const data::Storage& s) {
+          return data::open_dataset(path, format, s);
+        });
       },
-      py::arg("path"), py::arg("format") = "auto", ReleaseGil(),
-      "Reads a dataset file. Raises DataError naming file, field and what to do.");
-
+      py::arg("path"), py::arg("format") = "auto", py::arg("storage") = "auto",
+      py::arg("scratch") = "", py::arg("progress") = py::none(),
+      "Reads a dataset file. Raises DataError naming file, field and what to do. `progress` is "
+      "called with bytes done and in all where transitions stay on disk.");
   m.def(
       "open_minari",
-      [](const std::string& path, const data::Metadata& metadata) {
-        return data::open_minari(path, metadata);
+      [](const std::string& path, const data::Metadata& metadata, const std::string& storage,
+         const std::string& scratch, const py::object& progress) {
+        return open_released(storage, scratch, progress, [&](const data::Storage& s) {
+          return data::open_minari(path, metadata, s);
+        });
       },
-      py::arg("path"), py::arg("metadata"), ReleaseGil(),
-      "Reads the HDF5 file of a dataset of Minari's; the metadata become the store's.");
+      py::arg("path"), py::arg("metadata"), py::arg("storage") = "auto", py::arg("scratch") = "",
+      py::arg("progress") = py::none(),
+      "Reads the HDF5 file of a dataset of Minari's; the metadata become the store's. Otherwise as "
+      "open_dataset.");
   m.def("create_store", &create_store, py::arg("observations"), py::arg("actions"),
         py::arg("rewards"), py::arg("terminals"), py::arg("timeouts"), py::arg("name"),
         py::arg("metadata"),

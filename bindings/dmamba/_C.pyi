@@ -174,8 +174,20 @@ class TrajectoryStore(EpisodeStore):
     def episode(self, index: int) -> dict[str, Any]: ...
     def state_statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
 
-def open_dataset(path: str, format: str = "auto") -> TrajectoryStore: ...
-def open_minari(path: str, metadata: dict[str, str]) -> TrajectoryStore: ...
+def open_dataset(
+    path: str,
+    format: str = "auto",
+    storage: str = "auto",
+    scratch: str = "",
+    progress: Callable[[int, int], None] | None = None,
+) -> TrajectoryStore: ...
+def open_minari(
+    path: str,
+    metadata: dict[str, str],
+    storage: str = "auto",
+    scratch: str = "",
+    progress: Callable[[int, int], None] | None = None,
+) -> TrajectoryStore: ...
 def create_store(
     observations: NDArray[np.float32],
     actions: NDArray[np.float32],

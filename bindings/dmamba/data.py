@@ -14,6 +14,7 @@ from dmamba._C import FrameStore, TrajectoryStore
 from dmamba.download import check
 from dmamba.episodes import from_arrays, from_episodes
 from dmamba.frame_segments import FrameSegmentDataset
+from dmamba.progress import ReadingBar
 from dmamba.recording import record
 from dmamba.segments import SegmentDataset
 from dmamba.segments import default_rtg_scale as rtg_scale
@@ -54,6 +55,7 @@ def load(
     seed: int = 0,
     game: str = "",
     cache: str = "disk",
+    storage: str = "auto",
     progress: bool = True,
     verify: bool = False,
 ) -> _C.TrajectoryStore | _C.FrameStore:
@@ -76,6 +78,9 @@ def load(
         seed: Of the order in which shards are visited.
         game: Which, where the folder holds several.
         cache: ``disk``, or ``memory``: nothing is kept.
+        storage: Of vectors, where the transitions are: ``memory``; ``disk``, which reads rows as
+            they are asked for; ``auto``: on disk where they would take more than half of the memory
+            that is free. What is drawn from them is the same. docs/data.md says what it costs.
         progress: Whether a download or the reading of a game shows a bar.
         verify: Hold the whole file against the SHA-256 of its download, too; one without a record,
             which was not downloaded here, is refused.
@@ -97,21 +102,32 @@ def load(
         "seed": seed,
         "game": game,
     }
-    return _read(path, format, chosen, cache, progress)
+    return _read(path, format, chosen, cache, storage, progress)
 
 
 def _read(
-    path: Path, format: str, chosen: dict[str, Any], cache: str, progress: bool
+    path: Path, format: str, chosen: dict[str, Any], cache: str, storage: str, progress: bool
 ) -> _C.TrajectoryStore | _C.FrameStore:
     """Reads a file or folder that is here; ``chosen`` is what is chosen of a recorded game."""
     if _holds_game(path, format):
+        if storage != "auto":
+            raise _C.ConfigError(
+                f"{path}: storage is for states that are vectors, not for recorded games, which "
+                "have cache (disk, memory)"
+            )
         return replays.load(path, **chosen, cache=cache, progress=progress)
     for key, value in chosen.items():
         if value:
             raise _C.ConfigError(f"{path}: {key} is for recorded games (DQN-replay), not for this")
-    if format in ("auto", minari_sets.FORMAT) and minari_sets.is_set(path):
-        return minari_sets.load(path)
-    return _C.open_dataset(str(path), format)
+    with ReadingBar(f"reading {path.name}", progress) as shown:
+        kept: dict[str, Any] = {
+            "storage": storage,
+            "scratch": str(cache_folders()[0]),
+            "progress": shown.update,
+        }
+        if format in ("auto", minari_sets.FORMAT) and minari_sets.is_set(path):
+            return minari_sets.load(path, **kept)
+        return _C.open_dataset(str(path), format, **kept)
 
 
 def _holds_game(path: Path, format: str) -> bool:
@@ -135,7 +151,9 @@ def load_configured(
         "seed": config.selection_seed if _is_recording(path) else 0,
         "game": replays.game_of(config.environment),
     }
-    store = _read(path, "auto", chosen, config.cache, progress)
+    game = _holds_game(path, "auto")
+    storage = "memory" if config.cache == "memory" and not game else "auto"
+    store = _read(path, "auto", chosen, config.cache, storage, progress)
     return reshape(store, config)
 
 

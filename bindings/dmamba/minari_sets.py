@@ -31,11 +31,13 @@ def is_read_from(store: _C.EpisodeStore) -> bool:
     return "dataset_id" in store.metadata
 
 
-def load(path: Path) -> _C.TrajectoryStore:
+def load(path: Path, **kept: Any) -> _C.TrajectoryStore:
     """Reads a dataset.
 
     Args:
         path: As for :func:`is_set`.
+        **kept: Where transitions are: ``storage``, ``scratch`` and ``progress`` of
+            ``_C.open_minari``; what pyarrow reads is in memory.
 
     Returns:
         A store with the metadata that :func:`dmamba.minari_folders.facts` gives, and, where they
@@ -55,7 +57,7 @@ def load(path: Path) -> _C.TrajectoryStore:
     facts = minari_folders.facts(metadata)
     form = metadata.get("data_format", "hdf5")
     if form == "hdf5":
-        store = _C.open_minari(str(folder / minari_folders.HDF5_FILE), facts)
+        store = _C.open_minari(str(folder / minari_folders.HDF5_FILE), facts, **kept)
     else:
         store = _load_tables(folder, form, metadata, facts)
     for what, found in (("episodes", store.num_episodes), ("steps", store.num_transitions)):

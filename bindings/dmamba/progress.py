@@ -95,3 +95,31 @@ def note(text: str, *, enabled: bool = True) -> None:
     """Writes a line, above the bars that are being drawn."""
     if enabled:
         tqdm.write(text)
+
+
+class ReadingBar:
+    """A bar that learns its total with the first update; without one, as of what is cached, none.
+
+    Args:
+        description: What is read.
+        enabled: Whether to show anything.
+    """
+
+    def __init__(self, description: str, enabled: bool) -> None:
+        self._description, self._enabled = description, enabled
+        self._bar: Any = None
+
+    def __enter__(self) -> ReadingBar:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def update(self, done: int, total: int) -> None:
+        """Shows ``done`` of ``total`` bytes; nothing while the total is 0, not known yet."""
+        if total == 0:
+            return
+        if self._bar is None:
+            self._bar = bar(total, self._description, "B", enabled=self._enabled, scale=True)
+        self._bar.update(done - self._bar.n)

@@ -14,7 +14,7 @@ import numpy as np
 
 from dmamba import _C, envs, histograms, scores, sources
 from dmamba.envs import games
-from dmamba.progress import bar
+from dmamba.progress import ReadingBar
 
 RECIPE = """\
 DQN-replay (Atari) is Google's, some 50 shards a game and run, 7 GB each when inflated; `buffers`
@@ -38,7 +38,7 @@ FORMAT = "dqn-replay"
 CACHES = ("disk", "memory")
 # Settings that states and actions that are vectors have no use for.
 GAME_KEYS = {
-    "dataset": ("buffers", "trajectories_per_buffer", "transitions", "selection_seed", "cache"),
+    "dataset": ("buffers", "trajectories_per_buffer", "transitions", "selection_seed"),
     "model": ("encoder", "position"),
     "evaluation": ("temperature", "sticky_actions"),
 }
@@ -78,7 +78,7 @@ def load(
                 "let DMAMBA_DATA name a folder that can, or use cache=memory (dataset.cache=memory)"
             ) from None
         folder = str(place)
-    with _ReadingBar(f"reading {path.name}", progress) as shown:
+    with ReadingBar(f"reading {path.name}", progress) as shown:
         return _C.open_replay(
             str(path),
             buffers=buffers,
@@ -111,7 +111,7 @@ def outline(
     """
     place = _cache_folder(cache)
     folder = str(place) if place is not None and place.is_dir() else ""
-    with _ReadingBar(f"looking at {path.name}", progress) as shown:
+    with ReadingBar(f"looking at {path.name}", progress) as shown:
         return _C.outline_replay(str(path), **chosen, cache=folder, progress=shown.update)
 
 
@@ -120,27 +120,6 @@ def _cache_folder(cache: str) -> Path | None:
     if cache not in CACHES:
         raise _C.ConfigError(f"cache must be one of {', '.join(CACHES)}, got {cache!r}")
     return sources.cache_folders()[0] / "replays" if cache == "disk" else None
-
-
-class _ReadingBar:
-    """A bar that learns its total with the first update; a cached recording shows none."""
-
-    def __init__(self, description: str, enabled: bool) -> None:
-        self._description, self._enabled = description, enabled
-        self._bar: Any = None
-
-    def __enter__(self) -> _ReadingBar:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def update(self, done: int, total: int) -> None:
-        """Shows ``done`` of ``total`` bytes."""
-        if self._bar is None:
-            self._bar = bar(total, self._description, "B", enabled=self._enabled, scale=True)
-        self._bar.update(done - self._bar.n)
 
 
 def game_of(environment: str) -> str:

@@ -1,4 +1,4 @@
-// dmamba-check-file READER FILE: reads a file as the library does, in a process that may die of it,
+// dmamba-check-file READER FILE STORAGE SCRATCH LIMIT (of data::Storage): reads a file as the library does, in a process that may die of it,
 // and prints "read" or why not. Started by src/data/readers/file_check.cpp.
 #include <hdf5.h>
 #include <malloc.h>
@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <fstream>
 #include <new>
@@ -60,12 +61,13 @@ void limit_all(const char* path) {
   alarm(static_cast<unsigned>(kPatience * seconds));
 }
 
-std::string read(const std::string& reader, const std::string& path) {
+std::string read(const std::string& reader, const std::string& path,
+                 const dmamba::data::Storage& storage) {
   try {
     if (reader == "converted") {
       dmamba::data::open_converted_here(path, path, "");
     } else {
-      dmamba::data::open_dataset_here(path, reader);
+      dmamba::data::open_dataset_here(path, reader, storage);
     }
     return dmamba::data::kFileWasRead;
   } catch (const std::bad_alloc&) {
@@ -79,12 +81,14 @@ std::string read(const std::string& reader, const std::string& path) {
 }  // namespace
 
 int main(int count, char** arguments) {
-  if (count != 3) {
-    std::fputs("usage: dmamba-check-file READER FILE\n", stderr);
+  if (count != 6) {
+    std::fputs("usage: dmamba-check-file READER FILE STORAGE SCRATCH LIMIT\n", stderr);
     return 2;
   }
   limit_all(arguments[2]);
-  const std::string message = read(arguments[1], arguments[2]);
+  dmamba::data::Storage storage{arguments[3], arguments[4]};
+  storage.memory_limit = std::strtoull(arguments[5], nullptr, 10);
+  const std::string message = read(arguments[1], arguments[2], storage);
   H5close();  // as at the end of the process that will use the file
   std::fwrite(message.data(), 1, message.size(), stdout);
   std::fflush(stdout);

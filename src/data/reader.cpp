@@ -18,7 +18,7 @@ namespace {
 struct Format {
   const char* name;
   bool (*accepts)(const std::string& path);  // from the content alone; never throws
-  std::shared_ptr<TrajectoryStore> (*open)(const std::string& path);
+  std::shared_ptr<TrajectoryStore> (*open)(const std::string& path, const Storage& storage);
 };
 
 // Asked in this order when the format is to be told from the file.
@@ -43,20 +43,22 @@ bool known(const std::string& format) {
 
 }  // namespace
 
-std::shared_ptr<TrajectoryStore> open_dataset(const std::string& path, const std::string& format) {
+std::shared_ptr<TrajectoryStore> open_dataset(const std::string& path, const std::string& format,
+                                              const Storage& storage) {
   // What is no HDF5 file is refused by code of our own.
-  if (!is_hdf5(path) || !known(format)) return open_dataset_here(path, format);
-  const FileCheck check(path, format);
-  auto store = open_dataset_here(path, format);
+  if (!is_hdf5(path) || !known(format)) return open_dataset_here(path, format, storage);
+  const FileCheck check(path, format, storage);
+  auto store = open_dataset_here(path, format, storage);
   check.require_unchanged();
   return store;
 }
 
 std::shared_ptr<TrajectoryStore> open_dataset_here(const std::string& path,
-                                                   const std::string& format) {
+                                                   const std::string& format,
+                                                   const Storage& storage) {
   for (const Format& candidate : kFormats) {
     if (format == candidate.name || (format == "auto" && candidate.accepts(path))) {
-      return candidate.open(path);
+      return candidate.open(path, storage);
     }
   }
   if (format != "auto") {

@@ -7,6 +7,7 @@
 #include <numeric>
 #include <utility>
 
+#include "data/disk_store.h"
 #include "dmamba/common/error.h"
 #include "dmamba/common/philox.h"
 
@@ -15,6 +16,14 @@ namespace {
 
 /// Arrays with room for `rows` transitions.
 TransitionArrays make_arrays(const TrajectoryStore& store, std::int64_t rows) {
+  const std::uint64_t bytes = bytes_in_memory(rows, store.state_dim(), store.act_dim());
+  if (const std::uint64_t left = free_memory(); bytes > left) {
+    throw DataError(
+        store.name() + ": some of its episodes, or other rewards for them, are a copy " +
+        "in memory, which takes " + std::to_string(bytes >> 20) + " MiB; " +
+        std::to_string(left >> 20) + " MiB are free. Choose a smaller share, or write " +
+        "the episodes to a file of their own");
+  }
   TransitionArrays arrays;
   arrays.state_dim = store.state_dim();
   arrays.act_dim = store.act_dim();

@@ -2,11 +2,10 @@
 #include "dmamba/data/trajectory_store.h"
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
-#include <stdexcept>
+#include <span>
 #include <utility>
 
+#include "data/episode_finder.h"
 #include "data/validation.h"
 #include "dmamba/common/error.h"
 
@@ -63,60 +62,35 @@ MemoryStore::MemoryStore(TransitionArrays arrays, std::string name, Metadata met
     : arrays_(std::move(arrays)), name_(std::move(name)), metadata_(std::move(metadata)) {}
 
 void MemoryStore::find_episodes() {
-  const std::int64_t rows = num_transitions();
-  std::int64_t start = 0;
-  for (std::int64_t row = 0; row < rows; ++row) {
-    if (arrays_.terminals[row] != 0 || arrays_.timeouts[row] != 0) {
-      episodes_.push_back({.start = start,
-                           .length = row + 1 - start,
-                           .ret = 0.0,
-                           .terminated = arrays_.terminals[row] != 0});
-      start = row + 1;
-    }
-  }
-  if (episodes_.empty()) {
-    throw DataError(name_ + ": no episode ends: terminals and timeouts are false in all " +
-                    std::to_string(rows) + " rows; set one of them at each episode's last row");
-  }
-  dropped_ = rows - start;
-  arrays_.observations.resize(start * arrays_.state_dim);
-  arrays_.actions.resize(start * arrays_.act_dim);
-  arrays_.rewards.resize(start);
+  EpisodeFinder finder;
+  finder.add(arrays_.terminals, arrays_.timeouts);
+  episodes_ = finder.take(name_);
+  dropped_ = finder.dropped();
+  const std::int64_t rows = finder.rows() - dropped_;
+  arrays_.observations.resize(rows * arrays_.state_dim);
+  arrays_.actions.resize(rows * arrays_.act_dim);
+  arrays_.rewards.resize(rows);
   std::vector<std::uint8_t>().swap(arrays_.terminals);
   std::vector<std::uint8_t>().swap(arrays_.timeouts);
 }
 
 void MemoryStore::sum_returns() {
   rtg_.resize(arrays_.rewards.size());
-  for (Episode& episode : episodes_) {
-    double sum = 0.0;
-    for (std::int64_t row = episode.start + episode.length - 1; row >= episode.start; --row) {
-      sum += arrays_.rewards[row];
-      if (std::abs(sum) > std::numeric_limits<float>::max()) {
-        throw DataError(name_ + ": the return-to-go at row " + std::to_string(row) +
-                        " leaves the range of float32; scale the rewards down");
-      }
-      rtg_[row] = static_cast<float>(sum);
-    }
-    episode.ret = sum;
+  for (Episode& e : episodes_) {
+    const std::span rewards(arrays_.rewards.data() + e.start, static_cast<std::size_t>(e.length));
+    e.ret = data::sum_returns(name_, rewards, e.start, 0.0,
+                              {rtg_.data() + e.start, static_cast<std::size_t>(e.length)});
   }
 }
 
 Episode MemoryStore::episode(std::int64_t i) const {
-  if (i < 0 || i >= num_episodes()) {
-    throw std::out_of_range(name_ + ": episode " + std::to_string(i) + " of " +
-                            std::to_string(num_episodes()));
-  }
+  require_episode(*this, i);
   return episodes_[i];
 }
 
 void MemoryStore::read(std::int64_t first, std::int64_t count, float* states, float* actions,
                        float* rewards, float* rtg) const {
-  if (first < 0 || count < 0 || first > num_transitions() - count) {
-    throw std::out_of_range(name_ + ": " + std::to_string(count) + " transitions from " +
-                            std::to_string(first) + " on leave the store's " +
-                            std::to_string(num_transitions()));
-  }
+  require_range(*this, first, count);
   copy_rows(arrays_.observations, first, count, arrays_.state_dim, states);
   copy_rows(arrays_.actions, first, count, arrays_.act_dim, actions);
   copy_rows(arrays_.rewards, first, count, 1, rewards);

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <stdexcept>
 
 #include "dmamba/common/error.h"
 
@@ -34,21 +35,48 @@ void require_equal_lengths(const std::string& source, const std::vector<FieldLen
   }
 }
 
-void require_finite(const std::string& source, const std::string& field,
-                    const std::vector<float>& values, std::int64_t columns) {
+void require_episode(const EpisodeStore& store, std::int64_t i) {
+  if (i >= 0 && i < store.num_episodes()) return;
+  throw std::out_of_range(store.name() + ": episode " + std::to_string(i) + " of " +
+                          std::to_string(store.num_episodes()));
+}
+
+void require_range(const EpisodeStore& store, std::int64_t first, std::int64_t count) {
+  if (first >= 0 && count >= 0 && first <= store.num_transitions() - count) return;
+  throw std::out_of_range(store.name() + ": " + std::to_string(count) + " transitions from " +
+                          std::to_string(first) + " on leave the store's " +
+                          std::to_string(store.num_transitions()));
+}
+
+void FiniteCheck::add(std::span<const float> values) {
   const auto is_bad = [](float value) { return !std::isfinite(value); };
-  const auto first = std::find_if(values.begin(), values.end(), is_bad);
-  if (first == values.end()) {
-    return;
+  // Counting is many times faster than looking for the first: nearly always there is none.
+  const auto bad = std::count_if(values.begin(), values.end(), is_bad);
+  if (bad > 0 && bad_ == 0) {
+    const auto first = std::find_if(values.begin(), values.end(), is_bad);
+    first_ = seen_ + (first - values.begin());
+    nan_ = std::isnan(*first);
   }
-  const std::int64_t index = first - values.begin();
-  std::string place = field + " row " + std::to_string(index / columns);
+  bad_ += bad;
+  seen_ += static_cast<std::int64_t>(values.size());
+}
+
+void FiniteCheck::require(const std::string& source, const std::string& field,
+                          std::int64_t columns) const {
+  if (bad_ == 0) return;
+  std::string place = field + " row " + std::to_string(first_ / columns);
   if (columns > 1) {
-    place += ", column " + std::to_string(index % columns);
+    place += ", column " + std::to_string(first_ % columns);
   }
-  throw DataError(source + ": " + place + " is " + (std::isnan(*first) ? "NaN" : "infinite") +
-                  " (" + std::to_string(std::count_if(first, values.end(), is_bad)) +
-                  " such values in the field); remove or repair these rows");
+  throw DataError(source + ": " + place + " is " + (nan_ ? "NaN" : "infinite") + " (" +
+                  std::to_string(bad_) + " such values in the field); remove or repair these rows");
+}
+
+void require_finite(const std::string& source, const std::string& field,
+                    std::span<const float> values, std::int64_t columns) {
+  FiniteCheck check;
+  check.add(values);
+  check.require(source, field, columns);
 }
 
 void require_sampling_options(const std::string& sampler, std::int64_t batch_size,

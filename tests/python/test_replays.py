@@ -159,7 +159,6 @@ def test_the_actions_are_the_game_s(recording, elsewhere):
     ("override", "key"),
     [
         ("dataset.buffers=3", "dataset.buffers"),
-        ("dataset.cache=memory", "dataset.cache"),
         ("model.encoder=impala", "model.encoder"),
         ("evaluation.temperature=0.5", "evaluation.temperature"),
     ],

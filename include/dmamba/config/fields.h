@@ -40,7 +40,9 @@ void for_each_field(F&& f, Tag<DatasetConfig>) {
   f("selection_seed", &S::selection_seed,
     "seed of the episodes of fraction; DQN-replay: of the order of visits");
   f("cache", &S::cache,
-    "DQN-replay: disk: chosen frames are kept in a file, mapped by later starts | memory");
+    "disk: DQN-replay: chosen frames are kept in a file, mapped by later starts; vectors: rows are "
+    "read as they are drawn where all would take over half of the free memory | memory: all is in "
+    "memory");
   f("top_fraction", &S::top_fraction,
     "share of the episodes that is trained on, those with the highest returns; 1: all");
   f("rewards", &S::rewards,

@@ -6,7 +6,9 @@
 #include <utility>
 #include <vector>
 
+#include "data/disk_store.h"
 #include "data/readers/hdf5_file.h"
+#include "data/readers/hdf5_rows.h"
 #include "data/readers/readers.h"
 #include "data/validation.h"
 #include "dmamba/common/error.h"
@@ -82,15 +84,60 @@ Infos inspect_fields(const Hdf5File& file) {
   return infos;
 }
 
+// Calls visit(first, count) for all rows of a dataset, in blocks of whole chunks.
+template <class Visit>
+void for_each_block(const Hdf5Rows& dataset, std::int64_t width, Visit visit) {
+  const auto rows = static_cast<std::int64_t>(dataset.info().shape[0]);
+  const std::int64_t chunk = dataset.chunk_rows();
+  const std::int64_t most = std::max<std::int64_t>(1, rows_of_block(width) / chunk) * chunk;
+  for (std::int64_t first = 0; first < rows; first += most) {
+    visit(first, std::min(most, rows - first));
+  }
+}
+
+// A column of the file where it lies, or copied as float32.
+DiskColumn column_on_disk(const Hdf5File& file, const std::string& field, const Storage& storage) {
+  const Hdf5Rows dataset(file, field);
+  const auto& shape = dataset.info().shape;
+  const std::int64_t width = shape.size() == 2 ? static_cast<std::int64_t>(shape[1]) : 1;
+  if (const auto offset = dataset.float_offset()) {
+    return {RandomFile::open(file.path()), *offset, width};
+  }
+  ScratchColumn copy(storage.scratch);
+  for_each_block(dataset, width, [&](std::int64_t first, std::int64_t count) {
+    std::vector<float> block(static_cast<std::size_t>(count * width));
+    dataset.floats(first, count, block.data());
+    copy.append(block);
+  });
+  return copy.finish(width);
+}
+
+std::shared_ptr<TrajectoryStore> open_on_disk(const Hdf5File& file, const Storage& storage) {
+  DiskStore::Columns columns{column_on_disk(file, "observations", storage),
+                             column_on_disk(file, "actions", storage),
+                             column_on_disk(file, "rewards", storage)};
+  EpisodeFinder ends;
+  const Hdf5Rows terminals(file, "terminals"), timeouts(file, "timeouts");
+  for_each_block(terminals, 1, [&](std::int64_t first, std::int64_t count) {
+    ends.add(terminals.flags(first, count), timeouts.flags(first, count));
+  });
+  return DiskStore::create(std::move(columns), std::move(ends), file.path(),
+                           file.read_scalars("metadata"), storage);
+}
+
 }  // namespace
 
-std::shared_ptr<TrajectoryStore> open_d4rl(const std::string& path) {
+std::shared_ptr<TrajectoryStore> open_d4rl(const std::string& path, const Storage& storage) {
   const Hdf5File file(path);
   require_fields(file);
   const Infos infos = inspect_fields(file);
   TransitionArrays arrays;
   arrays.state_dim = static_cast<std::int64_t>(infos.at("observations").shape[1]);
   arrays.act_dim = static_cast<std::int64_t>(infos.at("actions").shape[1]);
+  const auto rows = static_cast<std::int64_t>(infos.at("rewards").shape[0]);
+  if (bytes_in_memory(rows, arrays.state_dim, arrays.act_dim) > memory_limit(storage)) {
+    return open_on_disk(file, storage);
+  }
   arrays.observations = file.read_floats("observations");
   arrays.actions = file.read_floats("actions");
   arrays.rewards = file.read_floats("rewards");

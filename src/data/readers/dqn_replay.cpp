@@ -5,6 +5,7 @@
 #include <new>
 #include <utility>
 
+#include "data/readers/conversion_lock.h"
 #include "data/readers/replay_cache.h"
 #include "data/readers/replay_folder.h"
 #include "data/readers/replay_reading.h"
@@ -105,8 +106,18 @@ std::shared_ptr<FrameStore> open_cached(const std::string& path, const Recording
                                         const Metadata& metadata, const ReadProgress& progress) {
   const std::string fingerprint = replay_fingerprint(recording, selection);
   const std::string file = converted_path(folder, recording, fingerprint);
-  if (auto found = find_converted(file, path, fingerprint, "; the recording is converted again")) {
-    return found;
+  const auto find = [&] {
+    return find_converted(file, path, fingerprint, "; the recording is converted again");
+  };
+  std::error_code error;
+  const bool damaged = std::filesystem::exists(file, error);
+  if (auto found = find()) return found;
+  const ConversionLock lock(file, [&] {
+    if (progress) progress(0, 0);
+  });
+  // Another process may have been first.
+  if (!damaged || lock.waited()) {
+    if (auto found = find()) return found;
   }
   std::shared_ptr<ConvertedFile> storage;
   ReplayReading(recording, selection, progress).read([&](const FrameStore::Columns& columns) {

@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <csignal>
@@ -107,14 +108,17 @@ class Memory {
 
 // Its standard output is `out`; it sees neither our standard input nor our terminal.
 pid_t start(const std::string& program, const std::string& reader, const std::string& path,
-            int out) {
+            const Storage& storage, int out) {
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
   posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
   posix_spawn_file_actions_adddup2(&actions, out, 1);
   posix_spawn_file_actions_addopen(&actions, 2, "/dev/null", O_WRONLY, 0);
-  std::array<std::string, 3> words{program, reader, path};
-  std::array<char*, 4> arguments{words[0].data(), words[1].data(), words[2].data(), nullptr};
+  std::array<std::string, 6> words{
+      program, reader, path, storage.kind, storage.scratch, std::to_string(storage.memory_limit)};
+  std::array<char*, 7> arguments{};
+  std::transform(words.begin(), words.end(), arguments.begin(),
+                 [](std::string& word) { return word.data(); });
   pid_t child = -1;
   const int code =
       ::posix_spawn(&child, program.c_str(), &actions, nullptr, arguments.data(), environ);
@@ -153,14 +157,14 @@ std::string wait_for(pid_t child) {
 }
 
 // The program's message, kFileWasRead where all is well.
-std::string ask(const std::string& reader, const std::string& path) {
+std::string ask(const std::string& reader, const std::string& path, const Storage& storage) {
   std::array<int, 2> ends{};
   if (::pipe2(ends.data(), O_CLOEXEC) != 0) {
     throw DataError(path + ": cannot be checked: " + reason(errno));
   }
   pid_t child = -1;
   try {
-    child = start(program_path(), reader, path, ends[1]);
+    child = start(program_path(), reader, path, storage, ends[1]);
   } catch (...) {
     ::close(ends[0]);
     ::close(ends[1]);
@@ -177,12 +181,13 @@ std::string ask(const std::string& reader, const std::string& path) {
 
 }  // namespace
 
-FileCheck::FileCheck(std::string path, const std::string& reader) : path_(std::move(path)) {
+FileCheck::FileCheck(std::string path, const std::string& reader, const Storage& storage)
+    : path_(std::move(path)) {
   state_ = state_of(path_);
   if (trusted()) return;
   const Memory memory(state_, reader);
   if (memory.knows()) return;
-  const std::string message = ask(reader, path_);
+  const std::string message = ask(reader, path_, storage);
   if (message != kFileWasRead) throw DataError(message);
   require_unchanged();
   memory.add();

@@ -10,6 +10,8 @@
 #include <cstdint>
 #include <string>
 
+#include "dmamba/data/reader.h"
+
 namespace dmamba::data {
 
 constexpr const char* kFileWasRead = "read\n";  ///< what dmamba-check-file prints; else its error
@@ -28,10 +30,11 @@ struct FileState {
 /// The check of one file, which lives as long as the file is read.
 class FileCheck {
  public:
-  /// `reader` is a dataset format of open_dataset, or "converted". Throws DataError with the other
+  /// `reader` is a dataset format of open_dataset, or "converted"; the other process keeps what it
+  /// reads as `storage` says, so that it has room where this process has. Throws DataError with the other
   /// process's message where it could not read the file, and one that says how it ended where it
   /// died; also where the program is missing.
-  FileCheck(std::string path, const std::string& reader);
+  FileCheck(std::string path, const std::string& reader, const Storage& storage = {});
 
   /// After the reading: throws DataError where the file is no longer the one that was checked.
   void require_unchanged() const;

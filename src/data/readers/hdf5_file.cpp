@@ -52,16 +52,8 @@ std::string dtype_name(hid_t type) {
   }
 }
 
-bool is_float(const DatasetInfo& info) {
-  return info.dtype == "float32" || info.dtype == "float64";
-}
-
 bool is_integer(const DatasetInfo& info) {
   return info.dtype.starts_with("int") || info.dtype.starts_with("uint");
-}
-
-bool is_flag(const DatasetInfo& info) {
-  return info.dtype == "bool" || info.dtype == "uint8" || info.dtype == "int8";
 }
 
 // What chunks take up once decompressed, edge chunks in full, and how many there should be.
@@ -172,6 +164,29 @@ std::string DatasetInfo::shape_text() const {
     text += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
   }
   return text + (shape.size() == 1 ? ",)" : ")");
+}
+
+void require_float_type(const std::string& path, const std::string& name, const DatasetInfo& info) {
+  if (info.dtype == "float32" || info.dtype == "float64") return;
+  throw DataError(path + ": " + name + " must be float32 or float64, got " + info.dtype);
+}
+
+void require_flag_type(const std::string& path, const std::string& name, const DatasetInfo& info) {
+  if (info.dtype == "bool" || info.dtype == "uint8" || info.dtype == "int8") return;
+  throw DataError(path + ": " + name + " must be bool, uint8 or int8, got " + info.dtype);
+}
+
+std::vector<std::uint8_t> as_flags(const std::string& path, const std::string& name,
+                                   const std::vector<std::int16_t>& values,
+                                   std::int64_t first_row) {
+  const auto bad = std::find_if(values.begin(), values.end(),
+                                [](std::int16_t value) { return value != 0 && value != 1; });
+  if (bad != values.end()) {
+    throw DataError(path + ": " + name + " row " +
+                    std::to_string(first_row + (bad - values.begin())) + " is " +
+                    std::to_string(*bad) + "; flags must be 0 or 1");
+  }
+  return {values.begin(), values.end()};
 }
 
 Hdf5File::Hdf5File(std::string path) : path_(std::move(path)) {
@@ -319,9 +334,7 @@ std::vector<float> Hdf5File::read_floats(const std::string& name) const {
   const Hdf5Session session;
   const Hdf5Handle dataset = open_dataset(name);
   const DatasetInfo info = describe(name, dataset.id());
-  if (!is_float(info)) {
-    throw DataError(path_ + ": " + name + " must be float32 or float64, got " + info.dtype);
-  }
+  require_float_type(path_, name, info);
   check_storage(name, dataset.id(), info);
   std::vector<float> values(element_count(info.shape));
   read_all(name, dataset.id(), H5T_NATIVE_FLOAT, values.data());
@@ -345,20 +358,12 @@ std::vector<std::uint8_t> Hdf5File::read_flags(const std::string& name) const {
   const Hdf5Session session;
   const Hdf5Handle dataset = open_dataset(name);
   const DatasetInfo info = describe(name, dataset.id());
-  if (!is_flag(info)) {
-    throw DataError(path_ + ": " + name + " must be bool, uint8 or int8, got " + info.dtype);
-  }
+  require_flag_type(path_, name, info);
   check_storage(name, dataset.id(), info);
   // int16 holds both int8 and uint8: HDF5 would clip -1 to 0 on its way into a uint8.
   std::vector<std::int16_t> values(element_count(info.shape));
   read_all(name, dataset.id(), H5T_NATIVE_INT16, values.data());
-  const auto bad = std::find_if(values.begin(), values.end(),
-                                [](std::int16_t value) { return value != 0 && value != 1; });
-  if (bad != values.end()) {
-    throw DataError(path_ + ": " + name + " row " + std::to_string(bad - values.begin()) + " is " +
-                    std::to_string(*bad) + "; flags must be 0 or 1");
-  }
-  return {values.begin(), values.end()};
+  return as_flags(path_, name, values, 0);
 }
 
 std::vector<std::int64_t> Hdf5File::read_integers(const std::string& name) const {

@@ -26,6 +26,16 @@ struct Numbers {
   std::vector<float> values;
 };
 
+/// Throws DataError where the type of a dataset is neither float32 nor float64.
+void require_float_type(const std::string& path, const std::string& name, const DatasetInfo& info);
+
+/// Throws DataError where the type of a dataset is not bool, uint8 or int8.
+void require_flag_type(const std::string& path, const std::string& name, const DatasetInfo& info);
+
+/// A dataset's rows from `first_row` on as flags. Throws DataError where one is neither 0 nor 1.
+std::vector<std::uint8_t> as_flags(const std::string& path, const std::string& name,
+                                   const std::vector<std::int16_t>& values, std::int64_t first_row);
+
 class Hdf5File {
  public:
   /// Opens `path`. Throws DataError where it is missing, unreadable, no HDF5 file, or truncated;
@@ -73,6 +83,8 @@ class Hdf5File {
   std::map<std::string, std::string> read_scalars(const std::string& group) const;
 
  private:
+  friend class Hdf5Rows;
+
   Hdf5Handle open_dataset(const std::string& name) const;
   DatasetInfo describe(const std::string& name, std::int64_t dataset) const;
   void check_storage(const std::string& name, std::int64_t dataset, const DatasetInfo& info) const;

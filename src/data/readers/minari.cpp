@@ -4,10 +4,12 @@
 #include <array>
 #include <charconv>
 #include <numeric>
+#include <optional>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include "data/disk_store.h"
 #include "data/readers/file_check.h"
 #include "data/readers/hdf5_file.h"
 #include "data/readers/readers.h"
@@ -74,7 +76,8 @@ class EpisodeReader {
     read_observations(rows);
   }
 
-  TransitionArrays take() { return std::move(arrays_); }
+  /// What was read since they were emptied.
+  TransitionArrays& arrays() { return arrays_; }
   std::int64_t without_end() const { return without_end_; }
   const std::vector<std::string>& parts() const { return parts_; }
 
@@ -222,6 +225,35 @@ class EpisodeReader {
   TransitionArrays arrays_;
 };
 
+// Where episodes go once there are too many for memory.
+class Spill {
+ public:
+  explicit Spill(const std::string& folder)
+      : observations_(folder), actions_(folder), rewards_(folder) {}
+
+  /// Empties the arrays.
+  void take(TransitionArrays& arrays) {
+    observations_.append(arrays.observations);
+    actions_.append(arrays.actions);
+    rewards_.append(arrays.rewards);
+    ends_.add(arrays.terminals, arrays.timeouts);
+    // With their memory, which is large when the first episodes go.
+    arrays = {.state_dim = arrays.state_dim, .act_dim = arrays.act_dim};
+  }
+
+  /// `sizes` tells those of a state and of an action.
+  std::shared_ptr<TrajectoryStore> store(const TransitionArrays& sizes, const std::string& path,
+                                         Metadata metadata, const Storage& storage) {
+    return DiskStore::create(
+        {observations_.finish(sizes.state_dim), actions_.finish(sizes.act_dim), rewards_.finish(1)},
+        std::move(ends_), path, std::move(metadata), storage);
+  }
+
+ private:
+  ScratchColumn observations_, actions_, rewards_;
+  EpisodeFinder ends_;
+};
+
 }  // namespace
 
 bool looks_like_minari(const std::string& path) {
@@ -232,23 +264,33 @@ bool looks_like_minari(const std::string& path) {
   }
 }
 
-std::shared_ptr<TrajectoryStore> open_minari(const std::string& path, Metadata metadata) {
-  if (!is_hdf5(path)) return open_minari_here(path, std::move(metadata));
-  const FileCheck check(path, "minari");
-  auto store = open_minari_here(path, std::move(metadata));
+std::shared_ptr<TrajectoryStore> open_minari(const std::string& path, Metadata metadata,
+                                             const Storage& storage) {
+  if (!is_hdf5(path)) return open_minari_here(path, std::move(metadata), storage);
+  const FileCheck check(path, "minari", storage);
+  auto store = open_minari_here(path, std::move(metadata), storage);
   check.require_unchanged();
   return store;
 }
 
-std::shared_ptr<TrajectoryStore> open_minari_here(const std::string& path, Metadata metadata) {
+std::shared_ptr<TrajectoryStore> open_minari_here(const std::string& path, Metadata metadata,
+                                                  const Storage& storage) {
   const Hdf5File file(path);
   const auto episodes = static_cast<std::int64_t>(file.count("/"));
   if (episodes == 0) {
     throw DataError(path + ": the dataset is empty: it has no group episode_0");
   }
+  const std::uint64_t limit = memory_limit(storage);
   EpisodeReader reader(file);
+  std::optional<Spill> spill;
   for (std::int64_t i = 0; i < episodes; ++i) {
     reader.read("episode_" + std::to_string(i));
+    const TransitionArrays& arrays = reader.arrays();
+    const auto rows = static_cast<std::int64_t>(arrays.rewards.size());
+    if (!spill && bytes_in_memory(rows, arrays.state_dim, arrays.act_dim) > limit) {
+      spill.emplace(storage.scratch);
+    }
+    if (spill) spill->take(reader.arrays());
   }
   if (reader.parts().size() > 1) {
     metadata["observation_parts"] = join(reader.parts());
@@ -256,11 +298,12 @@ std::shared_ptr<TrajectoryStore> open_minari_here(const std::string& path, Metad
   if (reader.without_end() > 0) {
     metadata["episodes_without_end"] = std::to_string(reader.without_end());
   }
-  return MemoryStore::create(reader.take(), path, std::move(metadata));
+  if (spill) return spill->store(reader.arrays(), path, std::move(metadata), storage);
+  return MemoryStore::create(std::move(reader.arrays()), path, std::move(metadata));
 }
 
-std::shared_ptr<TrajectoryStore> open_minari_file(const std::string& path) {
-  return open_minari_here(path, {});
+std::shared_ptr<TrajectoryStore> open_minari_file(const std::string& path, const Storage& storage) {
+  return open_minari_here(path, {}, storage);
 }
 
 }  // namespace dmamba::data
