@@ -12,23 +12,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import http.client
 import json
 import os
 import re
 import shutil
-import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from dmamba import _C
+from dmamba import _C, locks
 from dmamba.files import flush, write_json
 from dmamba.progress import bar
 
@@ -67,7 +64,7 @@ def download(url: str, target: Path, *, name: str, progress: bool = True) -> Pat
         raise _C.DataError(f"{url}: must begin with http:// or https://; check DMAMBA_D4RL_URL")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with lock(target.with_name(f"{target.name}.lock"), name):
+        with locks.waiting(target.with_name(f"{target.name}.lock"), name, "downloads it"):
             if target.is_file():  # the process that was waited for has done it
                 return target
             transfer = _Transfer(url, target, name, progress)
@@ -319,34 +316,6 @@ def _accept(url: str, target: Path, name: str) -> None:
     write_json(record_path, fresh)  # first: a file without its record would never be checked
     os.replace(part, target)
     flush(target.parent)
-
-
-@contextlib.contextmanager
-def lock(path: Path, name: str) -> Iterator[None]:
-    """Holds a lock file; waits for the process that has it, and says which one that is."""
-    said = False
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with contextlib.suppress(FileNotFoundError):
-                if os.fstat(descriptor).st_ino == os.stat(path).st_ino:
-                    break  # it is not one that its holder has removed meanwhile
-            os.close(descriptor)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 32, 0).decode() or "unknown"
-            os.close(descriptor)
-            if not said:
-                print(f"{name}: process {holder} downloads it; waiting", file=sys.stderr)
-                said = True
-            time.sleep(0.1)
-    try:
-        os.truncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
 
 
 def _disk_error(error: OSError, target: Path, name: str) -> _C.DataError:

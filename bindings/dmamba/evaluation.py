@@ -349,7 +349,13 @@ def load_model(
         CheckpointError: There is no usable checkpoint.
     """
     folder, checkpoint = locate_checkpoint(path)
-    loaded, info = nn.load(checkpoint, set=set, model=model)
+    try:
+        loaded, info = nn.load(checkpoint, set=set, model=model)
+    except _C.CheckpointError:
+        if checkpoint == path or (checkpoint / "state.json").is_file():
+            raise
+        # The run goes on, and has removed it for newer ones since it was found.
+        return load_model(path, device, set, model)
     if folder is None:
         config = pretraining.own_config(info["config"], set) if set else info["config"]
     else:

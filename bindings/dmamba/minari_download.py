@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from dmamba import _C, download, minari_folders, minari_sets
+from dmamba import _C, locks, minari_folders, minari_sets
 
 _PIP = "pip install 'minari[hf]' pillow"
 
@@ -43,7 +43,7 @@ def obtain(name: str, *, progress: bool = True) -> Path:
             "a folder that can"
         ) from None
     try:
-        with download.lock(partial.with_suffix(".lock"), name):
+        with locks.waiting(partial.with_suffix(".lock"), name, "downloads it"):
             if not target.exists():  # another process may have been first
                 _fetch(name, partial, target, progress)
                 _accept(name, partial, target)

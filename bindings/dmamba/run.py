@@ -28,9 +28,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dmamba import _C, envs, results
+from dmamba import _C, envs, locks, results
 from dmamba.files import read_json, remove_abandoned, replacing, write_json, write_text
-from dmamba.locks import take
 from dmamba.metrics import COUNTS, METRICS, read_rows, row_cells
 from dmamba.run_tables import csv_text, evaluations_text
 
@@ -237,7 +236,7 @@ class RunWriter:
             raise _C.CheckpointError(f"{folder}: nothing to resume, it has no config.yaml")
         with self._writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = take(folder)
+            self._lock = _lock(folder)
         try:
             remove_abandoned(folder, of_all=True)
             if not resume:
@@ -463,3 +462,13 @@ class RunWriter:
         else:
             state, advice = "other files", "choose another folder with --output"
         raise _C.Error(f"{self.folder}: the folder holds {state}; {advice}")
+
+
+def _lock(folder: Path) -> int:
+    try:
+        return locks.take(folder / ".lock")
+    except locks.BusyError as busy:
+        raise _C.Error(
+            f"{folder}: {busy.holder} is training in this folder; wait for it, stop it, or choose "
+            "another folder with --output"
+        ) from None

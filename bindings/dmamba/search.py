@@ -14,7 +14,6 @@ trial, from the seed and the trial's number: a search that was stopped chooses w
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import json
 import math
@@ -27,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from dmamba import _C, engines, search_report
+from dmamba import _C, engines, locks, search_report
 from dmamba.configuration import UNSHAPING, changes
 from dmamba.files import write_text
 from dmamba.grid import Point
@@ -99,12 +98,13 @@ def search(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         made_with = {"sampler": sampler, "sampler_seed": sampler_seed, "target": target}
-        study = _open(optuna, space, folder, made_with)
-        _refuse_busy(folder)
-        with chosen as runner:
-            made = _Search(optuna, study, space, folder, sampler, sampler_seed, target)
-            failures = made.run(runner, jobs, trials, progress)
-        rows = search_report.write(study, space, folder, target, progress)
+        with locks.sweep(folder):
+            study = _open(optuna, space, folder, made_with)
+            _refuse_busy(folder)
+            with chosen as runner:
+                made = _Search(optuna, study, space, folder, sampler, sampler_seed, target)
+                failures = made.run(runner, jobs, trials, progress)
+            rows = search_report.write(study, space, folder, target, progress)
     finally:
         optuna.logging.set_verbosity(told)
     if runner.received:
@@ -339,14 +339,13 @@ def _optuna(sampler: str) -> Any:
 def _refuse_busy(folder: Path) -> None:
     """Refuses runs that a killed search has left training: their trials would count as failed."""
     for path in folder.glob("trial-*/.lock"):
-        with open(path, "rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released with the file
-            except BlockingIOError:
-                raise _C.Error(
-                    f"{path.parent}: process {file.read().decode().strip()} is training in this "
-                    "folder; wait for it, or stop it, and then continue the search"
-                ) from None
+        try:
+            os.close(locks.take(path))
+        except locks.BusyError as busy:
+            raise _C.Error(
+                f"{path.parent}: {busy.holder} is training in this folder; wait for it, or stop "
+                "it, and then continue the search"
+            ) from None
 
 
 def _open(optuna: Any, space: Space, folder: Path, made_with: dict[str, Any]) -> Any:

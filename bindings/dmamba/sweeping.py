@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dmamba import _C, engines, plots, results, sweep_report
+from dmamba import _C, engines, locks, plots, results, sweep_report
 from dmamba.configuration import UNSHAPING, changes
 from dmamba.envs import is_game
 from dmamba.files import read_json, write_text
@@ -146,28 +146,28 @@ def sweep(
     runs = {
         point.folder(folder, seed): (point, seed) for point in grid.points for seed in grid.seeds
     }
-    _refuse_other_settings(runs)
-    if (folder / JOURNAL).is_file():
-        raise _C.ConfigError(
-            f"{folder} holds a search: continue it with --trials (trials=), or choose another "
-            "folder with --output (output=)"
-        )
     device = grid.base.training.device
     chosen = engines.make_engine(engine, engine_options or {}, jobs, device, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    kept = sum(Run(run).complete for run in runs)
-    with chosen as runner:
-        write_text(folder / "run.yaml", grid.base.to_yaml())
-        if progress:
-            print(
-                f"runs in {folder}: {len(runs)}, {runner.describe()}"
-                + (f"; finished before: {kept}" if kept else ""),
-                flush=True,
+    with locks.sweep(folder):
+        _refuse_other_settings(runs)
+        if (folder / JOURNAL).is_file():
+            raise _C.ConfigError(
+                f"{folder} holds a search: continue it with --trials (trials=), or choose another "
+                "folder with --output (output=)"
             )
-        with SweepProgress(len(runs), kept, enabled=progress) as shown:
-            failures = run_all(runner, runs, folder, shown)
-    points = sweep_report.collect(grid, folder, failures)
-    plot = sweep_report.write(grid, folder, points)
+        kept = sum(Run(run).complete for run in runs)
+        with chosen as runner:
+            write_text(folder / "run.yaml", grid.base.to_yaml())
+            if progress:
+                print(
+                    f"runs in {folder}: {len(runs)}, {runner.describe()}"
+                    + (f"; finished before: {kept}" if kept else ""),
+                    flush=True,
+                )
+            with SweepProgress(len(runs), kept, enabled=progress) as shown:
+                failures = run_all(runner, runs, folder, shown)
+        points = sweep_report.collect(grid, folder, failures)
+        plot = sweep_report.write(grid, folder, points)
     if progress:
         _print_result(grid, folder, points, plot)
     if runner.received:

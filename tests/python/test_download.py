@@ -17,7 +17,7 @@ import pytest
 from conftest import LENGTHS, tiny, write_dataset
 
 import dmamba
-from dmamba import data, download, sources
+from dmamba import data, download, locks, sources
 from dmamba.commands import main
 
 NAME = "hopper-medium-v2"
@@ -362,7 +362,7 @@ def test_another_process_is_waited_for(server, cache, elsewhere, monkeypatch, ca
     with subprocess.Popen(command, **pipes) as holder:
         assert holder.stdout.readline() == "held\n"
         # the first pause of the one who waits lets the holder finish
-        monkeypatch.setattr(download.time, "sleep", lambda seconds: holder.communicate())
+        monkeypatch.setattr(locks.time, "sleep", lambda seconds: holder.communicate())
         assert data.load(NAME).num_episodes == len(LENGTHS)
     assert capsys.readouterr().err == f"{NAME}: process {holder.pid} downloads it; waiting\n"
     assert server.requests == [] and names(cache) == [FILE]

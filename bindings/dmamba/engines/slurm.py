@@ -2,7 +2,6 @@
 
     SWEEP/slurm/jobs.json    the job of each run: a sweep that is started again attaches to them
     SWEEP/slurm/ID_*         what submitit keeps of a job
-    SWEEP/slurm/.lock        held by the sweep that is at work here
 
 A job whose time is over is put into the queue again by submitit, with a checkpoint. A sweep that
 is killed leaves its jobs alone; Ctrl-C cancels them, which stops them with checkpoints.
@@ -10,7 +9,6 @@ is killed leaves its jobs alone; Ctrl-C cancels them, which stops them with chec
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -19,7 +17,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from dmamba import _C
@@ -83,27 +80,10 @@ class Slurm(Engine):
 
     def __enter__(self) -> Slurm:
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock)
-            raise _C.ConfigError(
-                f"{self._folder.parent}: another sweep is at work there; wait for it, or stop it"
-            ) from None
         self._record = self._read_record()
         self._executor.update_parameters(name=self._record["name"])
         super().__enter__()
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        super().__exit__(kind, error, trace)
-        os.close(self._lock)
 
     def describe(self) -> str:
         """Under which name the jobs are."""
