@@ -4,7 +4,8 @@
 #
 #   scripts/build_docs.sh [--fix]     --fix writes docs/configuration.md and docs/images anew
 #
-# The tools' versions are pinned in the `docs` extra of pyproject.toml.
+# The tools' versions are pinned in the `docs` extra of pyproject.toml, and with all that they need in
+# requirements/docs.txt.
 set -euo pipefail
 # shellcheck source=scripts/lib/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib/setup.sh"
@@ -21,8 +22,8 @@ choose_python
 setup_system 1/4 without-tests
 setup_venv 2/4
 setup_torch 3/4
+setup_extra docs # before the package: what it needs is then there, pinned
 setup_package 4/4 without-tests
-setup_extra docs
 
 output=$ROOT/build/docs
 drawings=$output/images

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The static checks; versions of the tools are pinned in the `lint` extra of pyproject.toml.
+# The static checks; versions of the tools are pinned in the `lint` extra of pyproject.toml, and with
+# their hashes in requirements/lint.txt.
 #
 #   scripts/lint.sh [--fix] [CHECK ...]     all checks, or those named (see the list at the end);
 #                                           --fix lets the formatters and ruff rewrite files
@@ -68,6 +69,13 @@ check_notebooks() {
   python scripts/lib/notebooks.py "${options[@]}"
 }
 
+# requirements/*.txt against pyproject.toml; --fix asks the network where they differ.
+check_requirements() {
+  local options=()
+  ((fix)) && options=(--fix)
+  python scripts/lib/requirements.py "${options[@]}"
+}
+
 # Kernels know no framework: each compiles alone, with nothing but nvcc and the tree's root.
 check_kernels() {
   local source sources=() object status=0
@@ -88,7 +96,7 @@ check_kernels() {
   return "$status"
 }
 
-all=(clang-format ruff ruff-format mypy shellcheck dockerfile house-rules links notebooks kernels)
+all=(clang-format ruff ruff-format mypy shellcheck dockerfile house-rules links notebooks requirements kernels)
 ((${#checks[@]})) || checks=("${all[@]}")
 for check in "${checks[@]}"; do
   [[ " ${all[*]} " == *" $check "* ]] || die "no check '$check'; there are: ${all[*]}"

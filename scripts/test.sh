@@ -14,8 +14,8 @@ choose_python
 setup_system 1/4 with-tests
 setup_venv 2/4
 setup_torch 3/4
+setup_extra test # before the package: what it needs is then there, pinned
 setup_package 4/4 with-tests
-setup_extra test
 
 logs=${SETUP_LOG%/*}
 glue_status=0

@@ -22,6 +22,7 @@ from sphinx.util.nodes import make_refnode
 SHOWN = {
     "CONTRIBUTING.md": "contributing",
     "CHANGELOG.md": "changelog",
+    "SECURITY.md": "security",
     "docs/search.md": "searching",
 }
 ROOT = Path(__file__).resolve().parents[2]

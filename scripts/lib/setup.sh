@@ -273,10 +273,29 @@ setup_torch() {
 
 # ---- The package --------------------------------------------------------------------------------
 
-# setup_extra NAME: the requirements of an extra in pyproject.toml; they alone pin versions.
+# setup_extra NAME: an extra of pyproject.toml. What requirements/NAME.txt pins is installed from there
+# and has to have its hashes; torch, which that leaves out, is there before.
 setup_extra() {
-  local requirements=() stamp=$VENV_STATE/extra-$1 options=()
-  mapfile -t requirements < <("$VENV/bin/python" - "$ROOT/pyproject.toml" "$1" <<'END'
+  local requirements=() options=() pinned=$ROOT/requirements/$1.txt stamp=$VENV_STATE/extra-$1 wanted
+  if [[ -f $pinned ]]; then
+    requirements=(--require-hashes --no-deps -r "$pinned")
+    wanted=$(sha256sum <"$pinned")
+  else
+    mapfile -t requirements < <(extra_requirements "$1")
+    ((${#requirements[@]})) || die "pyproject.toml has no extra '$1'"
+    wanted=${requirements[*]}
+  fi
+  [[ -f $stamp && $(<"$stamp") == "$wanted" ]] && return
+  # Programs have to lie in this environment, not only in the one that it sees through.
+  [[ $1 == lint ]] && options=(--ignore-installed)
+  say "      installing the $1 extra: ${requirements[*]##"$ROOT/"}"
+  pip_install "installing the $1 extra" "${options[@]}" "${requirements[@]}"
+  say "$wanted" >"$stamp"
+}
+
+# The requirements of an extra, one a line.
+extra_requirements() {
+  "$VENV/bin/python" - "$ROOT/pyproject.toml" "$1" <<'END'
 import sys
 
 try:
@@ -286,14 +305,6 @@ except ModuleNotFoundError:  # Python 3.10
 with open(sys.argv[1], "rb") as file:
     print(*tomllib.load(file)["project"]["optional-dependencies"][sys.argv[2]], sep="\n")
 END
-  )
-  ((${#requirements[@]})) || die "pyproject.toml has no extra '$1'"
-  [[ -f $stamp && $(<"$stamp") == "${requirements[*]}" ]] && return
-  # Programs have to lie in this environment, not only in the one that it sees through.
-  [[ $1 == lint ]] && options=(--ignore-installed)
-  say "      installing ${requirements[*]}"
-  pip_install "installing the $1 extra" "${options[@]}" "${requirements[@]}"
-  say "${requirements[*]}" >"$stamp"
 }
 
 # Without isolation the build's own tools have to be there. CMake and ninja come from pip where the
