@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Times the environments of an evaluation: workers beside gymnasium's SyncVectorEnv.
+"""Times the environments of an evaluation: workers, gymnasium's SyncVectorEnv, envpool.
 
     python scripts/benchmark_evaluation.py [--environment Hopper-v4] [--slots 500] [--workers 1 16]
 
+envpool (pip install 'dmamba[fast]') with as many threads as there are workers, if it is installed.
 Prints environment steps per second, and what the hand-over costs: the time of a step in which every
 worker has one slot to step, of an environment that does nothing.
 """
@@ -10,6 +11,7 @@ worker has one slot to step, of an environment that does nothing.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import statistics
 import time
 from collections.abc import Callable
@@ -77,6 +79,19 @@ def time_workers(environment: str, slots: int, workers: int, actions: np.ndarray
     return f"{line}, start {ready:.1f} s, hand-over {time_handover(slots, workers):.0f} us"
 
 
+def time_envpool(environment: str, slots: int, threads: int, actions: np.ndarray, rounds: int):
+    """The line of envpool with a number of threads."""
+    from dmamba.envs.pool import Environments
+
+    start = time.perf_counter()
+    with Environments(environment, slots, np.arange(slots), threads=threads) as environments:
+        everywhere = np.ones(slots, dtype=bool)
+        environments.reset(everywhere, np.arange(slots))
+        ready = time.perf_counter() - start
+        times = [seconds(lambda: environments.step(actions, everywhere)) for _ in range(rounds)]
+    return f"{describe(f'envpool, {threads}', times, slots)}, start {ready:.1f} s"
+
+
 def time_handover(slots: int, workers: int) -> float:
     """Microseconds of a step in which every worker has one slot to step, and nothing to do."""
     with vector.Environments("Nothing-v0", slots, workers=workers) as environments:
@@ -88,7 +103,7 @@ def time_handover(slots: int, workers: int) -> float:
 
 
 def main() -> None:
-    """Prints a line for gymnasium's class and one for each number of workers."""
+    """Prints a line for gymnasium's class, and for each number of workers and of threads."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--environment", default="Hopper-v4")
     parser.add_argument("--slots", type=int, default=500)
@@ -103,6 +118,9 @@ def main() -> None:
     print(time_gymnasium(*arguments, actions, options.rounds), flush=True)
     for workers in options.workers:
         print(time_workers(*arguments, workers, actions, options.rounds), flush=True)
+    if importlib.util.find_spec("envpool"):
+        for threads in options.workers:
+            print(time_envpool(*arguments, threads, actions, options.rounds), flush=True)
 
 
 if __name__ == "__main__":

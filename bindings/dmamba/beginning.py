@@ -247,3 +247,4 @@ def check_environment(config: _C.Config, store: _C.TrajectoryStore | _C.FrameSto
             stacklevel=2,
         )
     suites.check_store(environment, store, config.dataset.max_episode_length)
+    suites.check_engine(config.evaluation.engine, environment)

@@ -110,10 +110,12 @@ def evaluate_model(
         max_episode_length,
         context_length,
         forget_after,
+        engine,
     )
     suite = suites.choose(model, info, environment, choices)
     environment = suite.environment
     jobs = make_jobs(targets, episodes, seed, first_episode)
+    seeds = np.array([job.seed for job in jobs])
     device = suites.model_device(model)
     slots = min(num_envs or suite.num_envs[device.type], len(jobs))
     guard = Guard(timeout, check, isolated=workers is None and suite.isolates)
@@ -125,7 +127,7 @@ def evaluate_model(
     with (
         # A user's own model may draw numbers.
         seeded(seed, device) if isinstance(model, ExternalModel) else contextlib.nullcontext(),
-        suite.environments(slots, workers, guard=guard) as environments,
+        suite.environments(slots, workers, seeds, guard=guard) as environments,
         bar(len(jobs), f"evaluating {environment}", "episode", enabled=progress) as shown,
     ):
 
@@ -154,7 +156,6 @@ def evaluate_model(
         "checkpoint_step": int(info["step"]),
         "seed": seed,
         "num_envs": slots,
-        "engine": engine,
         "workers": workers,
         "replaced_workers": replaced,
         "device": device_name(device),

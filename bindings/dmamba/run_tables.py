@@ -8,7 +8,7 @@ from typing import Any
 
 from dmamba import envs
 
-_EVALUATION_COLUMNS = (  # and the score, its low and its high, under their names; failed, error
+_EVALUATION_COLUMNS = (  # and the score, its low and its high, under their names; engine, failed, error
     "step",
     "policy",
     "target",
@@ -37,6 +37,7 @@ def _evaluation_cells(result: dict[str, Any], target: dict[str, Any]) -> list[st
         target["score_mean"],
         score_low,
         score_high,
+        result.get("engine", "workers"),  # results of older versions have neither
         target.get("failed", 0),
         None,
     ]
@@ -54,7 +55,10 @@ def evaluations_text(
         environment: gymnasium id.
     """
     score = envs.scale_of(environment).key
-    columns = (*_EVALUATION_COLUMNS, score, f"{score}_low", f"{score}_high", "failed", "error")
+    columns = (
+        *_EVALUATION_COLUMNS,
+        *(score, f"{score}_low", f"{score}_high", "engine", "failed", "error"),
+    )
     rows = [_evaluation_cells(result, row) for result in evaluations for row in result["targets"]]
     for one in failed:
         rows.append([str(one["checkpoint_step"]), *[""] * (len(columns) - 2), one["error"]])

@@ -6,9 +6,11 @@ how many of each, and what a result has to tell beyond what all have.
 
 from __future__ import annotations
 
+import importlib.metadata
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from dmamba import _C, envs, nn
@@ -20,6 +22,7 @@ from dmamba.rollout import ArrayPolicy, FramePolicy, Policy
 # use, 40 episodes took 4.5 s without and 5.4 s with two workers; on quieter ones 3.6 and 3.3 s.
 EPISODES_PER_WORKER = 24
 RTG_REWARDS = ("raw", "clipped", "none")
+ENGINES = ("workers", "envpool")
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Choices:
         max_episode_length: Time limit in steps; 0, or one above the environment's own, leaves that.
         context_length: K of the windowed policy; 0: the model's.
         forget_after: Steps after which the recurrent policy begins anew; 0: never.
+        engine: Of vectors alone: ``workers`` or ``envpool``.
     """
 
     policy: str = "windowed"
@@ -46,6 +50,7 @@ class Choices:
     max_episode_length: int = 0
     context_length: int = 0
     forget_after: int = 0
+    engine: str = "workers"
 
     @property
     def memory(self) -> tuple[int, int]:
@@ -106,6 +111,7 @@ class VectorSuite:
             )
         self.environment = environment
         self._model, self._info, self._choices = model, info, choices
+        check_engine(choices.engine, environment)
         self._vector = import_vector()
         check_dimensions(
             environment,
@@ -123,9 +129,14 @@ class VectorSuite:
         """Whether even one worker had better be a process of its own."""
         return not self._vector.is_gymnasium_s_own(self.environment)
 
-    def environments(self, slots: int, workers: int, **options: Any) -> Any:
-        """A batch of environments, a context manager."""
+    def environments(
+        self, slots: int, workers: int, seeds: np.ndarray | None = None, **options: Any
+    ) -> Any:
+        """A batch of environments, a context manager; ``seeds`` of all episodes for envpool."""
         length = self._choices.max_episode_length
+        if self._choices.engine == "envpool":
+            assert seeds is not None, "envpool plays what is known before"
+            return import_pool().Environments(self.environment, slots, seeds, length, workers)
         return self._vector.Environments(self.environment, slots, length, workers, **options)
 
     def policy(self, slots: int) -> Policy:
@@ -134,7 +145,13 @@ class VectorSuite:
 
     def describe(self) -> dict[str, Any]:
         """What a result tells of the choices."""
-        return {"rtg_rewards": self._choices.rtg_rewards}
+        engine = self._choices.engine
+        package = "envpool" if engine == "envpool" else "gymnasium"
+        return {
+            "rtg_rewards": self._choices.rtg_rewards,
+            "engine": engine,
+            "engine_version": importlib.metadata.version(package),
+        }
 
 
 class GameSuite:
@@ -155,6 +172,7 @@ class GameSuite:
                 f"evaluation.temperature must be finite and at least 0, got {choices.temperature}"
             )
         choices.check_rtg_rewards()
+        check_engine(choices.engine, environment)
         if not 0.0 <= choices.sticky_actions < 1.0:
             raise _C.ConfigError(
                 "evaluation.sticky_actions must be at least 0 and below 1, "
@@ -180,9 +198,14 @@ class GameSuite:
     isolates = False
 
     def environments(
-        self, slots: int, workers: int, guard: Guard | None = None, **options: Any
+        self,
+        slots: int,
+        workers: int,
+        seeds: np.ndarray | None = None,
+        guard: Guard | None = None,
+        **options: Any,
     ) -> Any:
-        """A batch of games, a context manager; they need no guard."""
+        """A batch of games, a context manager; they need no guard, and no seeds before."""
         choices = self._choices
         return self._atari.Environments(
             self.environment,
@@ -203,6 +226,8 @@ class GameSuite:
             "temperature": self._choices.temperature,
             "rtg_rewards": self._choices.rtg_rewards,
             "sticky_actions": self._choices.sticky_actions,
+            "engine": self._choices.engine,
+            "engine_version": importlib.metadata.version("ale-py"),
         }
 
 
@@ -277,6 +302,22 @@ def check_store(environment: str, store: Any, max_episode_length: int) -> None:
         )
 
 
+def check_engine(engine: str, environment: str) -> None:
+    """Raises ConfigError or Error where an engine cannot play an environment."""
+    if engine not in ENGINES:
+        raise _C.ConfigError(
+            f"evaluation.engine must be one of {', '.join(ENGINES)}, got {engine!r}"
+        )
+    if engine == "workers":
+        return
+    if envs.is_game(environment):
+        raise _C.ConfigError(
+            f"evaluation.engine: envpool is not for Atari games such as {environment}, which "
+            "ale-py's own C++ threads play; choose workers"
+        )
+    import_pool().check(environment)
+
+
 def default_workers(jobs: int, slots: int) -> int:
     """Processes that step vectors' environments where the caller doesn't say: one a core, at most.
 
@@ -303,6 +344,20 @@ def import_vector() -> Any:
             f"evaluation needs gymnasium and MuJoCo ({error}): pip install 'gymnasium[mujoco]>=1.1'"
         ) from error
     return vector
+
+
+def import_pool() -> Any:
+    """The module that has envpool step environments; envpool is needed from here on only."""
+    try:
+        import envpool  # noqa: F401
+    except ImportError as error:
+        raise _C.Error(
+            f"evaluation.engine envpool needs envpool ({error}): pip install 'dmamba[fast]'"
+        ) from error
+    import_vector()  # which it is measured by
+    from dmamba.envs import pool
+
+    return pool
 
 
 def import_atari() -> Any:

@@ -228,12 +228,13 @@ def test_the_run_folder_names_the_score(games_run, trained):
         writer.add_evaluation(result)
     header, row = (games_run.folder / "evaluation.csv").read_text().splitlines()
     assert header.endswith(
-        "length_mean,human_normalized_score,human_normalized_score_low,human_normalized_score_high"
+        "length_mean,human_normalized_score,human_normalized_score_low,"
+        "human_normalized_score_high,engine,failed,error"
     )
     assert row.split(",")[9] == str(result["targets"][0]["score_mean"])
     assert (trained.folder / "evaluation.csv").read_text().splitlines()[0] == (
         "step,policy,target,episodes,return_mean,return_std,return_low,return_high,length_mean,"
-        "d4rl_score,d4rl_score_low,d4rl_score_high"
+        "d4rl_score,d4rl_score_low,d4rl_score_high,engine,failed,error"
     )
     events = b"".join(path.read_bytes() for path in games_run.folder.glob("events.*"))
     assert b"evaluation/target_90_human_normalized_score" in events

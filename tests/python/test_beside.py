@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from conftest import tiny, write_dataset
@@ -108,7 +109,7 @@ def test_an_environment_that_only_this_process_knows(tmp_path):
     assert [result["checkpoint_step"] for result in run.evaluations()] == [4]
 
 
-def test_a_failure_is_the_training_s(dataset, tmp_path):
+def test_a_failure_is_not_the_training_s(dataset, tmp_path):
     class Damages(Callback):
         def on_checkpoint(self, run, path):
             if path.name.endswith("15"):
@@ -116,14 +117,44 @@ def test_a_failure_is_the_training_s(dataset, tmp_path):
 
     config = config_for(dataset)
     config["training"]["steps"] = 16
-    with pytest.raises(dmamba.Error, match=r"evaluation of .*step-00000015, beside .*safetensors"):
-        dmamba.train(
+    with pytest.warns(UserWarning, match="step 15 could not be evaluated: .*safetensors"):
+        run = dmamba.train(
             config,
             output=tmp_path / "run",
             progress=False,
             evaluate="beside",
             callbacks=[Damages()],
         )
+    [failed] = run.failed_evaluations()
+    assert failed["checkpoint_step"] == 15 and "model.safetensors" in failed["error"]
+    assert [result["checkpoint_step"] for result in run.evaluations()] == [16]
+
+
+def test_an_evaluator_that_dies_is_replaced(dataset, tmp_path):
+    class Kills(Callback):
+        def on_checkpoint(self, run, path):
+            if path.name.endswith("20"):  # while step 15 is evaluated, or waits to be
+                for child in children_with("dmamba.beside"):
+                    os.kill(child, signal.SIGKILL)
+
+    with pytest.warns(UserWarning, match="could not be evaluated: its process ended with exit"):
+        run = dmamba.train(
+            config_for(dataset),
+            output=tmp_path / "run",
+            progress=False,
+            evaluate="beside",
+            callbacks=[Kills()],
+        )
+    assert [one["checkpoint_step"] for one in run.failed_evaluations()] == [15]
+    assert [result["checkpoint_step"] for result in run.evaluations()] == [30]
+
+
+def children_with(word):
+    """Ids of the children whose command line has a word."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return [
+        int(child) for child in children if word in Path(f"/proc/{child}/cmdline").read_text()
+    ]
 
 
 def test_a_choice_that_is_none(dataset):

@@ -2,12 +2,16 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
 from faulty import DEADLY, HANGING, KINDS, Faulty
+from test_envs import is_alive
 from test_evaluation import Steering
 
 import dmamba
@@ -224,3 +228,50 @@ def test_a_policy_that_diverges_in_one_episode_costs_that_one(faulty, clean):
     assert all("the policy gave a non-finite action" in what for _, what in failed)
     for job, total, length in results:
         assert clean[job.target, job.episode] == (total, length)
+
+
+HANGING_PROGRAM = """
+import os, pathlib, signal, sys, threading
+import gymnasium, numpy as np
+from faulty import Faulty
+from dmamba.envs.vector import Environments
+from dmamba.failures import Guard
+
+armed = []
+
+def check():
+    if not armed:
+        return
+    if sys.argv[1] == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise KeyboardInterrupt
+
+faults = [(seed, "hangs in C") for seed in range(4)]
+gymnasium.register("Hangs-v0", Faulty, max_episode_steps=9, kwargs={"faults": faults})
+everywhere = np.ones(4, dtype=bool)
+with Environments("Hangs-v0", 4, workers=2, guard=Guard(0.0, check)) as environments:
+    environments.reset(everywhere, np.arange(4))
+    print(*(worker.process.pid for worker in environments._engine._workers), flush=True)
+    environments.step(np.zeros((4, 1)), everywhere)
+    armed.append(True)
+    environments.step(np.zeros((4, 1)), everywhere)
+"""
+
+
+@pytest.mark.parametrize("how", ["killed", "interrupted"])
+def test_nothing_is_left_of_workers_that_hang(how):
+    path = os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", HANGING_PROGRAM, how],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    workers = done.stdout.split()
+    assert len(workers) == 2, done.stderr
+    assert done.returncode == (-signal.SIGKILL if how == "killed" else -signal.SIGINT)
+    deadline = time.monotonic() + 30
+    while any(is_alive(worker) for worker in workers):
+        assert time.monotonic() < deadline, "a hanging worker outlives its parent"
+        time.sleep(0.01)

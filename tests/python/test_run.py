@@ -156,7 +156,7 @@ def test_continuing_forgets_what_lies_past_the_checkpoint(tmp_path):
     assert [result["checkpoint_step"] for result in run.evaluations()] == [20]
     lines = (tmp_path / "evaluation.csv").read_text().splitlines()
     assert lines[0].startswith("step,policy,target,episodes,return_mean")
-    assert lines[1:] == ["20,windowed,100.0,2,10.0,1.0,9.0,11.0,5.0,,,"]
+    assert lines[1:] == ["20,windowed,100.0,2,10.0,1.0,9.0,11.0,5.0,,,,workers,0,"]
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 

@@ -22,6 +22,7 @@ FEATURES = {
     "record a game without gymnasium": ("gymnasium", "ale-py>=0.12' 'gymnasium>=1.1"),
     "record a game": ("ale_py", "ale-py>=0.12' 'gymnasium>=1.1"),
     "film": ("imageio", "imageio[ffmpeg]"),
+    "evaluate by envpool": ("envpool", "dmamba[fast]"),
     "search": ("optuna", "dmamba[sweep]"),
     "engine ray": ("ray", "dmamba[sweep]"),
     "engine slurm": ("submitit", "dmamba[slurm]"),
@@ -59,6 +60,8 @@ def use(dmamba, feature, run):
     tiny = {"dataset": {"path": run.config.dataset.path}, "model": {"d_model": 16, "n_layer": 1}}
     if feature == "evaluate":
         dmamba.evaluate(run, targets=[10], episodes=1, progress=False)
+    elif feature == "evaluate by envpool":
+        dmamba.evaluate(run, targets=[10], episodes=1, engine="envpool", progress=False)
     elif feature == "record":
         dmamba.data.record(None, "mine.hdf5", episodes=1, environment="Hopper-v4", progress=False)
     elif feature.startswith("record a game"):

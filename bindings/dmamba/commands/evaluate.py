@@ -13,7 +13,7 @@ from dmamba.evaluation import evaluate
 from dmamba.files import write_json
 from dmamba.pretraining import FOLDER
 from dmamba.run import Run, locate_checkpoint
-from dmamba.suites import RTG_REWARDS
+from dmamba.suites import ENGINES, RTG_REWARDS
 from dmamba.video import check_path, record_video
 
 HELP = "Evaluate a run's latest checkpoint, or one checkpoint folder, in its environment."
@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--engine",
-        choices=("workers", "envpool"),
+        choices=ENGINES,
         help="what steps the environments; envpool's seeds begin other episodes (the run's own)",
     )
     parser.add_argument(
