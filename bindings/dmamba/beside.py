@@ -155,6 +155,7 @@ def _serve(connection: Any) -> None:
         _register(setup["spec"])
     while True:
         snapshot = connection.recv()
+        result: dict[str, Any] | str
         try:
             model, info = nn.load(snapshot, setup["device"])
             result = evaluation.evaluate_model(

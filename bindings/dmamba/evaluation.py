@@ -283,9 +283,9 @@ def evaluate(
         ``target``, ``episodes``, ``failed`` (how many of them), ``failed_episodes`` (their
         numbers), and of the others ``return_mean``, ``return_std``, ``return_stderr``,
         ``return_interval``, ``length_mean``, ``score_mean``, ``score_interval``, ``returns`` and
-        ``lengths`` (arrays, by number). Scores are D4RL's, of games the human-normalised one, and None for an
-        environment without reference constants. Of games also ``temperature``, ``rtg_rewards`` and
-        ``sticky_actions``.
+        ``lengths`` (arrays, by number). Scores are D4RL's, of games the human-normalised one, and
+        None for an environment without reference constants. Of games also ``temperature``,
+        ``rtg_rewards`` and ``sticky_actions``.
 
     Raises:
         ConfigError: Impossible arguments, no environment or one that cannot be made, or no GPU

@@ -60,6 +60,7 @@ class Noted:
         self._states = np.empty(0)
 
     def reset(self, mask: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+        """As of what is played in; what was open in these slots is forgotten."""
         states: np.ndarray = self._environments.reset(mask, seeds)
         for slot in np.flatnonzero(mask):
             self._open[slot] = self.new()
@@ -68,11 +69,13 @@ class Noted:
 
     @property
     def failures(self) -> Mapping[int, Failure]:
+        """As of what is played in."""
         return self._environments.failures
 
     def step(
         self, actions: np.ndarray, active: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As of what is played in, and notes it."""
         states, rewards, ended = self._environments.step(actions, active)
         good = active & finite_slots(states, rewards)
         good[list(self.failures)] = False  # the next reset of the slot forgets the episode
@@ -98,22 +101,32 @@ class Noted:
 
 
 class NotedVectors(Noted):
+    """Of vectors."""
+
     def new(self) -> Episode:
+        """An empty episode."""
         return Episode()
 
     def note(self, episode: Episode, state: np.ndarray, action: Any, reward: float) -> None:
+        """Adds a step."""
         episode.add(state, np.clip(action, self._environments.low, self._environments.high), reward)
 
     def close(self, episode: Episode, slot: int) -> None:
+        """Ends the episode."""
         episode.close(bool(self._environments.terminated[slot]))
 
 
 class NotedGames(Noted):
+    """Of games."""
+
     def new(self) -> Game:
+        """An empty episode."""
         return Game()
 
     def note(self, episode: Game, state: np.ndarray, action: Any, reward: float) -> None:
+        """Adds a step."""
         episode.add(state[-1], action, reward)  # the newest of the stack
 
     def close(self, episode: Game, slot: int) -> None:
+        """Ends the episode."""
         episode.close()

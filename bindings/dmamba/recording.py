@@ -180,7 +180,8 @@ def record(
         device: ``cpu``, ``cuda``, ``auto``, as for :func:`dmamba.evaluate`.
         progress: Whether to show a bar.
         model: Of a run with a model of your own, as for :func:`dmamba.evaluate`.
-        timeout, max_failed: As for :func:`dmamba.evaluate`; None: the run's own. Episodes that fail
+        timeout: As for :func:`dmamba.evaluate`; None: the run's own.
+        max_failed: The share of the episodes that may fail; None: the run's own. Those that fail
             are left out, with a warning; ``failed_episodes`` of the dataset says how many.
 
     Returns:

@@ -298,7 +298,8 @@ class _Slots:
     def _next(self) -> Iterator[Job]:
         while self._lost:
             yield self._lost.popleft()
-        for job in self._queue:  # `yield from` would end the queue together with this generator
+        # Not `yield from`, which would end the queue together with this generator.
+        for job in self._queue:  # noqa: UP028
             yield job
 
     def fail(self, slot: int, what: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from dmamba import envs
 
-_EVALUATION_COLUMNS = (  # and the score, its low and its high, under their names; engine, failed, error
+_EVALUATION_COLUMNS = (  # then the score, its low, its high under their names, and three more
     "step",
     "policy",
     "target",
@@ -67,6 +67,7 @@ def evaluations_text(
 
 
 def csv_text(columns: tuple[str, ...], rows: list[Any]) -> str:
+    """Rows of as many cells as there are columns, as CSV."""
     assert all(len(row) == len(columns) for row in rows)
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)

@@ -48,7 +48,7 @@ HANGING = {
 }
 
 
-class Rude(Exception):
+class Rude(Exception):  # noqa: N818
     """Cannot be printed."""
 
     def __str__(self):

@@ -152,9 +152,7 @@ def test_an_evaluator_that_dies_is_replaced(dataset, tmp_path):
 def children_with(word):
     """Ids of the children whose command line has a word."""
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    return [
-        int(child) for child in children if word in Path(f"/proc/{child}/cmdline").read_text()
-    ]
+    return [int(child) for child in children if word in Path(f"/proc/{child}/cmdline").read_text()]
 
 
 def test_a_choice_that_is_none(dataset):

@@ -1,4 +1,4 @@
-"""Environments that raise, hang, answer nonsense or die: each costs its episode, and is reported."""
+"""Environments that raise, hang, answer nonsense or die: each costs its episode, and is told."""
 
 import os
 import signal
@@ -263,8 +263,7 @@ def test_nothing_is_left_of_workers_that_hang(how):
     path = os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-c", HANGING_PROGRAM, how],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": path},
     )

@@ -56,9 +56,7 @@ def model():
 
 def evaluate(model, **arguments):
     usual = {"environment": "Hopper-v4", "targets": [100.0, 900.0], "episodes": 5, "seed": 1}
-    return evaluate_model(
-        *model, **{**usual, "engine": "envpool", "progress": False, **arguments}
-    )
+    return evaluate_model(*model, **{**usual, "engine": "envpool", "progress": False, **arguments})
 
 
 def returns(result):

@@ -67,7 +67,10 @@ WHY = "1 of 3 episodes for target 100 failed, of which at most 0 may"
 def test_a_training_goes_on(config, tmp_path, where, capsys):
     with pytest.warns(UserWarning, match=f"step 10 could not be evaluated: .*{WHY}.*by design"):
         run = dmamba.train(
-            config, output=tmp_path / "run", evaluate=where, callbacks=[Mend(20)] * (where == "between")
+            config,
+            output=tmp_path / "run",
+            evaluate=where,
+            callbacks=[Mend(20)] * (where == "between"),
         )
     failed = run.failed_evaluations()
     steps = [10] if where == "between" else [10, 20, 30]

@@ -131,7 +131,9 @@ def main() -> int:
         wrong = compare(clean, play(model, faults, seed, workers), kinds)
         if children() != before:
             wrong.append(f"processes are left: {children() - before}")
-        struck.update({kind: list(kinds.values()).count(kind) * len(TARGETS) for kind in kinds.values()})
+        struck.update(
+            {kind: list(kinds.values()).count(kind) * len(TARGETS) for kind in kinds.values()}
+        )
         struck[OUTSIDE] += Killing.killed
         failures += bool(wrong)
         for what in wrong:

@@ -84,7 +84,7 @@ class Environments:
 
     Attributes:
         num_actions: Of the minimal set.
-        failures: Always empty: games are ALE's threads in this process, and have no way to fail alone.
+        failures: Always empty: games are threads of ALE's in this process, and don't fail alone.
         replaced: 0, likewise.
 
     Example:

@@ -74,15 +74,13 @@ class Environments:
         self.replaced = 0
         env = vector.make(environment, max_episode_steps)
         self.low, self.high = env.action_space.low, env.action_space.high  # type: ignore[attr-defined]
-        own = env.spec.max_episode_steps if env.spec else None
         env.close()
-        limit = max_episode_steps if max_episode_steps > 0 else own
-        self._pool = envpool.make_gymnasium(
+        self._pool: Any = envpool.make_gymnasium(
             environment,
             num_envs=len(seeds),
             env_seed=[int(seed) for seed in seeds],
             num_threads=threads,
-            max_episode_steps=min(limit or own, own or limit),
+            max_episode_steps=_limit(environment, max_episode_steps),
         )
         self._unplayed: dict[int, deque[int]] = defaultdict(deque)
         for place, seed in enumerate(seeds):
@@ -133,3 +131,10 @@ class Environments:
         order = np.argsort(self._playing[asked])
         found = np.searchsorted(self._playing[asked], info["env_id"], sorter=order)
         return asked[order[found]]
+
+
+def _limit(environment: str, max_episode_steps: int) -> int:
+    """The shorter of gymnasium's time limit and the one that is asked for, if any is."""
+    own = vector.find_spec(environment).max_episode_steps
+    limits = [limit for limit in (own, max_episode_steps) if limit]
+    return min(limits)

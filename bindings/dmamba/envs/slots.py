@@ -3,9 +3,9 @@
 ``processes.py`` starts this file as a program, so it imports neither dmamba nor torch: a worker is
 there in half a second and small. Parent and workers share an array with one row a slot, see
 :func:`row_type`. A worker sleeps until its eventfd is written, does what the rows order, and writes
-the eventfd that the parent waits on. What goes wrong in a slot it tells on standard output, and goes
-on with the next. It ends when its standard input does, which is when the parent closes it, and is
-killed when the thread that has started it ends: a hanging environment does not outlive its parent.
+the eventfd that the parent waits on. What goes wrong in a slot it tells on standard output, and
+goes on with the next. It ends when its standard input does, which is when the parent closes it, and
+is killed when the thread that has started it ends: no hanging environment outlives its parent.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class SlotError(Exception):
 def row_type(observations: gymnasium.spaces.Box, actions: gymnasium.spaces.Box) -> np.dtype:
     """The type of a slot's row: an order to the slot, and what came of it.
 
-    ``order`` is REST, STEP or RESET, with ``seed`` for RESET and ``action`` (act_dim,) for STEP, and
-    becomes REST when it has been obeyed; ``begun`` is when that began, on the system's monotonic
+    ``order`` is REST, STEP or RESET, with ``seed`` for RESET and ``action`` (act_dim,) for STEP; it
+    becomes REST when it has been obeyed. ``begun`` is when that began, on the system's monotonic
     clock. ``state`` (state_dim,), ``reward``, ``ended`` and ``terminated`` (it was the environment
     that ended the episode, no time limit) are the environment's answer.
     """
