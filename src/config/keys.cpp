@@ -26,6 +26,8 @@ void append_keys(const std::string& prefix, std::vector<std::string>& keys) {
       Tag<Struct>{});
 }
 
+constexpr std::size_t kLongestKey = 200;
+
 std::string_view leaf_of(std::string_view key) { return key.substr(key.rfind('.') + 1); }
 
 std::string_view section_of(std::string_view key) {
@@ -95,6 +97,8 @@ std::string explain_unknown(std::string_view key, const std::vector<std::string>
   std::size_t best_distance = std::max<std::size_t>(2, leaf_of(key).size() / 3) + 1;
   // A name of one or two letters is within two slips of anything.
   if (leaf_of(key).size() < 3) best_distance = 2;
+  // Seconds would go by over a key as long as a text may be.
+  if (key.size() > kLongestKey) candidates.clear();
   for (const std::string& candidate : candidates) {
     const std::size_t candidate_distance = distance(key, candidate);
     if (candidate_distance < best_distance) {

@@ -14,6 +14,7 @@ what is compiled: then no model is built of what a checkpoint says, but its size
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib
 import json
 import mmap
@@ -90,6 +91,7 @@ def make_input(seeds: list[bytes], name: str, seed: int, number: int) -> bytes:
 
 def work(options: argparse.Namespace, seeds: list[bytes], shared: mmap.mmap, place: Path) -> None:
     """The child: goes on from the number in shared memory; says there what it does."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: not without its parent
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     read, promised = reader(options.reader, place)
@@ -122,9 +124,10 @@ def main() -> None:
     alone = Path(__file__).parent / "alone"
     if alone.is_dir():
         stand_in(alone)
-    import torch
+    if options.reader == "cpt":
+        import torch
 
-    torch.set_num_threads(1)
+        torch.set_num_threads(1)
     reader(options.reader, options.output)  # imports, before the children
     seeds = [path.read_bytes() for path in sorted(options.corpus.iterdir())]
     options.output.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 #
 #   run.sh SECONDS RUNS OUTPUT [READER...]
 #
-# RUNS inputs a reader, in 20 pieces with seeds of their own, which JOBS processes (default: all cores
+# RUNS inputs a reader, and a fifth of that through the front door, in 20 pieces with seeds of their own, which JOBS processes (default: all cores
 # but two) take in turn; after SECONDS no more begin, and those that run end. Where a harness ends
 # early, what did it is kept in OUTPUT/found, and the piece goes on. OUTPUT/table.md is the summary:
 # inputs that were executed, processor seconds, largest memory, and what was found. TIMEOUT (default
@@ -17,7 +17,7 @@ python=${PYTHON:-python3}
 run_piece() {
   local reader=$1 piece=$2 runs=$3 deadline=$4 output=$5
   local log=$output/log/$reader-$piece.txt done=0 peak=0 left started=$SECONDS try more
-  mkdir -p "$output/work/$reader" "$output/found/$reader"
+  mkdir -p "$WORK/$reader" "$output/found/$reader"
   for try in {1..40}; do
     left=$((deadline - $(date +%s)))
     ((done < runs && left > 0)) || break
@@ -29,19 +29,19 @@ run_piece() {
         peak=$(awk '/^inputs /{print $8}' "$log")
         ;;
       front-door)
-        (cd "$output/work/$reader" && env -u HOME timeout "$left" "$kit/bin/front_door" \
+        (cd "$WORK/$reader" && env -u HOME timeout "$left" "$kit/bin/front_door" \
           "$piece" "$runs" "$kit"/corpora/{d4rl,minari,converted}) >"$log" 2>&1 ||
-          cp "$output/work/$reader/front_door-$piece" "$output/found/$reader/died-$piece" 2>/dev/null
+          cp "$WORK/$reader/front_door-$piece" "$output/found/$reader/died-$piece" 2>/dev/null
+        find "$WORK/$reader" -name "front_door-$piece-died-?" -exec cp -t "$output/checker-died" {} +
         more=$(awk '/^(progress|inputs) /{n = $2} END{print n + 0}' "$log")
         ;;
       *)
         "$kit/bin/fuzz_$reader" -runs=$((runs - done)) -seed=$((1000 * piece + try)) \
           -max_total_time="$left" -max_len=36000 -timeout="${TIMEOUT:-10}" -rss_limit_mb=3000 \
-          -malloc_limit_mb=100000 -print_final_stats=1 -verbosity=1 -reload=30 \
-          -artifact_prefix="$output/found/$reader/" "$output/work/$reader" \
+          -malloc_limit_mb=100000 -print_final_stats=1 -verbosity=0 -reload=30 \
+          -artifact_prefix="$output/found/$reader/" "$WORK/$reader" \
           "$kit/corpora/$reader" >"$log.new" 2>&1
-        more=$(awk '/^stat::number_of_executed_units/{n = $2} /^#[0-9]/{m = substr($1, 2)}
-          END{print n ? n : m + 0}' "$log.new")
+        more=$(awk '/^stat::number_of_executed_units/{n = $2} END{print n + 0}' "$log.new")
         left=$(awk '/^stat::peak_rss_mb/{print $2}' "$log.new")
         ((${left:-0} <= peak)) || peak=$left
         grep -E '^SUMMARY|ERROR: |runtime error' "$log.new" >>"$output/found/$reader.txt"
@@ -68,7 +68,10 @@ output=$(cd "$3" && pwd)
 shift 3
 readers=("$@")
 (($#)) || readers=(yaml cpt d4rl minari converted replay front-door metadata safetensors)
-mkdir -p "$output/log" "$output/found"
+mkdir -p "$output"/{log,found,checker-died}
+WORK=$(mktemp -d) # the harnesses' growing corpora
+export WORK
+trap 'rm -rf "$WORK"' EXIT
 : >"$output/results"
 jobs=${JOBS:-$(($(nproc) > 3 ? $(nproc) - 2 : $(nproc)))}
 # What libhdf5 or zlib ask of malloc without measure they are not given, as below a limit of memory;
@@ -80,7 +83,9 @@ export LD_LIBRARY_PATH=$kit/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 deadline=$(($(date +%s) + seconds))
 for ((piece = 1; piece <= pieces; ++piece)); do
   for reader in "${readers[@]}"; do
-    echo "$reader $piece $(((runs + pieces - 1) / pieces)) $deadline $output"
+    share=$(((runs + pieces - 1) / pieces))
+    [[ $reader != front-door ]] || share=$(((share + 4) / 5)) # each of its inputs starts a process
+    echo "$reader $piece $share $deadline $output"
   done
 done | xargs -P "$jobs" -L 1 "$kit/run.sh" --piece
 
