@@ -3,6 +3,7 @@
 FOLDER holds arguments.json; rank R writes rank-R.json, and rank 0 runs into folders of its own.
 """
 
+import hashlib
 import json
 import os
 import sys
@@ -95,6 +96,33 @@ def parameters_after(steps, core, config, store, freeze=False):
     return [digest.tobytes().hex(), [row["training/loss"] for row in rows]]
 
 
+class BadOnOneRank(Wrapped):
+    """Its ninth and tenth batch are infinite on rank 1 alone."""
+
+    made = None  # the last one
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.batches = 0
+        BadOnOneRank.made = self
+
+    def forward(self, *inputs):
+        self.batches += self.training
+        bad = RANK == 1 and self.training and self.batches in (9, 10)
+        return super().forward(*inputs) * (float("inf") if bad else 1.0)
+
+
+def not_finite(config, root):
+    """What the ranks say that stop, and what those come to that go on."""
+    stopped = failure_of(lambda: train(config, root / "stopped", model=BadOnOneRank))
+    leave = changed(config, "training", skip_nan_batches=2)
+    run = train(leave, root / "passed over", model=BadOnOneRank)
+    found = hashlib.sha256()
+    for parameter in BadOnOneRank.made.parameters():
+        found.update(parameter.detach().numpy().tobytes())
+    return {"stopped": stopped, "step": run.latest_checkpoint()[0], "digest": found.hexdigest()}
+
+
 def trainers(config):
     """Trainers over groups of our own: buckets of all sizes, parameters that are frozen."""
     loaded = dmamba.configuration.load_config(config)
@@ -121,6 +149,7 @@ def main():
     train(config, root / "again")
     train(arguments["games"], root / "games")
     train(config, root / "own", model=Wrapped)
+    results["not finite"] = not_finite(config, root)
     results["errors"] = errors(config, root)
     results["callback"] = fail_in_a_callback(config, root / "callback")
     assert not dist.is_initialized()

@@ -122,6 +122,23 @@ def test_a_model_of_ones_own_is_trained_by_ranks(folder):
     assert (own.folder / "metrics.csv").read_bytes() == (whole.folder / "metrics.csv").read_bytes()
 
 
+def test_what_is_not_finite_on_one_rank_stops_all_of_them(folder, results):
+    for result in results:
+        kind, message = result["not finite"]["stopped"]
+        assert kind == "NotFiniteError"
+        assert (
+            "in step 9 (seed 7); its batch: 6 segments of" in message and "step-00000000" in message
+        )
+    assert dmamba.Run(folder / "stopped").metrics()["step"].tolist() == list(range(1, 9))
+
+
+def test_what_is_not_finite_on_one_rank_is_passed_over_by_all(folder, results):
+    first, other = (result["not finite"] for result in results)
+    assert first["step"] == other["step"] == STEPS and first["digest"] == other["digest"]
+    skipped = dmamba.Run(folder / "passed over").metrics()["training/skipped"]
+    assert skipped.tolist() == [int(step in (9, 10)) for step in range(1, STEPS + 1)]
+
+
 def cut_back(folder, copy, step):
     """A copy of a run as it was after an early checkpoint."""
     shutil.copytree(folder, copy)
