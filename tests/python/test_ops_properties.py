@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from op_borders import check_convolution_isolation, check_scan_isolation
 from op_properties import (
+    Draw,
     check_convolution,
     check_elementwise,
     check_scan,
@@ -23,7 +24,7 @@ from op_properties import (
     seeds,
 )
 
-from dmamba import _C
+from dmamba import _C, ops
 
 capabilities = st.sampled_from(_C.cpu_capabilities())
 special = st.sampled_from([math.nan, math.inf, -math.inf])
@@ -75,3 +76,22 @@ def test_what_is_not_finite_stays_in_its_window(example, capability, value, seed
 def test_elementwise(seed, kind, dtype, capability):
     with using(capability):
         check_elementwise(seed, kind, dtype)
+
+
+def test_what_the_mask_hides_does_not_reach_the_sums():
+    make = Draw(3, torch.float32)
+    u, delta = make.values("ordinary", 2, 2, 9, 20).float()
+    B, C = make.values("ordinary", 2, 2, 9, 16).float()
+    mask = torch.ones(2, 9, dtype=torch.bool)
+    mask[1, 4] = mask[0, 2] = False
+    A, bias = -torch.rand(20, 16), torch.zeros(20)
+    leaves = [A.requires_grad_(), bias.requires_grad_()]
+
+    def gradients():
+        arguments = {"delta_bias": bias, "delta_softplus": True, "mask": mask}
+        out = ops.selective_scan(u, delta, A, B, C, **arguments)
+        return torch.autograd.grad(out[mask].sum(), leaves)
+
+    clean = gradients()
+    u[1, 4, 7], B[0, 2, 3] = math.nan, math.inf
+    assert all(torch.equal(a, b) for a, b in zip(clean, gradients(), strict=True))
