@@ -50,7 +50,6 @@ py::list list_sets(const train::TrainingState& state) {
     d["state_mean"] = set.state_mean;
     d["state_std"] = set.state_std;
     d["steps"] = set.steps;
-    d["skipped"] = set.skipped;
     sets.append(d);
   }
   return sets;
