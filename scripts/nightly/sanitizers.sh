@@ -6,7 +6,8 @@
 # REPETITIONS (default 20) is how often the tests run under the thread sanitizer: races need luck.
 # Parts, by default all:
 #   thread    the areas with threads of their own (preset tsan: readers, conversion, samplers, files)
-#   address   every C++ test (preset asan); leaks too, but for those that tests/sanitizers/lsan.supp names
+#   leaks     every C++ test of the ordinary build, with the leak sanitizer preloaded: nothing to build
+#   address   every C++ test (preset asan); leaks too
 #   python    the Python tests that reach C++, with the extension of the preset asan
 #   small     the C++ tests that need no torch, address and undefined behaviour (preset asan-small)
 # The preset asan compiles for an hour on two cores, once; the ccache keeps it.
@@ -18,10 +19,10 @@ cd "$ROOT"
 repetitions=${1:-20}
 [[ $repetitions =~ ^[1-9][0-9]*$ ]] || die "REPETITIONS must be a number, got '$repetitions'"
 parts=("${@:2}")
-((${#parts[@]})) || parts=(thread address python)
+((${#parts[@]})) || parts=(thread leaks address python)
 for part in "${parts[@]}"; do
-  [[ " thread address python small " == *" $part "* ]] ||
-    die "no part '$part'; there are: thread address python small"
+  [[ " thread leaks address python small " == *" $part "* ]] ||
+    die "no part '$part'; there are: thread leaks address python small"
 done
 
 # Threads of OpenMP that spin while others work would take the test's time.
@@ -42,6 +43,19 @@ build() {
 
 run_thread() {
   build tsan && ctest --preset tsan --repeat "until-fail:$repetitions" -j "$(nproc)"
+}
+
+run_leaks() {
+  setup_package package with-tests || return
+  local library program status=0
+  library=$("${CXX:-g++}" -print-file-name=liblsan.so)
+  for program in "$(build_dir)"/tests/cpp/test_*; do
+    # The examples' tests start shells, whose leaks are none of ours.
+    [[ -x $program && -f $program && $program != */test_examples ]] || continue
+    LSAN_OPTIONS=suppressions=tests/sanitizers/lsan.supp:print_suppressions=0 \
+      LD_PRELOAD=$library "$program" --gtest_brief=1 || status=1
+  done
+  return "$status"
 }
 
 run_address() {
