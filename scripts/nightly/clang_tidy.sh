@@ -34,13 +34,14 @@ import sys
 
 path = pathlib.Path(sys.argv[1])
 commands = json.loads(path.read_text())
-nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
-cuda = pathlib.Path(nvcc).resolve().parents[1] / "include"
+# The nvcc on the PATH may be a script that calls the toolkit's.
+nvccs = [shutil.which("nvcc") or "nvcc", "/usr/local/cuda/bin/nvcc"]
+folders = [pathlib.Path(nvcc).resolve().parents[1] / "include" for nvcc in nvccs]
+cuda = next((folder for folder in folders if (folder / "cuda_runtime_api.h").exists()), None)
 like = next(c for c in commands if c["file"].endswith("/src/ops/cpu/dispatch.cpp"))
 known = {c["file"] for c in commands}
-if not (cuda / "cuda_runtime_api.h").exists():
+if cuda is None:
     print("NOT CHECKED: src/ops/cuda, there is no CUDA toolkit on this machine")
-    cuda = None
 for source in sorted(pathlib.Path("src/ops/cuda").resolve().glob("*.cpp")) if cuda else ():
     if str(source) not in known:
         command = like["command"].replace(like["file"], str(source))
