@@ -13,6 +13,14 @@ import pytest
 KILLS = Path(__file__).parents[1] / "reliability" / "kills.py"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fonts(tmp_path_factory):
+    """Matplotlib looks for fonts once, and not for each test's home."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MPLCONFIGDIR", str(tmp_path_factory.mktemp("matplotlib")))
+        yield
+
+
 def campaign(*arguments):
     """Runs it; returns how many faults there were."""
     done = subprocess.run(
@@ -30,7 +38,7 @@ def campaign(*arguments):
         # Each file of a run gets its name, and an old checkpoint is removed.
         ("plain", r"^(rename|unlink)", "kill"),
         ("plain", r"^(pwrite|mkdir checkpoints$|open .*/\.dmamba-\d+-[08]|write metrics)", "full"),
-        ("convert,export", r"^(pwrite|renameat2|rename model)", "kill,fail"),
+        ("convert,export,download", r"^(pwrite|renameat2|rename model)", "kill,fail"),
     ],
 )
 def test_chosen_moments(subjects, calls, faults):

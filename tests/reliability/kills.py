@@ -191,7 +191,7 @@ class Trials:
                 result.places.append("at a random time")
             if killed or hit or stopped:
                 result.kills += 1
-            result.wrong += _judge(plan, outcome, place, bool(how))
+            result.wrong += _judge(plan, outcome, place, subject.own)
             if result.wrong:
                 result.wrong.append(outcome.output)
                 return
@@ -240,8 +240,8 @@ def _describe(seen: faults.Seen, place: Path) -> str:
     return f"{seen.call} {os.path.relpath(seen.path, place)}"
 
 
-def _judge(plan: Plan, outcome: Any, place: Path, faulty: bool) -> list[str]:
-    """What is wrong with the way in which a start has ended."""
+def _judge(plan: Plan, outcome: Any, place: Path, own: str) -> list[str]:
+    """What is wrong with how a start has ended; of its own files it may say what it likes."""
     if outcome.hung:
         return ["it hangs"]
     if outcome.signal not in (0, signal.SIGKILL, signal.SIGTERM if plan.kind == "term" else 0):
@@ -254,6 +254,8 @@ def _judge(plan: Plan, outcome: Any, place: Path, faulty: bool) -> list[str]:
         return [f"an error in the program: {outcome.error}"]
     if not outcome.seen.hits:
         return [f"an error without a fault: {outcome.error}"]
+    if own and (own in outcome.error or own in outcome.seen.path):
+        return []
     wrong = []
     if str(place) not in outcome.error:
         wrong.append(f"the error names no file: {outcome.error}")
@@ -279,6 +281,8 @@ def main() -> int:
 
 
 def _campaign(arguments: argparse.Namespace, base: Path, all_subjects: dict[str, Any]) -> int:
+    import subjects as making
+
     started = time.monotonic()
     chosen = {what: all_subjects[what] for what in arguments.what or all_subjects}
     if arguments.only:
@@ -289,6 +293,7 @@ def _campaign(arguments: argparse.Namespace, base: Path, all_subjects: dict[str,
         }
     by_name = {each.name: each for several in chosen.values() for each in several}
     names = list(by_name)
+    making.import_for(by_name.values())
 
     def prepare(name: str) -> dict[str, Any]:
         trials = Trials(by_name, base, base / f"scratch-{name}", arguments.device == "cpu")

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,8 @@ class Subject:
         base: A folder for what it needs; shared by all trials.
     """
 
+    own = ""  # in the paths of files that the program writes by itself, without DMamba
+    plays = False  # whether it needs environments
     group = False  # whether it starts processes that are to be killed with it, or to survive it
 
     def __init__(self, name: str, base: Path) -> None:
@@ -134,9 +137,11 @@ class Training(Subject):
         self.options: dict[str, Any] = {"evaluate": evaluate, "progress": False}
         if callbacks:
             self.options["callbacks"] = [Recorder()]
+            self.own = "/mine"
         if model is not None:
             self.options["model"] = model
         self.group = evaluate == "beside"
+        self.plays = bool(evaluate)
 
     def start(self, place: Path) -> None:
         resume = (place / "config.yaml").is_file()
@@ -155,7 +160,7 @@ class Training(Subject):
 class Sweep(Subject):
     """A sweep of four runs, two at a time, each in a process of its own."""
 
-    group = True
+    group = plays = True
 
     def __init__(self, name: str, base: Path) -> None:
         super().__init__(name, base)
@@ -196,13 +201,14 @@ class Conversion(Subject):
 class Recording(Subject):
     """Random actions that are written down, as a D4RL file or as a folder of a game."""
 
+    plays = True
+
     def __init__(self, name: str, base: Path, environment: str) -> None:
         super().__init__(name, base)
         self.environment = environment
         self.game = environment.startswith("ALE/")
 
     def start(self, place: Path) -> None:
-        place.mkdir(parents=True, exist_ok=True)
         output = place if self.game else place / "mine.hdf5"
         if (output / "Breakout" if self.game else output).exists():
             return
@@ -255,8 +261,9 @@ def _serve(content: bytes) -> int:
 class Export(Subject):
     """A model that is written over an older one of the same folder."""
 
+    own = "/begun"
+
     def start(self, place: Path) -> None:
-        place.mkdir(parents=True, exist_ok=True)
         if not (place / "begun").exists():
             self._export(1, place)
             (place / "begun").touch()
@@ -284,14 +291,14 @@ def _whole_or_none(place: Path, whole: Path, *patterns: str) -> list[str]:
     return wrong
 
 
-def _import_what_children_need() -> None:
-    """What is slow to import, once for all children."""
+def import_for(subjects: Iterable[Subject]) -> None:
+    """Imports what is slow to import, once for all children."""
     import matplotlib.font_manager  # noqa: F401
     import torch.utils.tensorboard  # noqa: F401
 
     import dmamba.pictures  # noqa: F401
 
-    if importlib.util.find_spec("gymnasium") and importlib.util.find_spec("mujoco"):
+    if any(subject.plays for subject in subjects):
         import gymnasium.envs.mujoco.hopper_v4  # noqa: F401
 
         dmamba.suites.import_vector()
@@ -303,7 +310,6 @@ def make(base: Path, device: str) -> dict[str, list[Subject]]:
     """All subjects that this machine can run, by the words of ``--what``."""
     from own_models import Net, Wrapped
 
-    _import_what_children_need()
     several = {"context": "random", "contexts": [1, 3, 5]}
     schedule = {"context": "schedule", "contexts": [1, 3, 5], "context_every": 5}
     simulated = importlib.util.find_spec("gymnasium") and importlib.util.find_spec("mujoco")
