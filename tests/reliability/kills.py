@@ -278,6 +278,7 @@ def main() -> int:
     finally:
         if arguments.keep is None:
             shutil.rmtree(base, ignore_errors=True)
+        shutil.rmtree(Path(os.environ["FAULTS_LIBRARY"]).parent)
 
 
 def _campaign(arguments: argparse.Namespace, base: Path, all_subjects: dict[str, Any]) -> int:
