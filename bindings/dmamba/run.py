@@ -175,12 +175,16 @@ def evaluation_scalars(environment: str, row: dict[str, Any]) -> dict[str, float
 
 
 def _complete_steps(root: Path) -> list[tuple[int, Path]]:
-    found = []
-    for path in root.iterdir() if root.is_dir() else ():
-        match = _CHECKPOINT.fullmatch(path.name)
-        if match and (path / "state.json").is_file():
-            found.append((int(match[1]), path))
-    return sorted(found)
+    if not root.is_dir():
+        return []
+    before: set[Path] | None = None
+    while True:
+        there = {path for path in root.iterdir() if _CHECKPOINT.fullmatch(path.name)}
+        found = [path for path in there if (path / "state.json").is_file()]
+        # A training may have put a newer one in the place of what was listed: look again.
+        if found or there == before:
+            return sorted((int(path.name.removeprefix("step-")), path) for path in found)
+        before = there
 
 
 def step_of(checkpoint: Path) -> int:

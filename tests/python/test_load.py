@@ -15,7 +15,7 @@ import measures  # noqa: E402
     ("arguments", "last"),
     [
         (["steps", "--steps", "3000", "--warm-up", "1000"], "constant"),
-        (["handles", "--times", "60"], "failed: none"),
+        (["handles", "--times", "40"], "failed: none"),
         (["large", "--gigabytes", "0.05", "--steps", "20"], "bounded"),
     ],
 )

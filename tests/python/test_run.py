@@ -93,6 +93,22 @@ def test_checkpoints_are_found_by_number(tmp_path):
     assert run.latest_checkpoint()[1].name == "step-123456789"
 
 
+def test_a_checkpoint_that_is_replaced_while_it_is_looked_for(tmp_path, monkeypatch):
+    old, new = (tmp_path / "checkpoints" / f"step-0000000{step}" for step in (1, 2))
+    old.mkdir(parents=True)
+    (old / "state.json").write_text("{}")
+    listed = type(old).iterdir
+
+    def iterdir(self):
+        found = list(listed(self))
+        if old.exists():
+            old.rename(new)
+        return iter(found)
+
+    monkeypatch.setattr(type(old), "iterdir", iterdir)
+    assert Run(tmp_path).latest_checkpoint() == (2, new)
+
+
 def test_two_processes_cannot_train_in_one_folder(tmp_path):
     folder = tmp_path / "run"
     with RunWriter(folder, resume=False):
