@@ -26,7 +26,7 @@ namespace {
 constexpr std::uint64_t kSeconds = 20;
 constexpr std::uint64_t kBytesPerSecond = 1 << 20;
 constexpr std::uint64_t kStack = 1 << 20;  // less than any thread of a user's has
-constexpr std::uint64_t kPatience = 10;  // wall clock to processor time: slow disks
+constexpr std::uint64_t kPatience = 10;    // wall clock to processor time: slow disks
 
 void limit(int resource, std::uint64_t most) {
   rlimit now{};
@@ -47,7 +47,7 @@ void limit_all(const char* path) {
   std::signal(SIGINT, SIG_IGN);  // Ctrl-C is for the process that waits
   // Where memory runs out all the same, this process goes first.
   std::ofstream("/proc/self/oom_score_adj") << 1000;
-  struct stat status {};
+  struct stat status{};
   stat(path, &status);
   const std::uint64_t seconds =
       kSeconds + static_cast<std::uint64_t>(status.st_size) / kBytesPerSecond;

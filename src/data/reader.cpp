@@ -36,9 +36,8 @@ std::string format_list() {
 }
 
 bool known(const std::string& format) {
-  return format == "auto" || std::any_of(kFormats.begin(), kFormats.end(), [&](const Format& row) {
-           return format == row.name;
-         });
+  return format == "auto" || std::any_of(kFormats.begin(), kFormats.end(),
+                                         [&](const Format& row) { return format == row.name; });
 }
 
 }  // namespace

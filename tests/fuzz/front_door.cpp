@@ -43,7 +43,8 @@ void overwrite(std::string* text, std::size_t at, const void* bytes, std::size_t
   std::memcpy(text->data() + at, bytes, std::min(size, text->size() - at));
 }
 
-// One change: a bit, a byte, a number of 1 to 8 bytes that is awkward, a piece moved, cut or doubled.
+// One change: a bit, a byte, a number of 1 to 8 bytes that is awkward, a piece moved, cut or
+// doubled.
 void change(Random* random, std::string* text) {
   constexpr std::array<std::uint64_t, 12> kNumbers = {
       0,          1,           2,          255,         0xffff,     0xffffffff,

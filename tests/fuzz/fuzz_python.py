@@ -7,8 +7,8 @@ a dataset of Minari's. The inputs are read by a child process under limits of me
 it dies, hangs, or the reader raises what it does not promise, the input is kept in OUTPUT, and the
 next child goes on after it. Prints `inputs N findings N ...` at the end.
 
-Where dmamba is not installed, `alone` beside this file holds the readers, and stand-ins are made for
-what is compiled: then no model is built of what a checkpoint says, but its size is looked at.
+Where dmamba is not installed, `alone` beside this file holds the readers, and stand-ins are made
+for what is compiled: then no model is built of what a checkpoint says, but its size is looked at.
 """
 
 from __future__ import annotations
@@ -86,7 +86,9 @@ def make_input(seeds: list[bytes], name: str, seed: int, number: int) -> bytes:
     start = generator.choice(seeds)
     if name == "cpt":
         return mutations.mutate_archive(start, generator)
-    return mutations.mutate(start, generator, [b"null", b'"', b"[", b"{", b"1e999", b"-1", b"\\\\ud800"])
+    return mutations.mutate(
+        start, generator, [b"null", b'"', b"[", b"{", b"1e999", b"-1", b"\\\\ud800"]
+    )
 
 
 def work(options: argparse.Namespace, seeds: list[bytes], shared: mmap.mmap, place: Path) -> None:

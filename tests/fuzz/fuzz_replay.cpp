@@ -1,6 +1,6 @@
 // DQN-replay shards. The first byte says which of the four files of a shard the input stands for
-// and whether it is the .gz itself or the .npy in it, which is then compressed here; the other three
-// files are of a good shard.
+// and whether it is the .gz itself or the .npy in it, which is then compressed here; the other
+// three files are of a good shard.
 #include <zlib.h>
 
 #include <algorithm>
@@ -101,8 +101,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       return std::make_shared<Memory>(static_cast<std::int64_t>(planned.rewards.size()));
     });
     const auto rows = columns.rewards.size();
-    dmamba::fuzz::require(columns.actions.size() == rows && columns.episode_ends.back() ==
-                                                                static_cast<std::int64_t>(rows));
+    dmamba::fuzz::require(columns.actions.size() == rows &&
+                          columns.episode_ends.back() == static_cast<std::int64_t>(rows));
   } catch (const dmamba::DataError&) {
   }
   const std::string whole = gzip(good[field]);

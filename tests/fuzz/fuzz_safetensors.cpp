@@ -1,9 +1,8 @@
 // Safetensors. What is accepted is written again, which must give a file of the same tensors.
-#include "dmamba/train/safetensors.h"
-
 #include <cstring>
 
 #include "dmamba/common/error.h"
+#include "dmamba/train/safetensors.h"
 #include "memory_file.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {

@@ -15,7 +15,6 @@ import json
 import struct
 import sys
 import tempfile
-import zipfile
 from pathlib import Path
 
 import h5py
@@ -120,8 +119,14 @@ def minari(folder: Path) -> None:
                 for key, values in parts.items():
                     group.create_dataset(key, data=values, **options)
                 if name == "latest":  # a dictionary and a tuple
-                    for key in ("observations/a", "observations/b/_index_0", "observations/b/_index_1"):
-                        group.create_dataset(key, data=random.normal(size=(steps + 1, 2)), **options)
+                    for key in (
+                        "observations/a",
+                        "observations/b/_index_0",
+                        "observations/b/_index_1",
+                    ):
+                        group.create_dataset(
+                            key, data=random.normal(size=(steps + 1, 2)), **options
+                        )
                 else:
                     group.create_dataset(
                         "observations", data=random.normal(size=(steps + 1, 3)), **options
@@ -172,7 +177,12 @@ def replay(folder: Path) -> None:
             (folder / f"{FIELDS[number]}-gz{level}").write_bytes(bytes([number]) + packed)
         halves = gzip.compress(text[:90], mtime=0) + gzip.compress(text[90:], mtime=0) + bytes(9)
         (folder / f"{FIELDS[number]}-members").write_bytes(bytes([number]) + halves)
-    for name, kind in (("action", "<i8"), ("action", "|u1"), ("reward", "<f8"), ("terminal", "|b1")):
+    for name, kind in (
+        ("action", "<i8"),
+        ("action", "|u1"),
+        ("reward", "<f8"),
+        ("terminal", "|b1"),
+    ):
         plain = io.BytesIO()
         np.save(plain, shard()[FIELDS.index(name)].astype(kind))
         (folder / f"{name}-{kind[1:]}").write_bytes(
@@ -185,7 +195,8 @@ def yaml(folder: Path) -> None:
         text = "\n".join(line for line in path.read_text().splitlines() if "base:" not in line)
         (folder / f"{number}.yaml").write_text(text + "\n")
     (folder / "laughs.yaml").write_text(
-        "a: &a [x, x]\n" + "".join(f"{c}: &{c} [*{p}, *{p}, *{p}]\n" for p, c in zip("abcde", "bcdef"))
+        "a: &a [x, x]\n"
+        + "".join(f"{c}: &{c} [*{p}, *{p}, *{p}]\n" for p, c in zip("abcde", "bcdef", strict=True))
     )
     (folder / "deep.yaml").write_text("model: " + "[" * 30 + "]" * 30 + "\n")
     (folder / "numbers.yaml").write_text(
@@ -206,7 +217,9 @@ def safetensors(folder: Path) -> None:
 
     good = {"a": entry("F32", [2, 2], 0, 16), "b": entry("BOOL", [3], 16, 19)}
     write("good", {"__metadata__": {"format": "pt"}, **good}, bytes(19))
-    write("all", {d: entry(d, [0], 0, 0) for d in ("F64", "I64", "F32", "I32", "F16", "BF16", "U8")})
+    write(
+        "all", {d: entry(d, [0], 0, 0) for d in ("F64", "I64", "F32", "I32", "F16", "BF16", "U8")}
+    )
     write("huge", {"a": entry("F32", [2**60, 2**60], 0, 16)}, bytes(16))
     write("overlap", {"a": entry("U8", [4], 0, 4), "b": entry("U8", [4], 2, 6)}, bytes(6))
     write("twice", '{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{}}', bytes(1))
@@ -241,7 +254,9 @@ def minari_metadata(folder: Path) -> None:
     nested = json.dumps(
         {"type": "Dict", "subspaces": {"a": {"type": "Tuple", "subspaces": [json.loads(vector)]}}}
     )
-    spec = json.dumps({"id": "Hopper-v5", "entry_point": "gymnasium.envs:Hopper", "kwargs": {"a": 1}})
+    spec = json.dumps(
+        {"id": "Hopper-v5", "entry_point": "gymnasium.envs:Hopper", "kwargs": {"a": 1}}
+    )
     for name, space in (("vector", vector), ("nested", nested)):
         content = {
             "total_episodes": 2,

@@ -8,7 +8,12 @@ import zipfile
 
 _NUMBERS = [0, 1, 2, 255, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 60, (1 << 63) - 1]
 _OPCODES = [  # of pickles: build, reduce, a global, memo, persistent id, long numbers, stop
-    *(b"cos\nsystem\n", b"cbuiltins\neval\n", b"ctorch\nFloatStorage\n", b"ccollections\nOrderedDict\n"),
+    *(
+        b"cos\nsystem\n",
+        b"cbuiltins\neval\n",
+        b"ctorch\nFloatStorage\n",
+        b"ccollections\nOrderedDict\n",
+    ),
     *(b"R", b"b", b"(", b"t", b"}", b"]", b"s", b"u", b"Q", b".", b"0", b"2", b"h\x00", b"q\x01"),
     *(b"J\xff\xff\xff\x7f", b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f", b"M\xff\xff", b"K\x00"),
     *(b"X\xff\xff\xff\x7f", b"\x80\x05", b"\x93", b"\x81", b"G\x7f\xf0\x00\x00\x00\x00\x00\x00"),
@@ -16,7 +21,7 @@ _OPCODES = [  # of pickles: build, reduce, a global, memo, persistent id, long n
 
 
 def change(data: bytearray, generator: random.Random, words: list[bytes] = _OPCODES[:0]) -> None:
-    """One change in place: a bit, a byte, an awkward number, a word, a piece moved, cut, doubled."""
+    """One change in place: a bit, a byte, an awkward number, a word; a piece moved or cut."""
     if not data:
         return
     at = generator.randrange(len(data))

@@ -1,7 +1,7 @@
 """Files from strangers: mutated ones, and ones made to lead somewhere else or to run something.
 
-The long campaign is scripts/nightly/fuzz.sh; here are a few hundred inputs of a fixed seed, and what
-campaigns have found. docs/reliability.md has the table.
+The long campaign is scripts/nightly/fuzz.sh; here are a few hundred inputs of a fixed seed, and
+what campaigns have found. docs/reliability.md has the table.
 """
 
 import gzip
@@ -100,7 +100,9 @@ def test_mutated_shards(tmp_path):
         for place, content in zip(places, plain, strict=True):
             place.write_bytes(gzip.compress(content, 1))
         if number:
-            changed = mutations.mutate(places[which].read_bytes() if packed else plain[which], generator)
+            changed = mutations.mutate(
+                places[which].read_bytes() if packed else plain[which], generator
+            )
             places[which].write_bytes(changed if packed else gzip.compress(changed, 1))
         _C.open_replay(str(tmp_path))
 
@@ -326,7 +328,10 @@ def test_a_checkpoint_larger_than_its_file(tmp_path):
     "content",
     [
         "[" * 100_000,
-        '{"total_episodes": 1, "total_steps": 1, "observation_space": ' + '"' + "[" * 100_000 + '"}',
+        '{"total_episodes": 1, "total_steps": 1, "observation_space": '
+        + '"'
+        + "[" * 100_000
+        + '"}',
         '{"total_episodes": 1, "total_steps": 1, "observation_space": "{\\"type\\": \\"Dict\\"}"}',
         '{"total_episodes": 1, "total_steps": 1, "observation_space": '
         '"{\\"type\\": \\"Box\\", \\"shape\\": 3}"}',

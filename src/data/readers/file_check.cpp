@@ -42,7 +42,7 @@ bool trusted() {
 }
 
 FileState state_of(const std::string& path) {
-  struct stat status {};
+  struct stat status{};
   if (::stat(path.c_str(), &status) != 0) {
     throw DataError(path + ": cannot be looked at: " + reason(errno));
   }
@@ -71,10 +71,9 @@ class Memory {
   Memory(const FileState& state, const std::string& reader) {
     const char* home = std::getenv("HOME");
     if (home != nullptr && *home != '\0') path_ = fs::path(home) / ".cache/dmamba/checked-files";
-    for (const auto& part :
-         {std::to_string(kReaderVersion), reader, std::to_string(state.device),
-          std::to_string(state.inode), std::to_string(state.size),
-          std::to_string(state.modified_ns), std::to_string(state.changed_ns)}) {
+    for (const auto& part : {std::to_string(kReaderVersion), reader, std::to_string(state.device),
+                             std::to_string(state.inode), std::to_string(state.size),
+                             std::to_string(state.modified_ns), std::to_string(state.changed_ns)}) {
       line_ += (line_.empty() ? "" : " ") + part;
     }
   }

@@ -65,8 +65,8 @@ class Hdf5Handle {
 /// Access properties (a link's, a group's) with which no link leads into another file.
 Hdf5Handle within_file();
 
-/// The names of a group's links, in order; false where there are more than `most`, or the list cannot
-/// be walked.
+/// The names of a group's links, in order; false where there are more than `most`, or the list
+/// cannot be walked.
 bool list_names(std::int64_t group, std::uint64_t most, std::vector<std::string>* names);
 
 /// The innermost message of HDF5's error stack: what really went wrong in the call that has just

@@ -16,8 +16,8 @@ std::shared_ptr<TrajectoryStore> open_dataset_here(const std::string& path,
                                                    const std::string& format,
                                                    const Storage& storage);
 
-/// True if the file at `path` has the signature of an HDF5 file; false also for what cannot be read.
-/// The HDF5 library is not asked.
+/// True if the file at `path` has the signature of an HDF5 file; false also for what cannot be
+/// read. The HDF5 library is not asked.
 bool is_hdf5(const std::string& path);
 
 /// Reads a file of the D4RL HDF5 layout; see open_dataset.
