@@ -1,4 +1,6 @@
 // Errors, logging, instruction sets.
+#include <cstring>
+
 #include "bindings/bind.h"
 #include "dmamba/common/atomic_file.h"
 #include "dmamba/common/error.h"
@@ -6,6 +8,17 @@
 #include "dmamba/ops/ops.h"
 
 namespace dmamba::bindings {
+namespace {
+
+// Messages repeat what stands in files, which need not be UTF-8.
+void set_error(const char* type, const std::exception& error) {
+  const auto text = py::reinterpret_steal<py::object>(
+      PyUnicode_DecodeUTF8(error.what(), static_cast<Py_ssize_t>(std::strlen(error.what())),
+                           "backslashreplace"));
+  PyErr_SetObject(py::module_::import("dmamba._C").attr(type).ptr(), text.ptr());
+}
+
+}  // namespace
 
 void bind_common(py::module_& m) {
   auto& error = py::register_exception<Error>(m, "Error", PyExc_RuntimeError);
@@ -26,6 +39,14 @@ void bind_common(py::module_& m) {
     } catch (const c10::OutOfMemoryError& e) {
       const py::object type = py::module_::import("torch").attr("OutOfMemoryError");
       PyErr_SetString(type.ptr(), e.what_without_backtrace());
+    } catch (const DataError& e) {
+      set_error("DataError", e);
+    } catch (const ConfigError& e) {
+      set_error("ConfigError", e);
+    } catch (const CheckpointError& e) {
+      set_error("CheckpointError", e);
+    } catch (const Error& e) {
+      set_error("Error", e);
     }
   });
 
