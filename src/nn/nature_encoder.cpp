@@ -135,7 +135,7 @@ struct Nature : torch::autograd::Function<Nature> {
     Tensor dlast = at::mm(dout, product)
                        .view({last.size(0), last.size(2), last.size(3), channels})
                        .permute({0, 3, 1, 2});
-    for (size_t i = 3; i-- > 0;) {
+    for (size_t i = 3; i-- > 0;) {  // NOLINT(bugprone-infinite-loop): the condition counts
       const Tensor &input = saved[i], &activation = saved[i + 1], &weight = saved[9 + i];
       Tensor &dweight = out[1 + 2 * i], &dbias = out[2 + 2 * i];
       if (has_own_kernel(i, type)) {

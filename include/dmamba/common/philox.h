@@ -22,6 +22,7 @@ struct PhiloxBlock {
 
   /// Words 2i and 2i + 1 as one 64-bit number, the lower word first; i is 0 or 1.
   DMAMBA_HOST_DEVICE constexpr std::uint64_t bits64(int i) const {
+    // NOLINTNEXTLINE(bugprone-implicit-widening-of-multiplication-result): an index below 4
     return (static_cast<std::uint64_t>(word[2 * i + 1]) << 32) | word[2 * i];
   }
 };
