@@ -63,6 +63,11 @@ def pin_torch(root: Path) -> str:
     return requirement
 
 
+def binaries(root: Path) -> list[Path]:
+    """What we have compiled: libraries, and last the program that tries files."""
+    return [*sorted((root / "dmamba").glob("*.so")), root / "dmamba" / "dmamba-check-file"]
+
+
 def repair(wheel: Path, root: Path, output: Path, spare: Path) -> Path:
     """Lets auditwheel put libraries into the wheel; returns the wheel that it wrote.
 
@@ -72,8 +77,9 @@ def repair(wheel: Path, root: Path, output: Path, spare: Path) -> Path:
         output: Where the new one goes.
         spare: An empty folder, for copies of libraries that do without others.
     """
-    binaries = (root / "dmamba").glob("*.so")
-    paths = {name: path for binary in binaries for name, path in loader_paths(binary).items()}
+    paths = {
+        name: path for binary in binaries(root) for name, path in loader_paths(binary).items()
+    }
     for name in (name for name in paths if name.startswith("libhdf5")):
         left_out = without(paths[name], LEFT_OUT, spare)
         if left_out:
@@ -114,7 +120,9 @@ def check_binary(binary: Path, inside: set[str]) -> None:
 
 def check(root: Path) -> None:
     """Prints what each of our binaries links with; ends the program on what is wrong."""
-    ours = sorted((root / "dmamba").glob("*.so"))
+    ours = binaries(root)
+    if not os.access(ours[-1], os.X_OK):
+        raise SystemExit(f"error: {ours[-1].name} is not executable in the wheel")
     bundled = sorted((root / "dmamba.libs").glob("*.so*"))
     inside = {path.name for path in (*ours, *bundled)}
     for binary in (*ours, *bundled):

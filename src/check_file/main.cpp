@@ -2,6 +2,7 @@
 // and prints "read" or why not. Started by src/data/readers/file_check.cpp.
 #include <hdf5.h>
 #include <malloc.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -78,6 +79,16 @@ std::string read(const std::string& reader, const std::string& path,
   }
 }
 
+// Closes the library, as at the end of the process that will use the file. It complains to standard
+// error alone where damaged content leaves it with something that it cannot get rid of.
+bool closes_quietly() {
+  const int heard = memfd_create("stderr", 0);
+  dup2(heard, STDERR_FILENO);
+  H5close();
+  struct stat status {};
+  return fstat(heard, &status) == 0 && status.st_size == 0;
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -88,8 +99,12 @@ int main(int count, char** arguments) {
   limit_all(arguments[2]);
   dmamba::data::Storage storage{arguments[3], arguments[4]};
   storage.memory_limit = std::strtoull(arguments[5], nullptr, 10);
-  const std::string message = read(arguments[1], arguments[2], storage);
-  H5close();  // as at the end of the process that will use the file
+  std::string message = read(arguments[1], arguments[2], storage);
+  if (!closes_quietly() && message == dmamba::data::kFileWasRead) {
+    message = std::string(arguments[2]) +
+              ": the file is damaged: the HDF5 library cannot close what it has opened of it; "
+              "download or copy it again";
+  }
   std::fwrite(message.data(), 1, message.size(), stdout);
   std::fflush(stdout);
   _exit(message == dmamba::data::kFileWasRead ? 0 : 1);
