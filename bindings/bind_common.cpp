@@ -12,9 +12,8 @@ namespace {
 
 // Messages repeat what stands in files, which need not be UTF-8.
 void set_error(const char* type, const std::exception& error) {
-  const auto text = py::reinterpret_steal<py::object>(
-      PyUnicode_DecodeUTF8(error.what(), static_cast<Py_ssize_t>(std::strlen(error.what())),
-                           "backslashreplace"));
+  const auto text = py::reinterpret_steal<py::object>(PyUnicode_DecodeUTF8(
+      error.what(), static_cast<Py_ssize_t>(std::strlen(error.what())), "backslashreplace"));
   PyErr_SetObject(py::module_::import("dmamba._C").attr(type).ptr(), text.ptr());
 }
 

@@ -25,8 +25,11 @@ from dmamba import (
 )
 from dmamba.beside import explain
 from dmamba.choosing import RULES, Choice
+from dmamba.configuration import UNSHAPING, changes
 from dmamba.external import ExternalModel, Factory, Model
 from dmamba.pretraining import Part
+
+RESUMABLE = (*UNSHAPING, "evaluation.")
 
 
 def load_stores(config: _C.Config, *, progress: bool) -> list[_C.TrajectoryStore | _C.FrameStore]:
@@ -248,3 +251,26 @@ def check_environment(config: _C.Config, store: _C.TrajectoryStore | _C.FrameSto
         )
     suites.check_store(environment, store, config.dataset.max_episode_length)
     suites.check_engine(config.evaluation.engine, environment)
+
+
+def check_one_process(config: _C.Config) -> None:
+    """Refuses what several ranks cannot train together."""
+    if config.pretraining.sets:
+        raise _C.ConfigError("pretraining.sets: several sets are trained in one process")
+    if config.training.context in RULES:
+        raise _C.ConfigError(
+            f"training.context: {config.training.context} is decided in one process; choose fixed "
+            "or random with torchrun"
+        )
+
+
+def check_unchanged(saved: _C.Config, wanted: _C.Config, folder: Path) -> None:
+    """Refuses to resume a run with settings that would shape it otherwise."""
+    # A bandit's choices follow from its evaluations.
+    bandit = saved.training.context == "bandit"
+    changed = changes(saved, wanted, (*UNSHAPING, "evaluation.every") if bandit else RESUMABLE)
+    if changed:
+        raise _C.ConfigError(
+            f"{folder}: a resumed run keeps its configuration, but {changed}. "
+            "Leave that out, or start a new run in another folder"
+        )

@@ -252,11 +252,13 @@ def _unusual(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
         return arguments  # what a file says is no reason to import a module
     try:
         import gymnasium
+    except ImportError:
+        return arguments
+    from dmamba.envs import vector
 
-        from dmamba.envs import vector
-
+    try:
         usual = vector.find_spec(name).kwargs
-    except (ImportError, gymnasium.error.Error):  # it is not there, so nothing is known of it
+    except (ImportError, ValueError, gymnasium.error.Error):  # nothing is known of it
         return arguments
     missing = object()
     return {key: value for key, value in arguments.items() if usual.get(key, missing) != value}

@@ -19,7 +19,7 @@ import torch
 from dmamba import _C, beginning, choosing, evaluation, nn, summary, transfer
 from dmamba.beside import Evaluator, explain
 from dmamba.callbacks import Callback
-from dmamba.configuration import UNSHAPING, changes, load_config
+from dmamba.configuration import load_config
 from dmamba.external import ExternalModel, Factory, Model
 from dmamba.pretraining import Part
 from dmamba.progress import bar, note
@@ -28,8 +28,6 @@ from dmamba.run import Run, RunWriter, step_of
 from dmamba.signals import Interrupted, StopSignals
 
 EVALUATE = ("auto", "between", "beside")  # where evaluations take place
-
-RESUMABLE = (*UNSHAPING, "evaluation.")
 
 
 def train(
@@ -88,7 +86,7 @@ def train(
     with join() as team:
         loaded, folder = team.together(lambda: _plan(config, list(overrides or ()), output, resume))
         if team.world > 1:
-            _check_one_process(loaded)
+            beginning.check_one_process(loaded)
         if dataset is None:
             shown = progress and team.leads
             stores = team.in_turn(lambda: beginning.load_stores(loaded, progress=shown))
@@ -125,7 +123,7 @@ def _resolve(
         beginning.check_evaluation(parts, evaluate)
     beginning.check_choice(resolved, evaluate)
     if resume:
-        _check_unchanged(Run(folder).config, resolved, folder)
+        beginning.check_unchanged(Run(folder).config, resolved, folder)
     return resolved, parts
 
 
@@ -487,24 +485,3 @@ def _plan(
         raise _C.ConfigError("no configuration given: name one, or the run folder to resume")
     folder = Path(output)
     return load_config(Run(folder).config, overrides), folder
-
-
-def _check_one_process(config: _C.Config) -> None:
-    if config.pretraining.sets:
-        raise _C.ConfigError("pretraining.sets: several sets are trained in one process")
-    if config.training.context in choosing.RULES:
-        raise _C.ConfigError(
-            f"training.context: {config.training.context} is decided in one process; choose fixed "
-            "or random with torchrun"
-        )
-
-
-def _check_unchanged(saved: _C.Config, wanted: _C.Config, folder: Path) -> None:
-    # A bandit's choices follow from its evaluations.
-    bandit = saved.training.context == "bandit"
-    changed = changes(saved, wanted, (*UNSHAPING, "evaluation.every") if bandit else RESUMABLE)
-    if changed:
-        raise _C.ConfigError(
-            f"{folder}: a resumed run keeps its configuration, but {changed}. "
-            "Leave that out, or start a new run in another folder"
-        )

@@ -77,9 +77,7 @@ def repair(wheel: Path, root: Path, output: Path, spare: Path) -> Path:
         output: Where the new one goes.
         spare: An empty folder, for copies of libraries that do without others.
     """
-    paths = {
-        name: path for binary in binaries(root) for name, path in loader_paths(binary).items()
-    }
+    paths = {name: path for binary in binaries(root) for name, path in loader_paths(binary).items()}
     for name in (name for name in paths if name.startswith("libhdf5")):
         left_out = without(paths[name], LEFT_OUT, spare)
         if left_out:

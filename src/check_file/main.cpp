@@ -85,7 +85,7 @@ bool closes_quietly() {
   const int heard = memfd_create("stderr", 0);
   dup2(heard, STDERR_FILENO);
   H5close();
-  struct stat status {};
+  struct stat status{};
   return fstat(heard, &status) == 0 && status.st_size == 0;
 }
 

@@ -30,7 +30,7 @@ run_piece() {
         ;;
       front-door)
         (cd "$WORK/$reader" && env -u HOME timeout "$left" "$kit/bin/front_door" \
-          "$piece" "$runs" "$kit"/corpora/{d4rl,minari,converted}) >"$log" 2>&1 ||
+          "$piece" "$runs" "$kit"/corpora/{d4rl,minari,converted}) >"$log" 2>&1 || (($? == 124)) ||
           cp "$WORK/$reader/front_door-$piece" "$output/found/$reader/died-$piece" 2>/dev/null
         find "$WORK/$reader" -name "front_door-$piece-died-?" -exec cp -t "$output/checker-died" {} +
         more=$(awk '/^(progress|inputs) /{n = $2} END{print n + 0}' "$log")

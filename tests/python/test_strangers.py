@@ -362,6 +362,12 @@ def test_metadata_imports_nothing(tmp_path, monkeypatch):
     assert minari_folders.facts({"env_spec": spec})["environment"] == "stranger:A-v0?a=1"
 
 
+def test_metadata_without_gymnasium(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    spec = '{"id": "Hopper-v5", "kwargs": {"a": 1}}'
+    assert minari_folders.facts({"env_spec": spec})["environment"] == "Hopper-v5?a=1"
+
+
 def test_a_state_that_nests(tmp_path):
     folder = tmp_path / "step-1"
     folder.mkdir()
