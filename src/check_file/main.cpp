@@ -1,5 +1,6 @@
-// dmamba-check-file READER FILE STORAGE SCRATCH LIMIT (of data::Storage): reads a file as the library does, in a process that may die of it,
-// and prints "read" or why not. Started by src/data/readers/file_check.cpp.
+// dmamba-check-file READER FILE STORAGE SCRATCH LIMIT (of data::Storage): reads a file as the
+// library does, in a process that may die of it, and prints "read" or why not. Started by
+// src/data/readers/file_check.cpp.
 #include <hdf5.h>
 #include <malloc.h>
 #include <sys/mman.h>

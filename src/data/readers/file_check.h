@@ -31,9 +31,9 @@ struct FileState {
 class FileCheck {
  public:
   /// `reader` is a dataset format of open_dataset, or "converted"; the other process keeps what it
-  /// reads as `storage` says, so that it has room where this process has. Throws DataError with the other
-  /// process's message where it could not read the file, and one that says how it ended where it
-  /// died; also where the program is missing.
+  /// reads as `storage` says, so that it has room where this process has. Throws DataError with the
+  /// other process's message where it could not read the file, and one that says how it ended where
+  /// it died; also where the program is missing.
   FileCheck(std::string path, const std::string& reader, const Storage& storage = {});
 
   /// After the reading: throws DataError where the file is no longer the one that was checked.

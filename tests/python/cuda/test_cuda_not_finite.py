@@ -88,7 +88,8 @@ def test_a_skipped_step_moves_nothing(recording, tmp_path, graph, what):
     config = on_gpu(recording, graph, skip_nan_batches=3, checkpoint_every=1)
     recorder = Recorder()
     bad = (0, 1, 12, 13, 14)
-    run = train(config, tmp_path, model=Poisoned.at(*bad, what=what), callbacks=[recorder])
+    output = tmp_path / "run"
+    run = train(config, output, model=Poisoned.at(*bad, what=what), callbacks=[recorder])
     found = recorder.found
     assert found[0] == found[1] == found[2] != found[3]
     assert found[12] == found[13] == found[14] == found[15] != found[16]
@@ -118,8 +119,8 @@ def test_the_run_stops_before_the_step_and_goes_on(recording, tmp_path, graph):
 def test_too_many_in_a_row_stop_the_run(recording, tmp_path, graph):
     config = on_gpu(recording, graph, skip_nan_batches=2)
     with pytest.raises(dmamba.NotFiniteError, match=r"step 20 .*after 2 before it"):
-        train(config, tmp_path, model=Poisoned.at(5, 8, 9, 17, 18, 19))
-    assert dmamba.Run(tmp_path).metrics()["training/skipped"].tolist() == [0, 1, 2, 0]
+        train(config, tmp_path / "run", model=Poisoned.at(5, 8, 9, 17, 18, 19))
+    assert dmamba.Run(tmp_path / "run").metrics()["training/skipped"].tolist() == [0, 1, 2, 0]
 
 
 def test_the_graph_is_as_the_single_operators(recording, tmp_path):
