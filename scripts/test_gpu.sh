@@ -55,7 +55,7 @@ sanitize() {
   [[ $program == graph ]] || export PYTORCH_NO_CUDA_MEMORY_CACHING=1
   case $tool in
     # Races and barriers lie within a kernel: those of torch and cuBLAS, slow to watch, are not ours.
-    racecheck | synccheck) options=(--kernel-regex kns=dmamba) ;;
+    racecheck | synccheck) options=(--kernel-name kns=dmamba) ;;
     # A kernel that is left out would count as one that writes nothing, so all are watched; what
     # counts are the reports below.
     initcheck) options=(--print-limit 100000) ;;

@@ -75,8 +75,8 @@ trap 'rm -rf "$WORK"' EXIT
 : >"$output/results"
 jobs=${JOBS:-$(($(nproc) > 3 ? $(nproc) - 2 : $(nproc)))}
 # What libhdf5 or zlib ask of malloc without measure they are not given, as below a limit of memory;
-# what our own code asks of new ends the harness. libhdf5 leaks what it built of damaged files: leaks
-# are looked for where it has no part.
+# what our own code asks of new ends the harness. libhdf5 leaks what it built of damaged files, so that
+# leaks are not looked for here (scripts/nightly/sanitizers.sh does, over the C++ tests).
 export ASAN_OPTIONS=allocator_may_return_null=1:max_allocation_size_mb=1024:detect_leaks=0
 export UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=1
 export LD_LIBRARY_PATH=$kit/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
