@@ -113,6 +113,8 @@ pid_t start(const std::string& program, const std::string& reader, const std::st
   posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
   posix_spawn_file_actions_adddup2(&actions, out, 1);
   posix_spawn_file_actions_addopen(&actions, 2, "/dev/null", O_WRONLY, 0);
+  // What other threads have open, HDF5 leaves to children: they would hold its locks.
+  posix_spawn_file_actions_addclosefrom_np(&actions, 3);
   std::array<std::string, 6> words{
       program, reader, path, storage.kind, storage.scratch, std::to_string(storage.memory_limit)};
   std::array<char*, 7> arguments{};

@@ -44,6 +44,9 @@ class Maker {
     // Since 1.8 the format has checksums over all but the data: HDF5 then notices damage rather
     // than stumble over it.
     H5Pset_libver_bounds(access.id(), H5F_LIBVER_V18, H5F_LIBVER_LATEST);
+    // Nobody else knows the name. HDF5's lock would live on in a process that another thread starts
+    // meanwhile, and keep readers out under the final name.
+    H5Pset_file_locking(access.id(), /*use_file_locking=*/false, /*ignore_when_disabled=*/true);
     const Hdf5Handle creation = timeless(H5P_FILE_CREATE);
     file_ = Hdf5Handle(H5Fcreate(temporary.c_str(), H5F_ACC_TRUNC, creation.id(), access.id()),
                        H5Fclose);
