@@ -44,6 +44,8 @@ void bind_common(py::module_& m) {
       set_error("ConfigError", e);
     } catch (const CheckpointError& e) {
       set_error("CheckpointError", e);
+    } catch (const NotFiniteError& e) {
+      set_error("NotFiniteError", e);
     } catch (const Error& e) {
       set_error("Error", e);
     }

@@ -95,7 +95,7 @@ class Evaluator:
                 self._connection.send(snapshot.absolute())
 
     def _start(self) -> None:
-        from dmamba.envs.processes import python_environment
+        from dmamba.envs.host import python_environment
 
         self._connection, theirs = Pipe()
         self._process = subprocess.Popen(
@@ -139,7 +139,7 @@ def _register(pickled: bytes) -> None:
 
 def _serve(connection: Any) -> None:
     """Evaluates what comes until nothing more does, or the training has died."""
-    from dmamba.envs.processes import usable_cores
+    from dmamba.envs.host import usable_cores
 
     parent = os.getppid()
 

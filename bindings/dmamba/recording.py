@@ -212,7 +212,7 @@ def record(
     if place.exists():
         raise _C.DataError(f"{place} exists; remove it, or choose another output")
     _make_folder(place.parent)  # before anything is played
-    from dmamba.envs.processes import usable_cores  # gymnasium is needed from here on only
+    from dmamba.envs.host import usable_cores
 
     slots = min(num_envs or NUM_ENVS, episodes or transitions or 1)
     unit = "transition" if episodes is None else "episode"

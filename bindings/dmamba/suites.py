@@ -191,7 +191,7 @@ class GameSuite:
 
     def default_workers(self, jobs: int, slots: int) -> int:
         """Threads of ALE's pool where the caller doesn't say: one a core."""
-        from dmamba.envs.processes import usable_cores
+        from dmamba.envs.host import usable_cores
 
         return min(usable_cores(), slots)
 
@@ -325,7 +325,7 @@ def default_workers(jobs: int, slots: int) -> int:
         jobs: Episodes in all.
         slots: Environments at a time.
     """
-    from dmamba.envs.processes import usable_cores
+    from dmamba.envs.host import usable_cores
 
     return max(1, min(usable_cores(), slots, jobs // EPISODES_PER_WORKER))
 

@@ -118,6 +118,9 @@ std::uint64_t bytes_in_memory(std::int64_t rows, std::int64_t state_dim, std::in
 /// control group allows. The largest number where neither is known.
 std::uint64_t free_memory();
 
+/// Throws ConfigError for an unknown kind of storage.
+void require_kind(const Storage& storage);
+
 /// Bytes of transitions that may go to memory; beyond them they stay on disk.
 std::uint64_t memory_limit(const Storage& storage);
 

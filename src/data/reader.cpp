@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "data/disk_store.h"
 #include "data/readers/file_check.h"
 #include "data/readers/readers.h"
 #include "dmamba/common/error.h"
@@ -46,10 +47,9 @@ std::shared_ptr<TrajectoryStore> open_dataset(const std::string& path, const std
                                               const Storage& storage) {
   // What is no HDF5 file is refused by code of our own.
   if (!is_hdf5(path) || !known(format)) return open_dataset_here(path, format, storage);
-  const FileCheck check(path, format, storage);
-  auto store = open_dataset_here(path, format, storage);
-  check.require_unchanged();
-  return store;
+  require_kind(storage);
+  return read_checked(path, format, storage,
+                      [&] { return open_dataset_here(path, format, storage); });
 }
 
 std::shared_ptr<TrajectoryStore> open_dataset_here(const std::string& path,

@@ -54,12 +54,15 @@ std::uint64_t group_bytes() {
 
 std::uint64_t free_memory() { return std::min(machine_bytes(), group_bytes()); }
 
+void require_kind(const Storage& storage) {
+  if (storage.kind == "memory" || storage.kind == "disk" || storage.kind == "auto") return;
+  throw ConfigError("storage must be one of auto, memory, disk, got '" + storage.kind + "'");
+}
+
 std::uint64_t memory_limit(const Storage& storage) {
+  require_kind(storage);
   if (storage.kind == "memory") return kUnknown;
   if (storage.kind == "disk") return 0;
-  if (storage.kind != "auto") {
-    throw ConfigError("storage must be one of auto, memory, disk, got '" + storage.kind + "'");
-  }
   if (storage.memory_limit > 0) return storage.memory_limit;
   const std::uint64_t left = free_memory();
   return left == kUnknown ? kUnknown : left / 2;

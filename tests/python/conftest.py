@@ -68,13 +68,14 @@ def trained(dataset, tmp_path_factory) -> dmamba.Run:
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
+def elsewhere(tmp_path, tmp_path_factory, monkeypatch):
     """Each test runs in a folder of its own, without the user's datasets and without D4RL's."""
     monkeypatch.chdir(tmp_path)
     data = ("DMAMBA_DATA", "MINARI_DATASETS_PATH", "MINARI_REMOTE")
     for name in (*data, "COLUMNS", "FORCE_COLOR", "CLICOLOR_FORCE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DMAMBA_D4RL_URL", "http://127.0.0.1:9/closed")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert Path.home() == tmp_path / "home"
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(home))
+    assert Path.home() == home
     return Path(os.getcwd())

@@ -15,7 +15,7 @@ from gymnasium.envs.registration import register
 import dmamba
 from dmamba import envs
 from dmamba.envs import ids, vector
-from dmamba.envs.processes import usable_cores
+from dmamba.envs.host import usable_cores
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from walk import Walk
 import dmamba
 from dmamba import scores
 from dmamba.describing import format_result
-from dmamba.envs.processes import usable_cores
+from dmamba.envs.host import usable_cores
 from dmamba.envs.vector import Environments
 from dmamba.rollout import episode_seed, make_jobs, play
 from dmamba.suites import default_workers

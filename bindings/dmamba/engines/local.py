@@ -21,7 +21,7 @@ def default_jobs(device: str) -> int:
     Args:
         device: ``auto``, ``cpu`` or ``cuda``.
     """
-    from dmamba.envs.processes import usable_cores
+    from dmamba.envs.host import usable_cores
 
     if _C.resolve_device(device, "training.device") == "cpu":
         return max(1, usable_cores() // 2)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import mmap
 import os
 import pickle
@@ -24,7 +23,6 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any
 
 import cloudpickle
@@ -32,6 +30,7 @@ import numpy as np
 
 from dmamba import _C
 from dmamba.envs import slots
+from dmamba.envs.host import python_environment
 from dmamba.failures import Failure, Guard
 
 # A worker has one core to itself; the thread pools of BLAS would only be in the others' way.
@@ -39,21 +38,6 @@ _ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")
 _CLOSE_SECONDS = 2.0
 _LOOK_MILLISECONDS = 250  # between two looks at the clock while workers are waited for
 _START_SECONDS = 120.0  # until a worker has begun with what it was woken for
-
-
-def usable_cores(root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Cores that this process may keep busy: its affinity, and the control group's quota."""
-    cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = (root / "cpu.max").read_text().split()
-        return cores if quota == "max" else max(1, min(cores, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):  # no such control group
-        return cores
-
-
-def python_environment() -> dict[str, str]:
-    """The environment for a Python that finds the modules that this one finds."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
 
 
 @dataclass(eq=False)

@@ -196,7 +196,7 @@ FileCheck::FileCheck(std::string path, const std::string& reader, const Storage&
 
 void FileCheck::require_unchanged() const {
   if (state_of(path_) != state_) {
-    throw DataError(path_ + ": the file changed while it was read; open it again");
+    throw FileChangedError(path_ + ": the file changed while it was read; open it again");
   }
 }
 

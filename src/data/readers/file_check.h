@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <string>
 
+#include "dmamba/common/error.h"
 #include "dmamba/data/reader.h"
 
 namespace dmamba::data {
@@ -27,6 +28,11 @@ struct FileState {
   bool operator==(const FileState&) const = default;
 };
 
+/// The file is no longer the one that was checked.
+struct FileChangedError : DataError {
+  using DataError::DataError;
+};
+
 /// The check of one file, which lives as long as the file is read.
 class FileCheck {
  public:
@@ -36,12 +42,30 @@ class FileCheck {
   /// it died; also where the program is missing.
   FileCheck(std::string path, const std::string& reader, const Storage& storage = {});
 
-  /// After the reading: throws DataError where the file is no longer the one that was checked.
+  /// After the reading: throws FileChangedError where the file is no longer the one that was
+  /// checked.
   void require_unchanged() const;
 
  private:
   std::string path_;
   FileState state_;
 };
+
+/// What `read` returns, after a check. A file that others replace meanwhile is checked again, three
+/// times at most.
+template <class Read>
+auto read_checked(const std::string& path, const std::string& reader, const Storage& storage,
+                  Read read) {
+  for (int left = 3;; --left) {
+    try {
+      const FileCheck check(path, reader, storage);
+      auto result = read();
+      check.require_unchanged();
+      return result;
+    } catch (const FileChangedError&) {
+      if (left == 0) throw;
+    }
+  }
+}
 
 }  // namespace dmamba::data

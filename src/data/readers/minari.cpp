@@ -267,10 +267,9 @@ bool looks_like_minari(const std::string& path) {
 std::shared_ptr<TrajectoryStore> open_minari(const std::string& path, Metadata metadata,
                                              const Storage& storage) {
   if (!is_hdf5(path)) return open_minari_here(path, std::move(metadata), storage);
-  const FileCheck check(path, "minari", storage);
-  auto store = open_minari_here(path, std::move(metadata), storage);
-  check.require_unchanged();
-  return store;
+  require_kind(storage);
+  return read_checked(path, "minari", storage,
+                      [&] { return open_minari_here(path, metadata, storage); });
 }
 
 std::shared_ptr<TrajectoryStore> open_minari_here(const std::string& path, Metadata metadata,

@@ -174,10 +174,8 @@ std::string converted_path(const std::string& folder, const Recording& recording
 std::shared_ptr<FrameStore> open_converted(const std::string& path, const std::string& name,
                                            const std::string& fingerprint) {
   if (!is_hdf5(path)) return open_converted_here(path, name, fingerprint);
-  const FileCheck check(path, "converted");
-  auto store = open_converted_here(path, name, fingerprint);
-  check.require_unchanged();
-  return store;
+  return read_checked(path, "converted", {},
+                      [&] { return open_converted_here(path, name, fingerprint); });
 }
 
 std::shared_ptr<FrameStore> open_converted_here(const std::string& path, const std::string& name,
