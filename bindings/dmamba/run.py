@@ -408,6 +408,8 @@ class RunWriter:
         path = self.folder / "checkpoints" / f"step-{trainer.step:08d}"
         try:
             trainer.save(str(path))
+        except _C.NotFiniteError:  # is nothing that the folder could mend
+            raise
         except _C.Error as error:  # which names the file
             raise _C.Error(f"{error}; {self._way_on()}") from error
         with self._writing(path):
