@@ -67,15 +67,20 @@ def trained(dataset, tmp_path_factory) -> dmamba.Run:
     return dmamba.train(config, output=folder, progress=False)
 
 
+def left_in(folder: Path) -> list[str]:
+    """Names of what a test has left there, but for its home."""
+    return sorted(path.name for path in folder.iterdir() if path.name != "home")
+
+
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path, tmp_path_factory, monkeypatch):
+def elsewhere(tmp_path, monkeypatch):
     """Each test runs in a folder of its own, without the user's datasets and without D4RL's."""
     monkeypatch.chdir(tmp_path)
     data = ("DMAMBA_DATA", "MINARI_DATASETS_PATH", "MINARI_REMOTE")
     for name in (*data, "COLUMNS", "FORCE_COLOR", "CLICOLOR_FORCE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DMAMBA_D4RL_URL", "http://127.0.0.1:9/closed")
-    home = tmp_path_factory.mktemp("home")
-    monkeypatch.setenv("HOME", str(home))
-    assert Path.home() == home
+    # There lie the user's datasets, and which files have been checked.
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert Path.home() == tmp_path / "home"
     return Path(os.getcwd())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny
+from conftest import left_in, tiny
 from own_models import Net, Wrapped
 from safetensors.torch import load_file
 from torch import nn
@@ -193,7 +193,7 @@ def test_without_the_code_it_says_what_to_pass(whole, trained, tmp_path):
         dmamba.evaluate(trained, model=Net, progress=False)
     with pytest.raises(dmamba.CheckpointError, match="by a run of the built-in model"):
         quiet(None, trained.folder, resume=True, model=Net)
-    assert not list(tmp_path.iterdir())
+    assert left_in(tmp_path) == []
 
 
 def test_it_acts_through_its_forward_alone(dataset, whole, elsewhere):
@@ -205,7 +205,7 @@ def test_it_acts_through_its_forward_alone(dataset, whole, elsewhere):
         dmamba.train(config, output="run", progress=False, model=Net)
     with pytest.raises(dmamba.ConfigError, match="evaluated between the steps"):
         dmamba.train(tiny(dataset), output="run", progress=False, evaluate="beside", model=Net)
-    assert not list(elsewhere.iterdir())
+    assert left_in(elsewhere) == []
 
 
 def test_transfer_knows_its_parameters(dataset, whole, tmp_path):
