@@ -321,34 +321,24 @@ def check(got, expected, magnitudes, tensors, length):
         assert over <= 1, f"{name}: {float(over):.2e} times what rounding allows"
 
 
+def check_with_gradients(name, example, magnitudes, sequence, flag, device):
+    """Outputs and gradients of an op beside those of its reference in float64."""
+    tensors, marks, value = example
+    op, twin = getattr(ops, name), getattr(reference, name)
+    weights = weights_for(op, tensors)
+    got = run(op, tensors, marks, weights, device, **{flag: value})
+    exact = {key: t.double() for key, t in tensors.items()}
+    expected = run(twin, exact, marks, weights, "cpu", **{flag: value})
+    allowed = magnitudes(tensors, marks, weights, value)
+    check(got, expected, allowed, tensors, tensors[sequence].shape[1])
+
+
 def check_scan(example, device="cpu"):
-    tensors, marks, softplus = example
-    weights = weights_for(ops.selective_scan, tensors)
-    got = run(ops.selective_scan, tensors, marks, weights, device, delta_softplus=softplus)
-    exact = {name: t.double() for name, t in tensors.items()}
-    expected = run(reference.selective_scan, exact, marks, weights, "cpu", delta_softplus=softplus)
-    check(
-        got,
-        expected,
-        scan_magnitudes(tensors, marks, weights, softplus),
-        tensors,
-        tensors["u"].shape[1],
-    )
+    check_with_gradients("selective_scan", example, scan_magnitudes, "u", "delta_softplus", device)
 
 
 def check_convolution(example, device="cpu"):
-    tensors, marks, silu = example
-    weights = weights_for(ops.causal_conv1d, tensors)
-    got = run(ops.causal_conv1d, tensors, marks, weights, device, silu=silu)
-    exact = {name: t.double() for name, t in tensors.items()}
-    expected = run(reference.causal_conv1d, exact, marks, weights, "cpu", silu=silu)
-    check(
-        got,
-        expected,
-        conv_magnitudes(tensors, marks, weights, silu),
-        tensors,
-        tensors["x"].shape[1],
-    )
+    check_with_gradients("causal_conv1d", example, conv_magnitudes, "x", "silu", device)
 
 
 def check_updates(example, device="cpu"):

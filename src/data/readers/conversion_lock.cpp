@@ -14,17 +14,13 @@
 #include <string_view>
 #include <thread>
 
+#include "data/readers/host_name.h"
 #include "dmamba/common/log.h"
 
 namespace dmamba::data {
 namespace {
 
 constexpr std::chrono::milliseconds kPoll{100};
-
-std::string host_name() {
-  std::array<char, 256> name{};
-  return ::gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "";
-}
 
 // Who has signed the file: "process 123", with the machine's name if it is another; nothing where
 // the holder has not got to it yet.

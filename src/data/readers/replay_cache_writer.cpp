@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "data/readers/hdf5_session.h"
+#include "data/readers/host_name.h"
 #include "data/readers/replay_cache.h"
 #include "data/readers/replay_cache_format.h"
 #include "dmamba/common/atomic_file.h"
@@ -125,11 +126,6 @@ class Maker {
 };
 
 constexpr std::string_view kTemporaryStart = ".dmamba-", kTemporaryEnd = ".h5.tmp";
-
-std::string host_name() {
-  char name[256] = {};
-  return ::gethostname(name, sizeof(name) - 1) == 0 ? name : "unknown";
-}
 
 // The process of this machine that a temporary file belongs to.
 std::optional<pid_t> owner_of(std::string_view name) {
