@@ -69,8 +69,7 @@ void bind_common(py::module_& m) {
   m.def("cpu_capability", &ops::cpu_capability, "The instruction set in use.");
   m.def("set_cpu_capability", &ops::set_cpu_capability, py::arg("name"),
         "Chooses the CPU kernels, for tests and comparisons.");
-  m.def("set_cuda_scan_plan", &ops::set_cuda_scan_plan, py::arg("channels_per_lane") = 0,
-        py::arg("chunk_length") = 0,
+  m.def("set_cuda_scan_plan", &ops::set_cuda_scan_plan, py::arg("chunk_length") = 0,
         "Forces how the CUDA kernels cut a scan, for tests and measurements; 0 is the measured "
         "rule.");
 }

@@ -218,11 +218,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", default=SIZES, help="dtype:batch x d_inner x L")
     parser.add_argument("--seconds", type=float, default=0.5, help="of replays a row")
-    parser.add_argument("--plan", nargs=2, type=int, default=(0, 0), help="channels, chunk length")
+    parser.add_argument("--chunk-length", type=int, default=0, help="of the scan; 0: the rule")
     parser.add_argument("--json", help="also write the rows to this file")
     options = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = False
-    _C.set_cuda_scan_plan(*options.plan)
+    _C.set_cuda_scan_plan(options.chunk_length)
     clock = Clock(options.seconds)
     bandwidth, exponentials = copy_bandwidth(clock), exponential_rate()
     facts = {
@@ -231,7 +231,7 @@ def main() -> None:
         "dmamba": dmamba.__version__,
         "copy_bandwidth": bandwidth,
         "exponentials": exponentials,
-        "plan": list(options.plan),
+        "chunk_length": options.chunk_length,
     }
     print(
         f"{facts['device']}, torch {facts['torch']}, dmamba {facts['dmamba']}; copies "

@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "kernels/action_head/launch.h"
+#include "kernels/common/launch.cuh"
 #include "kernels/normalization/row.cuh"
 
 namespace dmamba::kernels {
@@ -32,6 +33,7 @@ __device__ int count_real(const bool* mask, int64_t steps) {
 template <int kTurns, class T>
 __global__ void __launch_bounds__(kThreads)
     action_head_kernel(const __grid_constant__ ActionHeadParams p) {
+  wait_for_stream();
   __shared__ float losses[kHeadSteps];
   const Lane lane{static_cast<int>(threadIdx.x) % 32, static_cast<int>(p.width)};
   const int warp = static_cast<int>(threadIdx.x) / 32;
@@ -73,6 +75,7 @@ constexpr int kActions = 8;  // of a round
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     action_head_backward_kernel(const __grid_constant__ ActionHeadBackwardParams p) {
+  wait_for_stream();
   extern __shared__ float slopes[];  // (kHeadSteps, act_dim)
   const int64_t first = int64_t{blockIdx.x} * kHeadSteps;
   const auto steps = static_cast<int>(min(kHeadSteps, p.steps - first));
@@ -129,8 +132,7 @@ template <class T>
 cudaError_t launch_stored(const ActionHeadParams& p, cudaStream_t stream) {
   return with_row_turns(p.width, [&](auto turns) {
     const auto blocks = static_cast<unsigned>(action_head_blocks(p.steps));
-    action_head_kernel<turns(), T><<<blocks, kThreads, 0, stream>>>(p);
-    return cudaGetLastError();
+    return launch_early(action_head_kernel<turns(), T>, blocks, kThreads, 0, stream, p);
   });
 }
 
@@ -138,8 +140,7 @@ template <class T>
 cudaError_t launch_stored(const ActionHeadBackwardParams& p, cudaStream_t stream) {
   const auto blocks = static_cast<unsigned>(action_head_blocks(p.steps));
   const size_t bytes = static_cast<size_t>(kHeadSteps * p.act_dim) * sizeof(float);
-  action_head_backward_kernel<T><<<blocks, kThreads, bytes, stream>>>(p);
-  return cudaGetLastError();
+  return launch_early(action_head_backward_kernel<T>, blocks, kThreads, bytes, stream, p);
 }
 
 template <class Params>

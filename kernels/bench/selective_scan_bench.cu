@@ -2,7 +2,7 @@
 //
 //   nvcc -std=c++20 -O3 -arch=sm_90 -I . kernels/selective_scan/*.cu
 //        kernels/bench/selective_scan_bench.cu -o selective_scan_bench
-//   ./selective_scan_bench check | time [channels_per_lane [chunk_length]] | short ... | all | once
+//   ./selective_scan_bench check | time [chunk_length] | short ... | all | once
 //   ROW
 //
 // `short` leaves the large sizes out; `once` runs row ROW of the table once forward and once
@@ -40,15 +40,14 @@ struct Problem {
   Input dlast = random_input(random, packed, false, -1, 1);
   std::vector<char> mask = std::vector<char>(tokens), starts = std::vector<char>(tokens);
   DeviceArray device_mask{static_cast<size_t>(tokens)}, device_starts{static_cast<size_t>(tokens)};
-  int64_t item = bf16 ? 2 : 4, every = scan_checkpoint_every(storage()),
-          checkpoints_n = (length - 1) / every;
+  int64_t item = bf16 ? 2 : 4, every = kScanCheckpointEvery, checkpoints_n = (length - 1) / every;
   DeviceArray out = array(channels * item), du = array(channels * item);
   DeviceArray ddelta = array(channels * item), dz = array(channels * item);
   DeviceArray dB = array(states * item), dC = array(states * item);
   DeviceArray last = array(packed * 4), dinitial = array(packed * 4);
   DeviceArray dA = array(d_inner * d_state * 4), dD = array(d_inner * 4),
               dbias = array(d_inner * 4);
-  DeviceArray checkpoints = array(checkpoints_n * packed * 4);
+  DeviceArray checkpoints = array(checkpoints_n * packed * item);
 
   Storage storage() const { return bf16 ? Storage::kBFloat16 : Storage::kFloat32; }
   static DeviceArray array(int64_t bytes) { return DeviceArray(static_cast<size_t>(bytes)); }
@@ -164,36 +163,30 @@ int run_check(int64_t batch, int64_t d_inner, int64_t length, int64_t d_state, b
   compare("dbias", q.dbias, d_inner, false, r.ddelta_bias);
   compare("dinitial", q.dinitial, q.packed, false, r.dinitial);
   const bool good = worst <= limit;
-  std::printf("%s %4s %3ld x %4ld x %5ld x %3ld%s plan (%d, %ld): worst %.2e (%s), limit %.0e\n",
+  std::printf("%s %4s %3ld x %4ld x %5ld x %3ld%s chunks of %ld: worst %.2e (%s), limit %.0e\n",
               good ? "ok  " : "FAIL", bf16 ? "bf16" : "fp32", batch, d_inner, length, d_state,
-              flags ? " flags" : "", plan.channels_per_lane, plan.chunk_length, worst, where,
-              limit);
+              flags ? " flags" : "", plan.chunk_length, worst, where, limit);
   return good ? 0 : 1;
 }
 
 int run_checks(cudaStream_t stream) {
   int failures = 0;
-  const auto whole = [](int64_t L, int per_lane) {
-    return SelectiveScanPlan{per_lane, (L + 15) / 16 * 16};
-  };
+  const auto whole = [](int64_t L) { return SelectiveScanPlan{(L + 15) / 16 * 16}; };
   for (const int64_t L : {1, 2, 31, 60, 129, 1134}) {
     for (const int64_t d_inner : {1, 37, 256}) {
       const int64_t batch = L > 1000 ? 1 : 3;
-      failures += run_check(batch, d_inner, L, 16, false, L % 2 == 0, whole(L, 2), stream);
-      failures += run_check(batch, d_inner, L, 16, true, L % 2 == 1, whole(L, 2), stream);
+      failures += run_check(batch, d_inner, L, 16, false, L % 2 == 0, whole(L), stream);
+      failures += run_check(batch, d_inner, L, 16, true, L % 2 == 1, whole(L), stream);
     }
   }
   for (const int64_t N : {1, 8, 12, 20, 32, 64, 100, 128}) {
-    failures += run_check(2, 40, 60, N, N % 8 == 4, true, whole(60, 2), stream);
-  }
-  for (const int per_lane : {1, 4}) {
-    failures += run_check(3, 100, 60, 16, false, true, whole(60, per_lane), stream);
+    failures += run_check(2, 40, 60, N, N % 8 == 4, true, whole(60), stream);
   }
   for (const int64_t chunk : {16, 64, 640}) {
-    failures += run_check(2, 37, 1134, 16, false, true, {2, chunk}, stream);
-    failures += run_check(2, 256, 1134, 16, true, false, {2, chunk}, stream);
+    failures += run_check(2, 37, 1134, 16, false, true, {chunk}, stream);
+    failures += run_check(2, 256, 1134, 16, true, false, {chunk}, stream);
   }
-  failures += run_check(1, 16, 5000, 16, false, false, whole(5000, 2), stream);
+  failures += run_check(1, 16, 5000, 16, false, false, whole(5000), stream);
   std::printf("%d checks failed\n", failures);
   return failures;
 }
@@ -221,7 +214,7 @@ void run_once(int row, cudaStream_t stream) {
   check(cudaStreamSynchronize(stream), "once");
 }
 
-void run_times(int per_lane, int64_t chunk, bool skip_large, cudaStream_t stream) {
+void run_times(int64_t chunk, bool skip_large, cudaStream_t stream) {
   const double bandwidth = copy_bandwidth(stream), exponentials = exponential_rate();
   std::printf("copy %.2f TB/s, exponentials %.2f T/s\n", bandwidth * 1e-6, exponentials * 1e-6);
   std::printf("%-28s %19s %7s %6s | %19s %6s %6s\n", "", "forward us", "floor", "ratio",
@@ -234,7 +227,6 @@ void run_times(int per_lane, int64_t chunk, bool skip_large, cudaStream_t stream
     f.initial_state = b.initial_state = b.dlast_state = b.dinitial_state = StateView{};
     SelectiveScanPlan fp = plan_selective_scan_forward(f, multiprocessors());
     SelectiveScanPlan bp = plan_selective_scan_backward(b, multiprocessors());
-    if (per_lane > 0) fp.channels_per_lane = per_lane;
     if (chunk > 0) fp.chunk_length = bp.chunk_length = chunk;
     DeviceArray fw(selective_scan_forward_workspace(f, fp));
     DeviceArray bw(selective_scan_backward_workspace(b, bp));
@@ -250,12 +242,11 @@ void run_times(int per_lane, int64_t chunk, bool skip_large, cudaStream_t stream
     const double backward_floor =
         std::max((7 * n * item + 4 * states) / bandwidth, 16 * n / exponentials);
     std::printf(
-        "%s %3ld x %4ld x %5ld (%d,%6ld) %7.1f (%5.1f-%5.1f) %6.1f %6.2f | %7.1f "
+        "%s %3ld x %4ld x %5ld (%6ld) %7.1f (%5.1f-%5.1f) %6.1f %6.2f | %7.1f "
         "(%6.1f-%6.1f) %6.1f %6.2f\n",
-        s.bf16 ? "bf16" : "fp32", s.batch, s.d_inner, s.length, fp.channels_per_lane,
-        fp.chunk_length, forward.median, forward.low, forward.high, forward_floor,
-        forward.median / forward_floor, backward.median, backward.low, backward.high,
-        backward_floor, backward.median / backward_floor);
+        s.bf16 ? "bf16" : "fp32", s.batch, s.d_inner, s.length, fp.chunk_length, forward.median,
+        forward.low, forward.high, forward_floor, forward.median / forward_floor, backward.median,
+        backward.low, backward.high, backward_floor, backward.median / backward_floor);
   }
 }
 
@@ -274,8 +265,7 @@ int main(int argc, char** argv) {
   if (std::strcmp(what, "time") != 0 && std::strcmp(what, "short") != 0)
     failures = run_checks(stream);
   if (std::strcmp(what, "check") != 0) {
-    run_times(argc > 2 ? std::atoi(argv[2]) : 0, argc > 3 ? std::atol(argv[3]) : 0,
-              std::strcmp(what, "short") == 0, stream);
+    run_times(argc > 2 ? std::atol(argv[2]) : 0, std::strcmp(what, "short") == 0, stream);
   }
   return failures == 0 ? 0 : 1;
 }

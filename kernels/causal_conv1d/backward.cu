@@ -16,6 +16,7 @@
 // up; both in a fixed order.
 #include "kernels/causal_conv1d/sums.cuh"
 #include "kernels/causal_conv1d/walk.cuh"
+#include "kernels/common/launch.cuh"
 
 namespace dmamba::kernels {
 namespace {
@@ -223,6 +224,7 @@ template <class Shape>
 __global__ void __launch_bounds__(kConvThreads, kBlocksOf<Shape>)
     causal_conv1d_backward_kernel(const __grid_constant__ CausalConv1dBackwardParams p,
                                   const __grid_constant__ ConvGrid g, float* partial) {
+  wait_for_stream();
   const ConvPlace at = ConvPlace::of<Shape>(p, g);
   float sums[Shape::kWidth + 1][Shape::kPack] = {};
   if (at.left > 0) ConvBackward<Shape>(p, g, at).run(sums);
@@ -241,9 +243,8 @@ cudaError_t launch_shape(const CausalConv1dBackwardParams& p, bool wide, float* 
   g.wide = wide;
   const int64_t blocks = int64_t{g.row_blocks} * g.pack_blocks;
   if (blocks > INT32_MAX) return cudaErrorInvalidValue;
-  causal_conv1d_backward_kernel<Shape>
-      <<<static_cast<unsigned>(blocks), kConvThreads, 0, stream>>>(p, g, partial);
-  return cudaGetLastError();
+  return launch_early(causal_conv1d_backward_kernel<Shape>, static_cast<unsigned>(blocks),
+                      kConvThreads, 0, stream, p, g, partial);
 }
 
 bool rows_are_wide(const CausalConv1dBackwardParams& p, int pack) {

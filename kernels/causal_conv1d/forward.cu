@@ -9,6 +9,7 @@
 //
 // A thread (walk.cuh) has the next tile of tokens in flight while it works on the last.
 #include "kernels/causal_conv1d/walk.cuh"
+#include "kernels/common/launch.cuh"
 
 namespace dmamba::kernels {
 namespace {
@@ -151,6 +152,7 @@ template <class Shape>
 __global__ void __launch_bounds__(kConvThreads, kBlocksOf<Shape>)
     causal_conv1d_forward_kernel(const __grid_constant__ CausalConv1dForwardParams p,
                                  const __grid_constant__ ConvGrid g) {
+  wait_for_stream();
   const ConvPlace at = ConvPlace::of<Shape>(p, g);
   if (at.left > 0) ConvForward<Shape>(p, g, at).run();
 }
@@ -171,9 +173,8 @@ cudaError_t launch_shape(const CausalConv1dForwardParams& p, bool wide, cudaStre
   g.wide = wide;
   const int64_t blocks = int64_t{g.row_blocks} * g.pack_blocks;
   if (blocks > INT32_MAX) return cudaErrorInvalidValue;
-  causal_conv1d_forward_kernel<Shape>
-      <<<static_cast<unsigned>(blocks), kConvThreads, 0, stream>>>(p, g);
-  return cudaGetLastError();
+  return launch_early(causal_conv1d_forward_kernel<Shape>, static_cast<unsigned>(blocks),
+                      kConvThreads, 0, stream, p, g);
 }
 
 /// The usual shape: four taps, SiLU, wide rows.

@@ -60,6 +60,19 @@ struct alignas(2 * kWidth) Pack<bfloat16, kWidth> {
   }
 };
 
+template <>
+struct Pack<bfloat16, 1> {
+  uint16_t v;
+
+  __device__ __forceinline__ void set(const float (&in)[1]) {
+    const bfloat16 rounded = __float2bfloat16_rn(in[0]);
+    v = reinterpret_cast<const uint16_t&>(rounded);
+  }
+  __device__ __forceinline__ void get(float (&out)[1]) const {
+    out[0] = __uint_as_float(static_cast<uint32_t>(v) << 16);
+  }
+};
+
 /// From aligned memory.
 template <class T, int kWidth>
 __device__ __forceinline__ void load_pack(const T* p, float (&out)[kWidth]) {

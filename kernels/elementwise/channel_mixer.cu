@@ -15,6 +15,7 @@
 #include <algorithm>
 
 #include "kernels/common/alignment.h"
+#include "kernels/common/launch.cuh"
 #include "kernels/common/math.cuh"
 #include "kernels/common/storage.cuh"
 #include "kernels/elementwise/launch.h"
@@ -74,6 +75,7 @@ __device__ __forceinline__ float2 gelu_with_slope(float x) {
 template <class T, bool kWide>
 __global__ void __launch_bounds__(kThreads)
     bias_gelu_kernel(T* x, const float* bias, T* y, int64_t rows, int64_t channels) {
+  wait_for_stream();
   constexpr int kWidth = kLaneChannels<T>;
   int count;
   const int64_t channel = lane_channel<T>(channels, count);
@@ -119,6 +121,7 @@ template <class T, bool kWide>
 __global__ void __launch_bounds__(kThreads, kWide ? 4 : 2)
     multiply_sum_kernel(T* dy, const T* slope, float* parts, int64_t rows, int64_t channels,
                         int64_t block_rows) {
+  wait_for_stream();
   constexpr int kWidth = kLaneChannels<T>;
   int count;
   const int64_t channel = lane_channel<T>(channels, count);
@@ -199,19 +202,18 @@ cudaError_t launch_stored(const BiasGeluParams& p, cudaStream_t stream) {
                     aligned(p.bias, kWidth * sizeof(float));
   const auto kernel = wide ? bias_gelu_kernel<T, true> : bias_gelu_kernel<T, false>;
   const dim3 grid = grid_of<T>(p.channels, std::min(divide_up(p.rows, 2 * kWarps), kMaxBlocks));
-  kernel<<<grid, kBlock, 0, stream>>>(static_cast<T*>(p.x), static_cast<const float*>(p.bias),
-                                      static_cast<T*>(p.out), p.rows, p.channels);
-  return cudaGetLastError();
+  return launch_early(kernel, grid, kBlock, 0, stream, static_cast<T*>(p.x),
+                      static_cast<const float*>(p.bias), static_cast<T*>(p.out), p.rows,
+                      p.channels);
 }
 
 template <class T>
 cudaError_t launch_stored(const MultiplySumParams& p, float* parts, cudaStream_t stream) {
   const bool wide = p.channels % kLaneChannels<T> == 0 && aligned(p.dy, 16) && aligned(p.slope, 16);
   const auto kernel = wide ? multiply_sum_kernel<T, true> : multiply_sum_kernel<T, false>;
-  kernel<<<grid_of<T>(p.channels, multiply_sum_parts(p)), kBlock, 0, stream>>>(
-      static_cast<T*>(p.dy), static_cast<const T*>(p.slope), parts, p.rows, p.channels,
-      block_rows(p.rows));
-  return cudaGetLastError();
+  return launch_early(kernel, grid_of<T>(p.channels, multiply_sum_parts(p)), kBlock, 0, stream,
+                      static_cast<T*>(p.dy), static_cast<const T*>(p.slope), parts, p.rows,
+                      p.channels, block_rows(p.rows));
 }
 
 }  // namespace

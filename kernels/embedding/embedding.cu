@@ -10,6 +10,7 @@
 // one order on any device, and no zeros to fill in before.
 #include <type_traits>
 
+#include "kernels/common/launch.cuh"
 #include "kernels/embedding/launch.h"
 #include "kernels/normalization/row.cuh"
 
@@ -81,6 +82,7 @@ __device__ void begin_tokens(const EmbeddingParams& p, const TokenKind& kind,
 template <int kTurns>
 __global__ void __launch_bounds__(kThreads)
     embedding_kernel(const __grid_constant__ EmbeddingParams p) {
+  wait_for_stream();
   extern __shared__ float staged[];  // (kFeatures, width)
   const Lane lane{static_cast<int>(threadIdx.x) % 32, static_cast<int>(p.width)};
   const int64_t first = (int64_t{blockIdx.x} * kWarps + threadIdx.x / 32) * kWarpSteps;
@@ -228,8 +230,7 @@ cudaError_t launch_embedding(const EmbeddingParams& p, cudaStream_t stream) {
   return with_row_turns(p.width, [&](auto turns) {
     const dim3 grid(blocks_for(p.steps, kWarps * kWarpSteps), kTokenKinds);
     const size_t bytes = static_cast<size_t>(kFeatures * p.width) * sizeof(float);
-    embedding_kernel<turns()><<<grid, kThreads, bytes, stream>>>(p);
-    return cudaGetLastError();
+    return launch_early(embedding_kernel<turns()>, grid, kThreads, bytes, stream, p);
   });
 }
 

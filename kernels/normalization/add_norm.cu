@@ -12,6 +12,7 @@
 // the blocks.
 #include <type_traits>
 
+#include "kernels/common/launch.cuh"
 #include "kernels/normalization/launch.h"
 #include "kernels/normalization/row.cuh"
 
@@ -23,6 +24,7 @@ constexpr int kThreads = kNormWarps * 32;
 template <int kTurns, class T, bool kBranch>
 __global__ void __launch_bounds__(kThreads)
     add_norm_kernel(const __grid_constant__ AddNormParams p) {
+  wait_for_stream();
   const Lane lane{static_cast<int>(threadIdx.x) % 32, static_cast<int>(p.width)};
   const int64_t row = int64_t{blockIdx.x} * kNormWarps + threadIdx.x / 32;
   if (row >= p.rows) return;
@@ -56,6 +58,7 @@ __global__ void __launch_bounds__(kThreads)
 template <int kTurns, class T>
 __global__ void __launch_bounds__(kThreads)
     add_norm_backward_kernel(const __grid_constant__ AddNormBackwardParams p) {
+  wait_for_stream();
   const Lane lane{static_cast<int>(threadIdx.x) % 32, static_cast<int>(p.width)};
   const uint64_t key = p.dropout.key != nullptr ? static_cast<uint64_t>(*p.dropout.key) : 0;
   const Row<kTurns> weight = load_row<kTurns>(p.weight, lane);
@@ -91,6 +94,7 @@ __global__ void __launch_bounds__(kThreads)
 template <int kTurns>
 __global__ void __launch_bounds__(kThreads)
     norm_dropout_backward_kernel(const __grid_constant__ NormDropoutBackwardParams p) {
+  wait_for_stream();
   const Lane lane{static_cast<int>(threadIdx.x) % 32, static_cast<int>(p.width)};
   const uint64_t key = p.dropout.key != nullptr ? static_cast<uint64_t>(*p.dropout.key) : 0;
   const Row<kTurns> weight = load_row<kTurns>(p.weight, lane);
@@ -112,12 +116,9 @@ template <class T>
 cudaError_t launch_stored(const AddNormParams& p, cudaStream_t stream) {
   return with_row_turns(p.width, [&](auto turns) {
     const auto blocks = static_cast<unsigned>((p.rows + kNormWarps - 1) / kNormWarps);
-    if (p.branch != nullptr) {
-      add_norm_kernel<turns(), T, true><<<blocks, kThreads, 0, stream>>>(p);
-    } else {
-      add_norm_kernel<turns(), T, false><<<blocks, kThreads, 0, stream>>>(p);
-    }
-    return cudaGetLastError();
+    const auto kernel = p.branch != nullptr ? add_norm_kernel<turns(), T, true>
+                                            : add_norm_kernel<turns(), T, false>;
+    return launch_early(kernel, blocks, kThreads, 0, stream, p);
   });
 }
 
@@ -125,8 +126,7 @@ template <class T>
 cudaError_t launch_stored(const AddNormBackwardParams& p, cudaStream_t stream) {
   return with_row_turns(p.width, [&](auto turns) {
     const auto blocks = static_cast<unsigned>(norm_backward_blocks(p.rows));
-    add_norm_backward_kernel<turns(), T><<<blocks, kThreads, 0, stream>>>(p);
-    return cudaGetLastError();
+    return launch_early(add_norm_backward_kernel<turns(), T>, blocks, kThreads, 0, stream, p);
   });
 }
 
@@ -153,8 +153,7 @@ cudaError_t launch_norm_dropout_backward(const NormDropoutBackwardParams& p, cud
   if (p.rows == 0) return cudaSuccess;
   return with_row_turns(p.width, [&](auto turns) {
     const auto blocks = static_cast<unsigned>(norm_backward_blocks(p.rows));
-    norm_dropout_backward_kernel<turns()><<<blocks, kThreads, 0, stream>>>(p);
-    return cudaGetLastError();
+    return launch_early(norm_dropout_backward_kernel<turns()>, blocks, kThreads, 0, stream, p);
   });
 }
 

@@ -17,6 +17,7 @@
 #include <algorithm>
 
 #include "kernels/common/alignment.h"
+#include "kernels/common/launch.cuh"
 #include "kernels/common/storage.cuh"
 #include "kernels/common/warp.cuh"
 #include "kernels/optimizer/launch.h"
@@ -133,6 +134,7 @@ __global__ void __launch_bounds__(kThreads)
                   const StepScalars* __restrict__ scalars, const float* __restrict__ loss,
                   const __grid_constant__ AdamWTraces traces, const float* __restrict__ sums,
                   int n_sums) {
+  wait_for_stream();
   const Place place = place_of(batch, static_cast<int>(blockIdx.x));
   const AdamWTensor& t = batch.tensors[place.tensor];
   const bool wide = batch.wide[place.tensor];
@@ -229,11 +231,15 @@ cudaError_t launch_adamw(const AdamWTensor* tensors, int count, const AdamWOptio
   for_each_batch(tensors, count, [&](const Batch& batch, int first_block, bool) {
     norm_kernel<<<batch.first_block[batch.count], kThreads, 0, stream>>>(batch, sums + first_block);
   });
+  cudaError_t error = cudaGetLastError();
   for_each_batch(tensors, count, [&](const Batch& batch, int, bool last) {
-    update_kernel<<<batch.first_block[batch.count], kThreads, 0, stream>>>(
-        batch, options, scalars, loss, last ? traces : AdamWTraces{}, sums, n_sums);
+    if (error == cudaSuccess) {
+      error =
+          launch_early(update_kernel, batch.first_block[batch.count], kThreads, 0, stream, batch,
+                       options, scalars, loss, last ? traces : AdamWTraces{}, sums, n_sums);
+    }
   });
-  return cudaGetLastError();
+  return error;
 }
 
 }  // namespace dmamba::kernels

@@ -9,9 +9,21 @@
 namespace dmamba::kernels {
 namespace {
 
+ScanVectors vectors_of(const SelectiveScanBackwardParams& p) {
+  const int64_t item = storage_bytes(p.storage);
+  ScanVectors vectors{
+      p.d_inner % 4 == 0,
+      p.d_state % 4 == 0 && rows_aligned(p.B, 4, item) && rows_aligned(p.C, 4, item),
+      rows_of_A_aligned(p)};
+  for (const Sequence& s : {p.u, p.delta, p.z, p.dout, p.du, p.ddelta, p.dz}) {
+    vectors.channels = vectors.channels && rows_aligned(s, 4, item);
+  }
+  return vectors;
+}
+
 int64_t channel_blocks_of(const SelectiveScanParams& p) {
   int64_t blocks = 1;
-  with_shape<2>(p.d_state, [&](auto shape) {
+  with_shape(p.d_state, [&](auto shape) {
     constexpr int64_t kChannels =
         BackwardShape<decltype(shape)>::kWarps * decltype(shape)::kChannels;
     blocks = (p.d_inner + kChannels - 1) / kChannels;
@@ -40,13 +52,20 @@ int64_t lay_out(const SelectiveScanParams& p, int64_t n_chunks, int64_t channel_
   return used;
 }
 
-template <class T, class Shape, int kTiles, bool kUsual>
-cudaError_t launch_tiles(const SelectiveScanBackwardParams& p, const BackwardWork& work,
+template <class T, class Shape, bool kUsual>
+cudaError_t launch_shape(const SelectiveScanBackwardParams& p, const BackwardWork& work,
                          cudaStream_t stream) {
   const int64_t blocks = p.batch * work.n_chunks * work.channel_blocks;
-  return launch(selective_scan_backward_kernel<Shape, T, kTiles, kUsual>, blocks,
-                BackwardShape<Shape>::kThreads, sizeof(BackwardShared<Shape, T, kTiles>), stream, p,
-                work);
+  constexpr size_t kBytes = sizeof(BackwardShared<Shape, T>);
+  const auto kernel = selective_scan_backward_kernel<Shape, T, kUsual>;
+  if constexpr (kBytes > 48 * 1024) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kBytes));
+    if (error != cudaSuccess) return error;
+  }
+  return launch_early(kernel, static_cast<unsigned>(blocks), BackwardShape<Shape>::kThreads, kBytes,
+                      stream, p, work);
 }
 
 /// The gradients that enter the chunks.
@@ -54,11 +73,11 @@ template <class T>
 cudaError_t launch_carries(const SelectiveScanBackwardParams& p, const BackwardWork& work,
                            cudaStream_t stream) {
   const CarryWork carry{work.chunk_length, work.n_chunks, work.vectors, work.carries};
-  const cudaError_t error = with_shape<2>(p.d_state, [&](auto shape) {
+  const cudaError_t error = with_shape(p.d_state, [&](auto shape) {
     constexpr int64_t kChannels = kCarryWarps * decltype(shape)::kChannels;
     const int64_t blocks = p.batch * work.n_chunks * ((p.d_inner + kChannels - 1) / kChannels);
-    return launch(selective_scan_carry_kernel<decltype(shape), T>, blocks, 32 * kCarryWarps, 0,
-                  stream, p, carry);
+    return launch(selective_scan_carry_kernel<decltype(shape), T>, blocks, 32 * kCarryWarps, stream,
+                  p, carry);
   });
   if (error != cudaSuccess) return error;
   return launch_join_chunks(work.carries, p.dlast_state, p, work.n_chunks, /*descending=*/true,
@@ -68,18 +87,11 @@ cudaError_t launch_carries(const SelectiveScanBackwardParams& p, const BackwardW
 template <class T>
 cudaError_t launch_storage(const SelectiveScanBackwardParams& p, const BackwardWork& work,
                            cudaStream_t stream) {
-  return with_shape<2>(p.d_state, [&](auto shape) {
-    using Shape = decltype(shape);
-    const bool one = p.checkpoint_every == Shape::kSteps;
-    if constexpr (Shape::kStates == 16) {
-      if (p.delta_softplus && p.z.data != nullptr && work.vectors.channels && work.vectors.states &&
-          work.vectors.A && p.d_state == 16) {
-        return one ? launch_tiles<T, Shape, 1, true>(p, work, stream)
-                   : launch_tiles<T, Shape, 2, true>(p, work, stream);
-      }
-    }
-    return one ? launch_tiles<T, Shape, 1, false>(p, work, stream)
-               : launch_tiles<T, Shape, 2, false>(p, work, stream);
+  const bool usual = p.delta_softplus && p.z.data != nullptr && work.vectors.channels &&
+                     work.vectors.states && work.vectors.A && p.d_state == 16;
+  if (usual) return launch_shape<T, ScanShape<4, 2>, true>(p, work, stream);
+  return with_shape(p.d_state, [&](auto shape) {
+    return launch_shape<T, decltype(shape), false>(p, work, stream);
   });
 }
 
@@ -96,21 +108,14 @@ cudaError_t launch_selective_scan_backward(const SelectiveScanBackwardParams& p,
                                            const SelectiveScanPlan& plan, void* workspace,
                                            cudaStream_t stream) {
   if (!plan_is_valid(plan) || !indices_fit(p) || p.storage == Storage::kFloat64 ||
-      p.d_state > kScanMaxStates || !checkpoints_are_valid(p.checkpoint_every)) {
+      p.d_state > kScanMaxStates || p.checkpoint_every != kScanCheckpointEvery) {
     return cudaErrorInvalidValue;
   }
-  const int64_t item = storage_bytes(p.storage);
   BackwardWork work{};
   work.chunk_length = static_cast<int>(std::min<int64_t>(plan.chunk_length, INT32_MAX));
   work.n_chunks = static_cast<int>(chunks_of(p, plan));
   work.channel_blocks = static_cast<int>(channel_blocks_of(p));
-  work.vectors.channels = p.d_inner % 4 == 0;
-  for (const Sequence& s : {p.u, p.delta, p.z, p.dout, p.du, p.ddelta, p.dz}) {
-    work.vectors.channels = work.vectors.channels && rows_aligned(s, 4, item);
-  }
-  work.vectors.states =
-      p.d_state % 4 == 0 && rows_aligned(p.B, 4, item) && rows_aligned(p.C, 4, item);
-  work.vectors.A = rows_of_A_aligned(p);
+  work.vectors = vectors_of(p);
   work.dB = gradients.dB;
   work.dC = gradients.dC;
   lay_out(p, work.n_chunks, work.channel_blocks, static_cast<float*>(workspace), &work);

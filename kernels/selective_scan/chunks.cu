@@ -57,16 +57,16 @@ cudaError_t launch_join_chunks(const ChunkCarries& carries, const StateView& fir
                                const SelectiveScanParams& p, int64_t n_chunks, bool descending,
                                cudaStream_t stream) {
   const int64_t threads = p.batch * p.d_inner * p.d_state;
-  return launch(join_chunks_kernel, (threads + 255) / 256, 256, 0, stream, carries, first, p.batch,
+  return launch(join_chunks_kernel, (threads + 255) / 256, 256, stream, carries, first, p.batch,
                 n_chunks, p.d_inner, p.d_state, descending);
 }
 
 SelectiveScanPlan plan_selective_scan_forward(const SelectiveScanParams& p, int multiprocessors) {
-  return {2, chunk_length_for(p, warps_of(p), multiprocessors)};
+  return {chunk_length_for(p, warps_of(p), multiprocessors)};
 }
 
 SelectiveScanPlan plan_selective_scan_backward(const SelectiveScanParams& p, int multiprocessors) {
-  return {2, chunk_length_for(p, warps_of(p), multiprocessors)};
+  return {chunk_length_for(p, warps_of(p), multiprocessors)};
 }
 
 }  // namespace dmamba::kernels

@@ -15,28 +15,23 @@ cudaError_t launch_shape(const SelectiveScanForwardParams& p, const ForwardWork&
   const int64_t blocks = p.batch * work.n_chunks * ((p.d_inner + kChannels - 1) / kChannels);
   if (work.n_chunks > 1) {
     cudaError_t error = launch(selective_scan_forward_kernel<Shape, T, kUsual, true>, blocks,
-                               32 * kWarps, 0, stream, p, work);
+                               32 * kWarps, stream, p, work);
     if (error != cudaSuccess) return error;
     error = launch_join_chunks(work.carries, p.initial_state, p, work.n_chunks,
                                /*descending=*/false, stream);
     if (error != cudaSuccess) return error;
   }
-  return launch(selective_scan_forward_kernel<Shape, T, kUsual, false>, blocks, 32 * kWarps, 0,
-                stream, p, work);
+  return launch_early(selective_scan_forward_kernel<Shape, T, kUsual, false>,
+                      static_cast<unsigned>(blocks), 32 * kWarps, 0, stream, p, work);
 }
 
 template <class T>
-cudaError_t launch_storage(const SelectiveScanForwardParams& p, const SelectiveScanPlan& plan,
-                           const ForwardWork& work, cudaStream_t stream) {
+cudaError_t launch_storage(const SelectiveScanForwardParams& p, const ForwardWork& work,
+                           cudaStream_t stream) {
   const bool usual = p.delta_softplus && p.z.data != nullptr && work.vectors.channels &&
                      work.vectors.states && work.vectors.A && p.d_state == 16;
-  // Other pieces than two channels a lane are compiled for the usual case alone.
-  if (usual) {
-    if (plan.channels_per_lane == 1) return launch_shape<T, ScanShape<4, 1>, true>(p, work, stream);
-    if (plan.channels_per_lane == 4) return launch_shape<T, ScanShape<4, 4>, true>(p, work, stream);
-    return launch_shape<T, ScanShape<4, 2>, true>(p, work, stream);
-  }
-  return with_shape<2>(p.d_state, [&](auto shape) {
+  if (usual) return launch_shape<T, ScanShape<4, 2>, true>(p, work, stream);
+  return with_shape(p.d_state, [&](auto shape) {
     return launch_shape<T, decltype(shape), false>(p, work, stream);
   });
 }
@@ -53,7 +48,7 @@ cudaError_t launch_selective_scan_forward(const SelectiveScanForwardParams& p,
                                           const SelectiveScanPlan& plan, void* workspace,
                                           cudaStream_t stream) {
   if (!plan_is_valid(plan) || !indices_fit(p) || p.storage == Storage::kFloat64 ||
-      (p.checkpoint_every != 0 && !checkpoints_are_valid(p.checkpoint_every))) {
+      (p.checkpoint_every != 0 && p.checkpoint_every != kScanCheckpointEvery)) {
     return cudaErrorInvalidValue;
   }
   if (p.batch == 0 || p.d_inner == 0) return cudaSuccess;
@@ -62,8 +57,7 @@ cudaError_t launch_selective_scan_forward(const SelectiveScanForwardParams& p,
   work.chunk_length = static_cast<int>(std::min<int64_t>(plan.chunk_length, INT32_MAX));
   work.n_chunks = static_cast<int>(chunks_of(p, plan));
   if (p.checkpoint_every > 0) {
-    work.checkpoint_mask = static_cast<int>(p.checkpoint_every) - 1;
-    work.n_checkpoints = static_cast<int>((p.length - 1) / p.checkpoint_every);
+    work.n_checkpoints = static_cast<int>((p.length - 1) / kScanCheckpointEvery);
   }
   work.vectors.channels = p.d_inner % 4 == 0 && rows_aligned(p.u, 4, item) &&
                           rows_aligned(p.delta, 4, item) && rows_aligned(p.z, 4, item) &&
@@ -73,8 +67,8 @@ cudaError_t launch_selective_scan_forward(const SelectiveScanForwardParams& p,
   work.vectors.A = rows_of_A_aligned(p);
   work.carries.factor = static_cast<float*>(workspace);
   work.carries.state = work.carries.factor + carry_floats(p, work.n_chunks);
-  return p.storage == Storage::kBFloat16 ? launch_storage<bfloat16>(p, plan, work, stream)
-                                         : launch_storage<float>(p, plan, work, stream);
+  return p.storage == Storage::kBFloat16 ? launch_storage<bfloat16>(p, work, stream)
+                                         : launch_storage<float>(p, work, stream);
 }
 
 }  // namespace dmamba::kernels

@@ -2,9 +2,11 @@
 //
 // Per channel and token d_state exponentials on the special-function units bound the time: the
 // floor is batch d_inner L d_state / (16 a clock and multiprocessor). Bytes: u, delta, z read, out
-// written, and d_state floats of checkpoints every 8 or 16 tokens where a backward pass follows.
+// written, and d_state numbers of checkpoints every 8 tokens where a backward pass follows.
 #pragma once
 
+#include "kernels/common/launch.cuh"
+#include "kernels/selective_scan/checkpoint.cuh"
 #include "kernels/selective_scan/chunks.cuh"
 #include "kernels/selective_scan/tile.cuh"
 
@@ -17,14 +19,12 @@ constexpr int kForwardWarps = Shape::kStates <= 64 ? 4 : 2;
 /// Blocks of a multiprocessor that the registers are shared out for: measured, as much as does not
 /// spill.
 template <class Shape>
-constexpr int kForwardBlocks = Shape::kPerLane == 4   ? 2
-                               : Shape::kStates <= 16 ? 4
-                                                      : 2;
+constexpr int kForwardBlocks = Shape::kStates <= 16 ? 4 : 2;
 
 /// What a launch knows beside the parameters.
 struct ForwardWork {
   int chunk_length, n_chunks;
-  int checkpoint_mask, n_checkpoints;  // tokens between checkpoints less one; 0, 0 without
+  int n_checkpoints;  // 0 without
   ScanVectors vectors;
   ChunkCarries carries;
 };
@@ -54,6 +54,7 @@ class ForwardWarp {
         item_(p, at, lane),
         part_{at.channel + lane / Shape::kLanes * Shape::kPerLane,
               lane % Shape::kLanes * kStatesPerLane, 0},
+        whole_until_(at.channel + Shape::kChannels <= p.d_inner ? at.end : 0),
         flags_(FlagReader::of<Shape>(p, at.batch, lane)),
         u_(items(p.u)),
         delta_(items(p.delta)),
@@ -67,7 +68,7 @@ class ForwardWarp {
     load_channels(bias_, p_.delta_bias, at_.channel + item_.channel, item_.left);
     load_channels(D_, p_.D, at_.channel + item_.channel, item_.left);
     enter();
-    fetch_input(at_.begin);
+    fetch_input<false>(at_.begin);
     int step = at_.begin;
     while (true) {
       tile<0>(step);
@@ -83,6 +84,7 @@ class ForwardWarp {
  private:
   static constexpr int kWidth = Shape::kWidth;
 
+  __device__ int d_state() const { return kUsual ? Shape::kStates : static_cast<int>(p_.d_state); }
   __device__ bool has_z() const { return kUsual || p_.z.data != nullptr; }
   /// Where the lane's items and packs of states begin.
   __device__ RowWalk<const T> items(const Sequence& s) const {
@@ -96,25 +98,37 @@ class ForwardWarp {
   /// One tile; the input of the next arrives meanwhile.
   template <int kBuffer>
   __device__ __forceinline__ void tile(int step) {
-    const TileFlags flags = prepare<kBuffer>();
-    // A branch keeps the loads here: ptxas moves unconditional ones down to where their values are
-    // used and have to be waited for.
-    if (step + Shape::kSteps < at_.end) fetch_input(step + Shape::kSteps);
-    __syncwarp();
-    walk<kBuffer>(flags);
-    if constexpr (!kStateOnly) keep_checkpoint(step + Shape::kSteps);
-    __syncwarp();
-    if constexpr (!kStateOnly) finish<kBuffer>(step);
+    const TileFlags flags{__ballot_sync(~0U, flag_ != 0)};
+    if (__all_sync(~0U, flags.plain() && step + 2 * Shape::kSteps <= whole_until_)) {
+      tile<kBuffer, true>(step, flags);
+    } else {
+      tile<kBuffer, false>(step, flags);
+    }
   }
 
-  /// Loads what prepare needs of the tile at `step`, zeros beyond the end, and moves on.
+  /// kPlain: all tokens of this tile count and start no segment, and all of the next one is there.
+  template <int kBuffer, bool kPlain>
+  __device__ __forceinline__ void tile(int step, TileFlags flags) {
+    prepare<kBuffer, kPlain>(flags);
+    if (kPlain || step + Shape::kSteps < at_.end) fetch_input<kPlain>(step + Shape::kSteps);
+    __syncwarp();
+    walk<kBuffer, kPlain>(flags);
+    if constexpr (!kStateOnly) keep_checkpoint(step + Shape::kSteps);
+    __syncwarp();
+    if constexpr (!kStateOnly) finish<kBuffer, kPlain>(step);
+  }
+
+  /// Loads what prepare needs of the tile at `step`, zeros beyond the end, and moves on. kWhole:
+  /// all of it is there.
+  template <bool kWhole>
   __device__ __forceinline__ void fetch_input(int step) {
     const bool wide = kUsual || work_.vectors.channels,
                wide_states = kUsual || work_.vectors.states;
 #pragma unroll
     for (int i = 0; i < Shape::kItems; ++i) {
       const int ahead = i * Shape::kItemSteps;
-      const int left = item_.busy && step + item_.token + ahead < at_.end ? item_.left : 0;
+      const bool inside = item_.busy && (kWhole || step + item_.token + ahead < at_.end);
+      const int left = !inside ? 0 : kWhole ? kWidth : item_.left;
       u_next_[i] = fetch<kWidth, kUsual>(u_.row(ahead), left, wide);
       delta_next_[i] = fetch<kWidth, kUsual>(delta_.row(ahead), left, wide);
       if (!kStateOnly && has_z()) z_next_[i] = fetch<kWidth, kUsual>(z_.row(ahead), left, wide);
@@ -123,15 +137,14 @@ class ForwardWarp {
     for (int i = 0; i < Shape::kStateItems; ++i) {
       const int ahead = i * (32 / Shape::kLanes), token = lane_ / Shape::kLanes + ahead;
       const bool inside =
-          (Shape::kAllBusyStates || token < Shape::kSteps) && step + token < at_.end;
-      const int left =
-          inside ? static_cast<int>(p_.d_state) - lane_ % Shape::kLanes * kStatesPerLane : 0;
+          (Shape::kAllBusyStates || token < Shape::kSteps) && (kWhole || step + token < at_.end);
+      const int left = inside ? d_state() - lane_ % Shape::kLanes * kStatesPerLane : 0;
       B_next_[i] = fetch<kStatesPerLane, kUsual>(B_.row(ahead), left, wide_states);
       if constexpr (!kStateOnly) {
         C_next_[i] = fetch<kStatesPerLane, kUsual>(C_.row(ahead), left, wide_states);
       }
     }
-    flag_ = flags_.load(step, step + lane_ % Shape::kSteps < at_.end);
+    flag_ = flags_.load(step, kWhole || step + lane_ % Shape::kSteps < at_.end);
     u_.move(Shape::kSteps);
     delta_.move(Shape::kSteps);
     if constexpr (!kStateOnly) z_.move(Shape::kSteps);
@@ -148,22 +161,20 @@ class ForwardWarp {
       part_.load(h_, kStateOnly ? StateView{} : p_.initial_state, p_, at_.batch);
     }
     if constexpr (!kStateOnly) {
-      const int64_t kept =
-          at_.batch * work_.n_checkpoints + at_.begin / (work_.checkpoint_mask + 1);
-      checkpoint_ = static_cast<float*>(p_.checkpoints) +
+      const int64_t kept = at_.batch * work_.n_checkpoints + at_.begin / Shape::kSteps;
+      checkpoint_ = static_cast<T*>(p_.checkpoints) +
                     (kept * p_.d_inner + part_.channel) * p_.d_state + part_.state;
     }
   }
 
   /// dt and dt u of every token and channel, B and C, in fp32. Tokens that don't count have dt = 0:
-  /// they leave the state as it is, whatever u and B hold.
-  template <int kBuffer>
-  __device__ __forceinline__ TileFlags prepare() {
-    const TileFlags flags{__ballot_sync(~0U, flag_ != 0)};
+  /// they leave the state as it is, whatever u and B hold. kPlain: all count.
+  template <int kBuffer, bool kPlain>
+  __device__ __forceinline__ void prepare(TileFlags flags) {
 #pragma unroll
     for (int i = 0; i < Shape::kItems; ++i) {
       if (!item_.busy) break;
-      const bool counts = flags.counts(item_.token + i * Shape::kItemSteps);
+      const bool counts = kPlain || flags.counts(item_.token + i * Shape::kItemSteps);
       float u[kWidth], dt[kWidth], dt_dtu[2 * kWidth];
       u_next_[i].get(u);
       delta_next_[i].get(dt);
@@ -187,7 +198,7 @@ class ForwardWarp {
       if (!Shape::kAllBusyStates && item >= Shape::kSteps * Shape::kLanes) break;
       float values[kStatesPerLane];
       B_next_[i].get(values);
-      const bool counts = flags.counts(lane_ / Shape::kLanes + i * (32 / Shape::kLanes));
+      const bool counts = kPlain || flags.counts(lane_ / Shape::kLanes + i * (32 / Shape::kLanes));
 #pragma unroll
       for (int s = 0; s < kStatesPerLane; ++s) values[s] = counts ? values[s] : 0.0F;
       store_pack<float, kStatesPerLane>(&shared_.B[kBuffer][0][0] + item * kStatesPerLane, values);
@@ -197,7 +208,6 @@ class ForwardWarp {
                                           values);
       }
     }
-    return flags;
   }
 
   /// delta -> dt.
@@ -211,13 +221,13 @@ class ForwardWarp {
   }
 
   /// The recurrence. y is summed over the lanes of a channel some tokens at a time.
-  template <int kBuffer>
+  template <int kBuffer, bool kPlain>
   __device__ __forceinline__ void walk(TileFlags flags) {
     constexpr int kPer = Shape::kPerLane, kBatch = Shape::kSumTokens, kSums = Shape::kSums;
     constexpr int kMine = Shape::kSumsMine;
     constexpr int kRun = kMine < kPer ? kMine : kPer;  // neighbouring channels among my sums
     const int channel = lane_ / Shape::kLanes * kPer;
-#pragma unroll
+#pragma unroll 2
     for (int t0 = 0; t0 < Shape::kSteps; t0 += kBatch) {
       float y[kSums];
 #pragma unroll
@@ -229,7 +239,7 @@ class ForwardWarp {
         if constexpr (!kStateOnly) {
           load_pack<float, kStatesPerLane>(&shared_.C[kBuffer][t][part_.state], C);
         }
-        if (flags.starts(t)) forget();
+        if (!kPlain && flags.starts(t)) forget();
 #pragma unroll
         for (int c = 0; c < kPer; ++c) {
           if constexpr (kStateOnly) dt_sum_[c] += x[2 * c];
@@ -267,12 +277,12 @@ class ForwardWarp {
   }
 
   /// out = (y + D u) SiLU(z), for the tile at `step`.
-  template <int kBuffer>
+  template <int kBuffer, bool kWhole>
   __device__ __forceinline__ void finish(int step) {
 #pragma unroll
     for (int i = 0; i < Shape::kItems; ++i) {
       const int ahead = i * Shape::kItemSteps;
-      const bool inside = item_.busy && step + item_.token + ahead < at_.end;
+      const bool inside = item_.busy && (kWhole || step + item_.token + ahead < at_.end);
       float y[kWidth], u[kWidth], z[kWidth];
       load_pack<float, kWidth>(&shared_.y[kBuffer][0][0] + (item_.busy ? item_.index(i) : 0), y);
       u_tile_[i].get(u);
@@ -283,7 +293,10 @@ class ForwardWarp {
 #pragma unroll
         for (int j = 0; j < kWidth; ++j) y[j] *= z[j] * sigmoid(z[j]);
       }
-      store_some<T, kWidth>(out_.row(ahead), y, inside ? item_.left : 0,
+      store_some<T, kWidth>(out_.row(ahead), y,
+                            !inside  ? 0
+                            : kWhole ? kWidth
+                                     : item_.left,
                             kUsual || work_.vectors.channels);
     }
     out_.move(Shape::kSteps);
@@ -291,17 +304,14 @@ class ForwardWarp {
 
   /// h after `tokens` tokens, where the backward pass wants it.
   __device__ __forceinline__ void keep_checkpoint(int tokens) {
-    if (work_.n_checkpoints == 0 || tokens >= p_.length || (tokens & work_.checkpoint_mask) != 0) {
-      return;
-    }
+    if (work_.n_checkpoints == 0 || tokens >= p_.length) return;
 #pragma unroll
     for (int c = 0; c < Shape::kPerLane; ++c) {
-      const int left =
-          part_.channel + c < p_.d_inner ? static_cast<int>(p_.d_state) - part_.state : 0;
-      store_some<float, kStatesPerLane>(checkpoint_ + c * p_.d_state, h_[c], left,
-                                        kUsual || p_.d_state % kStatesPerLane == 0);
+      const int left = part_.channel + c < p_.d_inner ? d_state() - part_.state : 0;
+      keep_states<T>(checkpoint_ + c * d_state(), h_[c], left,
+                     kUsual || p_.d_state % kStatesPerLane == 0);
     }
-    checkpoint_ += p_.d_inner * p_.d_state;
+    checkpoint_ += p_.d_inner * d_state();
   }
 
   __device__ void leave() {
@@ -328,6 +338,7 @@ class ForwardWarp {
   const int lane_;
   const ScanItem<Shape> item_;
   const ScanPart<Shape> part_;
+  const int whole_until_;  // tiles that end by here have all tokens and channels
   const FlagReader flags_;
   RowWalk<const T> u_, delta_, z_;
   RowWalk<T> out_;
@@ -335,7 +346,7 @@ class ForwardWarp {
   float A_[Shape::kPerLane][kStatesPerLane];  // log2(e) A
   float h_[Shape::kPerLane][kStatesPerLane];
   float bias_[kWidth], D_[kWidth];
-  float* checkpoint_ = nullptr;
+  T* checkpoint_ = nullptr;
   Pack<T, kWidth> u_next_[Shape::kItems], delta_next_[Shape::kItems], z_next_[Shape::kItems] = {};
   Pack<T, kWidth> u_tile_[Shape::kItems], z_tile_[Shape::kItems];
   Pack<T, kStatesPerLane> B_next_[Shape::kStateItems], C_next_[Shape::kStateItems];
@@ -348,6 +359,7 @@ template <class Shape, class T, bool kUsual, bool kStateOnly>
 __global__ void __launch_bounds__(32 * kForwardWarps<Shape>, kForwardBlocks<Shape>)
     selective_scan_forward_kernel(const __grid_constant__ SelectiveScanForwardParams p,
                                   const __grid_constant__ ForwardWork work) {
+  wait_for_stream();
   __shared__ ForwardShared<Shape> shared[kForwardWarps<Shape>];
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const ScanPlace at =

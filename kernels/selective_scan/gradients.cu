@@ -96,8 +96,8 @@ cudaError_t launch_sum_gradients(const SelectiveScanBackwardParams& p, const Bac
   g.d_state = p.d_state;
   if (work.channel_blocks > 1) blocks += (g.tokens * 2 * g.d_state + 255) / 256;
   return p.storage == Storage::kBFloat16
-             ? launch(sum_gradients_kernel<bfloat16>, blocks, 256, 0, stream, g)
-             : launch(sum_gradients_kernel<float>, blocks, 256, 0, stream, g);
+             ? launch(sum_gradients_kernel<bfloat16>, blocks, 256, stream, g)
+             : launch(sum_gradients_kernel<float>, blocks, 256, stream, g);
 }
 
 }  // namespace dmamba::kernels

@@ -13,11 +13,9 @@
 
 namespace dmamba::kernels {
 
-/// Tokens between the checkpoints of h that the forward pass leaves for the backward pass: as many
-/// bytes as u and z have. Measured: docs/kernels.md.
-constexpr int64_t scan_checkpoint_every(Storage storage) {
-  return storage == Storage::kBFloat16 ? 16 : 8;
-}
+/// Tokens between the checkpoints of h that the forward pass leaves for the backward pass, in the
+/// storage type: as many bytes as u and z have. Measured: docs/kernels.md.
+constexpr int64_t kScanCheckpointEvery = 8;
 
 /// Chunks of a plan are multiples of this many tokens.
 constexpr int64_t kScanChunkMultiple = 16;
@@ -25,11 +23,9 @@ constexpr int64_t kScanChunkMultiple = 16;
 /// Largest d_state of one launch.
 constexpr int64_t kScanMaxStates = 128;
 
-/// How a scan is cut into warps. A lane holds four states of `channels_per_lane` channels. The
-/// sequence is cut into chunks of `chunk_length` tokens (a multiple of kScanChunkMultiple) that are
-/// walked at the same time and joined; chunk_length >= L is one chunk.
+/// How a scan is cut: the sequence is cut into chunks of `chunk_length` tokens (a multiple of
+/// kScanChunkMultiple) that are walked at the same time and joined; chunk_length >= L is one chunk.
 struct SelectiveScanPlan {
-  int channels_per_lane;  // 1, 2 or 4
   int64_t chunk_length;
 };
 
@@ -43,8 +39,8 @@ size_t selective_scan_forward_workspace(const SelectiveScanParams& p,
 size_t selective_scan_backward_workspace(const SelectiveScanParams& p,
                                          const SelectiveScanPlan& plan);
 
-/// checkpoint_every must be 0, 8 or 16. last_state.data may be null. L d_state and d_inner below
-/// 2^30.
+/// checkpoint_every must be 0 or kScanCheckpointEvery. last_state.data may be null. L d_state and
+/// d_inner below 2^30.
 cudaError_t launch_selective_scan_forward(const SelectiveScanForwardParams& p,
                                           const SelectiveScanPlan& plan, void* workspace,
                                           cudaStream_t stream);
@@ -57,8 +53,8 @@ struct SelectiveScanGradients {
   float* ddelta_bias;  // (d_inner,)
 };
 
-/// The *_partial and group fields of `p` are the CPU's and are not read. checkpoint_every must be 8
-/// or 16, checkpoints those of the forward launch (any plan).
+/// The *_partial and group fields of `p` are the CPU's and are not read. checkpoint_every must be
+/// kScanCheckpointEvery, checkpoints those of the forward launch (any plan).
 cudaError_t launch_selective_scan_backward(const SelectiveScanBackwardParams& p,
                                            const SelectiveScanGradients& gradients,
                                            const SelectiveScanPlan& plan, void* workspace,

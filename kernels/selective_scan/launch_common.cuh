@@ -15,14 +15,14 @@ inline bool rows_of_A_aligned(const SelectiveScanParams& p) {
          aligned(p.A, 16);
 }
 
-/// Calls f(ScanShape<lanes, kPerLane>{}) with the fewest lanes that hold d_state states.
-template <int kPerLane, class F>
+/// Calls f(ScanShape<lanes, 2>{}) with the fewest lanes that hold d_state states, four each.
+template <class F>
 cudaError_t with_shape(int64_t d_state, F&& f) {
-  if (d_state <= 8) return f(ScanShape<2, kPerLane>{});
-  if (d_state <= 16) return f(ScanShape<4, kPerLane>{});
-  if (d_state <= 32) return f(ScanShape<8, kPerLane>{});
-  if (d_state <= 64) return f(ScanShape<16, kPerLane>{});
-  if (d_state <= kScanMaxStates) return f(ScanShape<32, kPerLane>{});
+  if (d_state <= 8) return f(ScanShape<2, 2>{});
+  if (d_state <= 16) return f(ScanShape<4, 2>{});
+  if (d_state <= 32) return f(ScanShape<8, 2>{});
+  if (d_state <= 64) return f(ScanShape<16, 2>{});
+  if (d_state <= kScanMaxStates) return f(ScanShape<32, 2>{});
   return cudaErrorInvalidValue;
 }
 
@@ -41,25 +41,14 @@ inline bool indices_fit(const SelectiveScanParams& p) {
   return p.length * p.d_state < kLimit && p.d_inner < kLimit;
 }
 
-inline bool checkpoints_are_valid(int64_t every) { return every == 8 || every == 16; }
-
 inline bool plan_is_valid(const SelectiveScanPlan& plan) {
-  return (plan.channels_per_lane == 1 || plan.channels_per_lane == 2 ||
-          plan.channels_per_lane == 4) &&
-         plan.chunk_length > 0 && plan.chunk_length % kScanChunkMultiple == 0;
+  return plan.chunk_length > 0 && plan.chunk_length % kScanChunkMultiple == 0;
 }
 
-/// Launches `kernel` with `bytes` of shared memory, beyond 48 KiB too.
 template <class... Args>
-cudaError_t launch(void (*kernel)(Args...), int64_t blocks, int threads, size_t bytes,
-                   cudaStream_t stream, const Args&... args) {
-  if (bytes > 48 * 1024) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-    if (error != cudaSuccess) return error;
-  }
-  kernel<<<static_cast<unsigned>(blocks), threads, bytes, stream>>>(args...);
+cudaError_t launch(void (*kernel)(Args...), int64_t blocks, int threads, cudaStream_t stream,
+                   const Args&... args) {
+  kernel<<<static_cast<unsigned>(blocks), threads, 0, stream>>>(args...);
   return cudaGetLastError();
 }
 

@@ -29,7 +29,8 @@ struct SelectiveScanParams {
   StateView initial_state;
 
   /// h after every `checkpoint_every` tokens, batch x n_checkpoints x d_state x d_inner numbers in
-  /// the backend's own order, where n_checkpoints = (L - 1) / checkpoint_every; 0 keeps none.
+  /// the backend's own type and order, where n_checkpoints = (L - 1) / checkpoint_every; 0 keeps
+  /// none.
   int64_t checkpoint_every;
   void* checkpoints;
 };

@@ -9,7 +9,8 @@
 // to registers, 128 bytes a clock, and the special-function units.
 //
 // What is done once a channel and token (softplus, gates, D) is done in another arrangement,
-// "items": kWidth neighbouring channels of one token to a lane, as memory has them.
+// "items": kWidth neighbouring channels of one token to a lane, as memory has them. (The backward
+// pass shares its items out in another way: backward_shared.cuh.)
 #pragma once
 
 #include "kernels/common/math.cuh"
@@ -29,7 +30,8 @@ struct ScanShape {
   static constexpr int kGroups = 32 / kLanes;
   static constexpr int kChannels = kPerLane * kGroups;  // of a warp
   static constexpr int kSteps = 8;                      // tokens of a tile
-  /// Tokens whose sums over a channel's lanes are made together: as many sums as lanes, or more.
+  /// Tokens whose sums over a channel's lanes are made together in the forward pass: as many sums
+  /// as lanes, or more.
   static constexpr int kSumTokens = kLanes <= kPerLane           ? 1
                                     : kLanes < kSteps * kPerLane ? kLanes / kPerLane
                                                                  : kSteps;
@@ -89,18 +91,18 @@ struct ScanItem {
   }
 };
 
-/// A walk over rows of a tensor: a pointer and its way to the next token and the next tile.
+/// A walk over rows of a tensor: this lane's place in the tile, and the way to the next token.
 template <class T>
 struct RowWalk {
   T* at;
-  int64_t token_stride;
+  int64_t stride;
 
-  /// At token `token` of a sequence, `offset` elements into the row.
-  __device__ RowWalk(const Sequence& s, int64_t batch, int token, int offset)
-      : at(static_cast<T*>(s.data) + batch * s.batch_stride + token * s.step_stride + offset),
-        token_stride(s.step_stride) {}
-  __device__ __forceinline__ void move(int tokens) { at += tokens * token_stride; }
-  __device__ __forceinline__ T* row(int tokens) const { return at + tokens * token_stride; }
+  /// At token `token` of a sequence, `column` elements into the row.
+  __device__ RowWalk(const Sequence& s, int64_t batch, int token, int column)
+      : at(static_cast<T*>(s.data) + batch * s.batch_stride + token * s.step_stride + column),
+        stride(s.step_stride) {}
+  __device__ __forceinline__ void move(int tokens) { at += tokens * stride; }
+  __device__ __forceinline__ T* row(int tokens) const { return at + tokens * stride; }
 };
 
 /// One value a channel, zero where absent or outside.
@@ -141,6 +143,8 @@ struct TileFlags {
   uint32_t bits;
   __device__ __forceinline__ bool counts(int t) const { return (bits >> t) & 1U; }
   __device__ __forceinline__ bool starts(int t) const { return (bits >> (8 + t)) & 1U; }
+  /// Every token counts, and no segment starts.
+  __device__ __forceinline__ bool plain() const { return bits == 0xFFU; }
   /// What is added to the exponent of exp(dt A): at a segment's start the state before is
   /// forgotten, 2^-inf = 0.
   __device__ __forceinline__ float forget(int t) const {

@@ -76,9 +76,9 @@ def channel_mixer(rows: int, channels: int, dtype: torch.dtype) -> None:
 def main() -> None:
     """Runs all of it."""
     torch.manual_seed(0)
-    plans = ((0, 0), (1, 16), (2, 32), (4, 64))
-    for dtype, plan in itertools.product((torch.float32, torch.bfloat16), plans):
-        _C.set_cuda_scan_plan(*plan)
+    chunks = (0, 16, 64)
+    for dtype, chunk in itertools.product((torch.float32, torch.bfloat16), chunks):
+        _C.set_cuda_scan_plan(chunk)
         for shape in ((2, 1, 5, 16), (2, 45, 37, 16), (1, 100, 9, 20), (1, 40, 3, 130)):
             scan(*shape, dtype)
     for dtype in (torch.float32, torch.bfloat16):

@@ -11,13 +11,17 @@ constexpr int64_t kCpuCheckpointEvery = 64;
 
 /// What the CUDA kernels take (kernels/selective_scan/launch.h, which is CUDA's and not seen here):
 /// as many bytes as two activations have.
-constexpr int64_t cuda_checkpoint_every(at::ScalarType activations) {
-  return activations == at::kBFloat16 ? 16 : 8;
-}
+constexpr int64_t kCudaCheckpointEvery = 8;
 
 /// Tokens between the checkpoints of h, for a scan over activations like these.
 inline int64_t checkpoint_interval(const at::Tensor& u) {
-  return u.is_cuda() ? cuda_checkpoint_every(u.scalar_type()) : kCpuCheckpointEvery;
+  return u.is_cuda() ? kCudaCheckpointEvery : kCpuCheckpointEvery;
+}
+
+/// Type of the checkpoints that the CUDA kernels keep: the activations', but fp32 for more states
+/// than one launch takes.
+inline at::ScalarType cuda_checkpoint_type(at::ScalarType activations, int64_t d_state) {
+  return d_state <= 128 ? activations : at::kFloat;
 }
 
 }  // namespace dmamba::ops

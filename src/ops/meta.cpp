@@ -2,6 +2,7 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include "src/ops/checkpoints.h"
 #include "src/ops/checks.h"
 
 namespace dmamba::ops {
@@ -28,9 +29,13 @@ std::tuple<Tensor, Tensor, Tensor> selective_scan_meta(
   check_selective_scan("selective_scan", u, delta, A, B, C, D, z, delta_bias, mask, segment_starts,
                        initial_state);
   const auto n_checkpoints = checkpoint_every > 0 ? (u.sym_size(1) - 1) / checkpoint_every : 0;
+  // Fake tensors do not say whose they are; the interval does.
+  const at::ScalarType kept = checkpoint_every == kCudaCheckpointEvery
+                                  ? cuda_checkpoint_type(u.scalar_type(), A.size(1))
+                                  : parameter_dtype(u.scalar_type());
   return {contiguous_like(u), empty_state(u, u.sym_size(0), u.sym_size(2), A.sym_size(1)),
           at::empty_symint({u.sym_size(0), n_checkpoints, A.sym_size(1), u.sym_size(2)},
-                           u.options().dtype(parameter_dtype(u.scalar_type())))};
+                           u.options().dtype(kept))};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>

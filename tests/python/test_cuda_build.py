@@ -20,7 +20,7 @@ def test_info_gives_the_reason(capsys):
 def test_the_scans_plan_needs_cuda():
     if _build_info.cuda_reason:
         with pytest.raises(dmamba.Error, match="set_cuda_scan_plan: .* built without CUDA"):
-            _C.set_cuda_scan_plan(1, 64)
+            _C.set_cuda_scan_plan(64)
     else:
-        _C.set_cuda_scan_plan(1, 64)
+        _C.set_cuda_scan_plan(64)
         _C.set_cuda_scan_plan()

@@ -85,10 +85,10 @@ void set_cpu_capability(const std::string& name);
 /// Whether this library was built with the ops' CUDA side.
 bool built_with_cuda();
 
-/// Forces how the CUDA kernels cut a scan, forward and backward, for tests and measurements: lanes
-/// hold four states of `channels_per_lane` channels (1, 2 or 4), chunks of `chunk_length` tokens (a
-/// multiple of 16) are walked at the same time. 0 leaves either to the measured rule. Throws
-/// dmamba::Error on other numbers and where the library was built without CUDA.
-void set_cuda_scan_plan(int channels_per_lane, int64_t chunk_length);
+/// Forces how the CUDA kernels cut a scan, forward and backward, for tests and measurements: chunks
+/// of `chunk_length` tokens (a multiple of 16) are walked at the same time. 0 leaves it to the
+/// measured rule. Throws dmamba::Error on other numbers and where the library was built without
+/// CUDA.
+void set_cuda_scan_plan(int64_t chunk_length);
 
 }  // namespace dmamba::ops

@@ -9,31 +9,22 @@
 namespace dmamba::ops {
 namespace {
 
-std::atomic<int> forced_channels_per_lane = 0;
 std::atomic<int64_t> forced_chunk_length = 0;
 
 kernels::SelectiveScanPlan with_forced(kernels::SelectiveScanPlan plan) {
-  const int channels = forced_channels_per_lane.load(std::memory_order_relaxed);
   const int64_t chunk = forced_chunk_length.load(std::memory_order_relaxed);
-  if (channels > 0) plan.channels_per_lane = channels;
   if (chunk > 0) plan.chunk_length = chunk;
   return plan;
 }
 
 }  // namespace
 
-void set_cuda_scan_plan(int channels_per_lane, int64_t chunk_length) {
+void set_cuda_scan_plan(int64_t chunk_length) {
   constexpr int64_t kEvery = kernels::kScanChunkMultiple;
-  if (channels_per_lane != 0 && channels_per_lane != 1 && channels_per_lane != 2 &&
-      channels_per_lane != 4) {
-    throw Error("set_cuda_scan_plan: channels_per_lane must be 1, 2 or 4, or 0 for the rule, got " +
-                std::to_string(channels_per_lane));
-  }
   if (chunk_length < 0 || chunk_length % kEvery != 0) {
     throw Error("set_cuda_scan_plan: chunk_length must be a multiple of " + std::to_string(kEvery) +
                 ", or 0 for the rule, got " + std::to_string(chunk_length));
   }
-  forced_channels_per_lane = channels_per_lane;
   forced_chunk_length = chunk_length;
 }
 

@@ -13,10 +13,8 @@ using kernels::SelectiveScanBackwardParams;
 using kernels::SelectiveScanForwardParams;
 using kernels::SelectiveScanParams;
 
-static_assert(cuda_checkpoint_every(at::kFloat) ==
-              kernels::scan_checkpoint_every(kernels::Storage::kFloat32));
-static_assert(cuda_checkpoint_every(at::kBFloat16) ==
-              kernels::scan_checkpoint_every(kernels::Storage::kBFloat16));
+static_assert(kCudaCheckpointEvery == kernels::kScanCheckpointEvery);
+static_assert(kernels::kScanMaxStates == 128);  // cuda_checkpoint_type
 
 void check_inputs(const char* op, const ScanInputs& in) {
   check_selective_scan(op, in.u, in.delta, in.A, in.B, in.C, in.D, in.z, in.delta_bias, in.mask,
@@ -58,13 +56,15 @@ void check_backward_inputs(const char* op, const ScanInputs& in, const Tensor& d
   check_inputs(op, in);
   check_gradient(op, "dout", dout, in.u, "u");
   check_state_gradient(op, dlast_state, in.u, in.d_state());
-  TORCH_CHECK(checkpoint_every == 8 || checkpoint_every == 16, op,
-              ": checkpoint_every must be 8 or 16 on CUDA, got ", checkpoint_every);
-  TORCH_CHECK(checkpoints.numel() == checkpoint_numel(in, in.d_state(), checkpoint_every) &&
-                  checkpoints.scalar_type() == at::kFloat && checkpoints.is_contiguous() &&
-                  checkpoints.device() == in.u.device(),
-              op, ": checkpoints must be those of the forward pass with checkpoint_every = ",
-              checkpoint_every, ", got ", checkpoints.sizes());
+  TORCH_CHECK(checkpoint_every == kCudaCheckpointEvery, op,
+              ": checkpoint_every must be 8 on CUDA, got ", checkpoint_every);
+  TORCH_CHECK(
+      checkpoints.numel() == checkpoint_numel(in, in.d_state(), checkpoint_every) &&
+          checkpoints.scalar_type() == cuda_checkpoint_type(in.u.scalar_type(), in.d_state()) &&
+          checkpoints.is_contiguous() && checkpoints.device() == in.u.device(),
+      op,
+      ": checkpoints must be those of the forward pass with checkpoint_every = ", checkpoint_every,
+      ", got ", checkpoints.sizes());
 }
 
 void any_scan_backward(const char* op, const ScanInputs& in, const Tensor& dout,
@@ -90,13 +90,13 @@ std::tuple<Tensor, Tensor, Tensor> selective_scan_cuda(
   const ScanInputs in{
       u, delta, A, B, C, D, z, delta_bias, delta_softplus, mask, segment_starts, initial_state};
   check_inputs(kOp, in);
-  TORCH_CHECK(checkpoint_every == 0 || checkpoint_every == 8 || checkpoint_every == 16, kOp,
-              ": checkpoint_every must be 0, 8 or 16 on CUDA, got ", checkpoint_every);
+  TORCH_CHECK(checkpoint_every == 0 || checkpoint_every == kCudaCheckpointEvery, kOp,
+              ": checkpoint_every must be 0 or 8 on CUDA, got ", checkpoint_every);
   const int64_t n_checkpoints = checkpoint_every > 0 ? (u.size(1) - 1) / checkpoint_every : 0;
   ScanOutputs out{
       at::empty(u.sizes(), u.options()), empty_state(u, u.size(0), u.size(2), A.size(1)), {}};
-  out.checkpoints =
-      at::empty({u.size(0), n_checkpoints, A.size(1), u.size(2)}, out.last_state.options());
+  out.checkpoints = at::empty({u.size(0), n_checkpoints, A.size(1), u.size(2)},
+                              u.options().dtype(cuda_checkpoint_type(u.scalar_type(), A.size(1))));
   any_scan_forward(kOp, in, out, checkpoint_every);
   return {out.out, out.last_state, out.checkpoints};
 }

@@ -6,7 +6,7 @@ namespace dmamba::ops {
 
 bool built_with_cuda() { return false; }
 
-void set_cuda_scan_plan(int channels_per_lane, int64_t chunk_length) {
+void set_cuda_scan_plan(int64_t chunk_length) {
   throw Error(
       "set_cuda_scan_plan: this dmamba was built without CUDA kernels; dmamba info says why");
 }
