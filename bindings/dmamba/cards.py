@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from . import _C, envs, scores
+from . import _C, envs, failures, scores
 
 _PAPER = "[Decision Mamba](https://arxiv.org/abs/2403.19925)"
 
@@ -108,6 +108,8 @@ def _scores(evaluation: Mapping[str, Any]) -> str:
     percent = f"{100 * evaluation['confidence']:g} % interval"
     label = envs.scale_of(evaluation["environment"]).label
     columns = ["target", "return", "std error", percent, *([label, percent] if scored else [])]
+    some_failed = bool(evaluation.get("failures"))
+    columns += ["failed"] if some_failed else []
     rows = [columns, ["---:"] * len(columns)]
     for row in evaluation["targets"]:
         error = row["return_stderr"]
@@ -119,11 +121,13 @@ def _scores(evaluation: Mapping[str, Any]) -> str:
         ]
         if scored:
             cells += [f"{row['score_mean']:.1f}", scores.format_interval(row["score_interval"])]
-        rows.append(cells)
+        rows.append([*cells, *([failures.format_count(row)] if some_failed else [])])
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+    failed = failures.describe(dict(evaluation), evaluation["targets"][0]["episodes"])
     return (
         f"## Scores\n\n{evaluation['environment']}, {evaluation['policy']} policy, step "
         f"{evaluation['checkpoint_step']}, {evaluation['targets'][0]['episodes']} episodes a "
         f"target, seed {evaluation['seed']}:\n\n{table}\n\n"
         f"{envs.describe_constants(evaluation['constants'])}.\n"
+        + (f"\n{failed[0].upper()}{failed[1:]}.\n" if failed else "")
     )

@@ -16,6 +16,7 @@ from test_evaluation import Steering
 
 import dmamba
 from dmamba import _C, nn
+from dmamba.commands import main
 from dmamba.describing import format_result
 from dmamba.envs.vector import Environments
 from dmamba.evaluation import evaluate_model
@@ -206,6 +207,19 @@ def test_too_many_failures_are_an_error(faulty, model):
     with pytest.warns(UserWarning, match="6 of 40 episodes failed"):
         result = evaluate(model, faulty(faults=three), max_failed=0.15)
     assert [row["failed"] for row in result["targets"]] == [3, 3]
+
+
+def test_a_recording_on_the_command_line_leaves_out_what_fails(faulty, capsys):
+    hung, raised = fault(1, "hangs"), fault(3, "raises")
+    environment = faulty(faults=[hung, raised])
+    words = ["--random", "--environment", environment, "--episodes", "10", "--seed", "5"]
+    command = ["data", "record", *words, "--num-envs", "4", "--timeout", "2"]
+    assert main([*command, "--output", "none.hdf5"]) == 2
+    assert "episodes failed, more than max_failed 0.1 allows" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match=r"2 of 10 episodes failed and are left out"):
+        assert main([*command, "--output", "some.hdf5", "--max-failed", "0.2"]) == 0
+    store = dmamba.data.load("some.hdf5")
+    assert store.num_episodes == 8 and store.metadata["failed_episodes"] == "2"
 
 
 def test_a_policy_that_diverges_in_one_episode_costs_that_one(faulty, clean):

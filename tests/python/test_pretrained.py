@@ -1,5 +1,6 @@
 """Folders in the Hugging Face form: what goes in comes out, and damaged ones are errors."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -143,6 +144,17 @@ def test_the_card_has_the_runs_scores_and_what_repeats_it(trained, tmp_path):
     expected = trained.config.copy()
     expected.dataset.path = "tiny.hdf5"
     assert config == expected
+
+
+def test_the_card_has_the_failed_episodes(trained, tmp_path):
+    evaluation = copy.deepcopy(trained.evaluations()[-1])
+    evaluation["targets"][1]["failed"] = 2
+    evaluation["failures"] = [{"text": "Hopper-v4, step 3: it fell"}] * 2
+    model, info = dmamba.nn.load(trained.latest_checkpoint()[1])
+    model.save_pretrained(tmp_path / "some", info, evaluation=evaluation)
+    card = (tmp_path / "some" / "README.md").read_text()
+    assert "| failed |" in card and "| 2 of 3 |" in card
+    assert "2 of 6 episodes failed, the means are of the others; the first: Hopper-v4, step" in card
 
 
 def test_a_model_with_an_environment_of_ones_own(tmp_path):

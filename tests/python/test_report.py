@@ -157,6 +157,20 @@ def test_runs_without_evaluation_and_of_earlier_versions(trained, tmp_path):
     assert (row["target"], row["parameters"], row["peak_host_bytes"]) == (None, None, None)
 
 
+def test_failed_episodes_are_told(trained, tmp_path):
+    for seed in (0, 1):
+        run = make_run(trained, tmp_path / "runs" / f"seed{seed}", [f"seed={seed}"])
+        if seed == 1:
+            edit_summary(run, lambda s: s["last"]["targets"][0].update(failed=2))
+    made = dmamba.report(tmp_path / "runs")
+    note = by_title(made)["Last evaluation: Hopper-v4, tiny"].note
+    assert "Episodes that failed, which the means leave out: seed1 2 of 6." in note
+    assert "leave out: seed1 2 of 6." in made.html.read_text()
+    assert "failed" not in by_title(made)["Best evaluation (biased upwards): Hopper-v4, tiny"].note
+    found = {(r["seed"], r["target"], r["which"]): r["failed"] for r in made.rows}
+    assert found.pop((1, 100.0, "last")) == 2 and set(found.values()) == {0}
+
+
 def test_unfinished_runs_are_listed(trained, tmp_path):
     folder = make_grid(trained, tmp_path / "grid", seeds=(0,))
     (folder / "K=10,mlp-seed0" / "summary.json").unlink()

@@ -10,7 +10,7 @@ from dmamba.commands.answers import Answer
 
 OPTIONS = (
     *("output", "episodes", "transitions", "environment", "target", "policy", "temperature"),
-    *("seed", "num_envs", "workers", "device"),
+    *("seed", "num_envs", "workers", "device", "timeout", "max_failed"),
 )
 
 
@@ -39,6 +39,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--num-envs", type=int, metavar="N", help="environments at a time (16)")
     group.add_argument("--workers", type=int, metavar="N", help="processes (by the cores)")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), help="as for evaluate")
+    group.add_argument(
+        "--timeout",
+        type=float,
+        metavar="S",
+        help="seconds for one call (the run's own; 0: no limit)",
+    )
+    group.add_argument(
+        "--max-failed", type=float, metavar="F", help="share of episodes that may fail (the run's)"
+    )
 
 
 def refuse(arguments: argparse.Namespace) -> None:
@@ -69,6 +78,8 @@ def run(arguments: argparse.Namespace) -> Answer:
         num_envs=arguments.num_envs,
         workers=arguments.workers,
         device=arguments.device,
+        timeout=arguments.timeout,
+        max_failed=arguments.max_failed,
         progress=not arguments.quiet,
     )
     found = data.info(path, progress=not arguments.quiet)

@@ -82,6 +82,7 @@ def score_table(collection: Collection, task: str, which: str) -> Table:
     columns = [*collection.keys, "target", "seeds"]
     columns += [f"{unit}: mean ± error", "95 %", "IQM", "IQM 95 %", "return"]
     notes = [BIASED] if which == "best" else []
+    notes += _failures(collection, task, which)
     if "seeds" in bases:
         notes.append(f"Error and intervals are over seeds. {FEW}")
     if "episodes" in bases:
@@ -250,6 +251,7 @@ def _csv_row(record: Record, target: float | None, which: str | None) -> dict[st
         "which": which,
         "step": found.get("step"),
         "episodes": found.get("episodes"),
+        "failed": found.get("failed"),  # None in runs of versions that did not say
         "return_mean": found.get("return_mean"),
         "return_stderr": found.get("return_stderr"),
         "return_low": low,
@@ -274,6 +276,20 @@ def _csv_row(record: Record, target: float | None, which: str | None) -> dict[st
         "precision": summary.get("precision"),
         **{f"version:{name}": value for name, value in summary["versions"].items()},
     }
+
+
+def _failures(collection: Collection, task: str, which: str) -> list[str]:
+    """A sentence on the episodes whose environment failed, and which runs they are of."""
+    counts = {}
+    for record in collection.of_task(task):
+        found = [record.result(target, which) for target in record.targets]
+        if failed := sum(row.get("failed") or 0 for row in found):
+            counts[record.name] = f"{failed} of {sum(row['episodes'] for row in found)}"
+    if not counts:
+        return []
+    listed = ", ".join(f"{name} {count}" for name, count in list(counts.items())[:5])
+    more = f", and {len(counts) - 5} more runs" if len(counts) > 5 else ""
+    return [f"Episodes that failed, which the means leave out: {listed}{more}."]
 
 
 def _estimate_cells(found: Estimate) -> list[str]:
