@@ -33,7 +33,7 @@ rm -rf "$kit"
 mkdir -p "$kit/bin" "$kit/lib" "$kit/python"
 cp build/fuzz/fuzz_* build/fuzz/front_door build/fuzz/dmamba-check-file "$kit/bin"
 strip --strip-debug "$kit/bin/front_door" "$kit/bin/dmamba-check-file"
-cp tests/fuzz/run.sh "$kit"
+cp tests/fuzz/run.sh tests/sanitizers/lsan.supp "$kit"
 cp tests/fuzz/fuzz_python.py tests/fuzz/mutations.py "$kit/python"
 "$PYTHON" tests/fuzz/make_corpora.py "$kit/corpora"
 if ((alone)); then

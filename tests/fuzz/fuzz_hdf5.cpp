@@ -1,11 +1,14 @@
 // HDF5 files through the readers that open them. DMAMBA_FUZZ_READER is one of open_d4rl and
-// open_minari_file; what is accepted must be whole, finite, and the same when it is read again.
+// open_minari_file; what is accepted must be whole, finite, and the same when it is read again from
+// where it lies, without being held in memory.
 #include <cmath>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "data/readers/readers.h"
 #include "dmamba/common/error.h"
+#include "dmamba/data/reader.h"
 #include "memory_file.h"
 
 namespace {
@@ -29,6 +32,12 @@ Content content_of(const TrajectoryStore& store) {
   return content;
 }
 
+std::shared_ptr<TrajectoryStore> open(const std::string& path, const char* kind) {
+  dmamba::data::Storage storage;
+  storage.kind = kind;
+  return dmamba::data::DMAMBA_FUZZ_READER(path, storage);
+}
+
 void require_finite(const std::vector<float>& values) {
   for (const float value : values) dmamba::fuzz::require(std::isfinite(value));
 }
@@ -39,7 +48,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   static dmamba::fuzz::MemoryFile file("input.hdf5");
   file.fill(data, size);
   try {
-    const auto store = dmamba::data::DMAMBA_FUZZ_READER(file.path());
+    const auto store = open(file.path(), "memory");
     const Content content = content_of(*store);
     for (const auto* field : {&content.states, &content.actions, &content.rewards, &content.rtg}) {
       require_finite(*field);
@@ -50,7 +59,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       steps += store->episode(i).length;
     }
     dmamba::fuzz::require(steps > 0 && steps + store->dropped_transitions() >= steps);
-    const auto again = dmamba::data::DMAMBA_FUZZ_READER(file.path());
+    const auto again = open(file.path(), "disk");
     dmamba::fuzz::require(content_of(*again) == content);
   } catch (const dmamba::DataError&) {
   }
