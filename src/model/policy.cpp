@@ -81,10 +81,10 @@ std::unique_ptr<RecurrentCpu> make_engine(const DMamba& model, const PolicyOptio
 
 }  // namespace
 
-Policy::Policy(DMamba model, PolicyOptions options)
+Policy::Policy(const DMamba& model, PolicyOptions options)
     : Policy(std::make_unique<ActingModelOf<DMamba>>(model), model, std::move(options)) {}
 
-Policy::Policy(ExternalModel model, PolicyOptions options)
+Policy::Policy(const ExternalModel& model, PolicyOptions options)
     : Policy(std::make_unique<ActingModelOf<ExternalModel>>(model), DMamba(nullptr),
              std::move(options)) {}
 

@@ -79,7 +79,8 @@ Tensor AttentionImpl::attend(const Tensor& q, const Tensor& k, const Tensor& v,
   const Tensor mask = visible.unsqueeze(1);
   Tensor y;
   if (q.is_cuda()) {
-    const double scale = 1.0 / std::sqrt(static_cast<double>(d_model_ / n_head_));
+    const int64_t width = d_model_ / n_head_;
+    const double scale = 1.0 / std::sqrt(static_cast<double>(width));
     const Tensor scores = at::matmul(heads(q) * scale, heads(k).transpose(2, 3));
     const Tensor weights =
         at::softmax(scores.masked_fill(~mask, -std::numeric_limits<double>::infinity()), 3);

@@ -89,7 +89,10 @@ int64_t side_stream_handle() {
   return current_context == nullptr ? 0 : reinterpret_cast<int64_t>(current_context->side);
 }
 
-ops::SideStream* side_stream(int64_t handle) { return reinterpret_cast<ops::SideStream*>(handle); }
+ops::SideStream* side_stream(int64_t handle) {
+  // A saved number is all that an autograd context takes along.
+  return reinterpret_cast<ops::SideStream*>(handle);  // NOLINT(performance-no-int-to-ptr)
+}
 
 void run_beside(int64_t handle, const std::function<void()>& work,
                 std::vector<torch::Tensor> inputs) {

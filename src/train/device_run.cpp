@@ -64,7 +64,7 @@ DeviceRun::DeviceRun(const config::Config& config, Task& task, AdamW& optimizer,
 }
 
 void DeviceRun::set_step(const TrainingState& done) {
-  const auto write = [](const Tensor& to, std::vector<int64_t> values) {
+  const auto write = [](const Tensor& to, const std::vector<int64_t>& values) {
     to.copy_(torch::tensor(values, torch::kLong));
   };
   state_.step.fill_(done.step);

@@ -84,12 +84,13 @@ class GameTask final : public Task {
   GameTask(const config::Config& config, std::shared_ptr<const data::FrameStore> store,
            model::AtariDMamba model, torch::Device device, Share share)
       : model_(std::move(model)),
-        sampler_(store, sampler_options(config)),
+        sampler_(std::move(store), sampler_options(config)),
         share_(share),
-        has_padding_(shortest_episode(*store) < config.model.context_length),
-        resident_(keep_on_device(config.training, store->name(), resident_bytes(*store), device)),
+        has_padding_(shortest_episode(sampler_.store()) < config.model.context_length),
+        resident_(keep_on_device(config.training, sampler_.store().name(),
+                                 resident_bytes(sampler_.store()), device)),
         batch_(parts_of(sampler_.options(), share.count), device, !resident_) {
-    if (resident_) recording_ = on_device(*store, config.dataset.rtg_scale, device);
+    if (resident_) recording_ = on_device(sampler_.store(), config.dataset.rtg_scale, device);
     if (model_->device() != device) model_->to(device);
   }
 

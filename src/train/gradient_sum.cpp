@@ -71,7 +71,7 @@ void GradientSum::prepare() {
 
 void GradientSum::make_buckets() {
   buckets_.clear();
-  const auto element = static_cast<int64_t>(trained_[0].tensor.element_size());
+  const int64_t element = trained_[0].tensor.element_size();
   const int64_t most = std::max<int64_t>(1, ranks_->bucket_bytes() / element);
   int64_t count = 0;
   const auto close = [&](size_t end, int64_t more) {

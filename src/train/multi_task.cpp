@@ -106,7 +106,7 @@ class MultiTask final : public Task {
 
 }  // namespace
 
-std::unique_ptr<Task> make_task(const config::Config& config, Stores stores,
+std::unique_ptr<Task> make_task(const config::Config& config, const Stores& stores,
                                 model::MultiDMamba model, torch::Device device) {
   const size_t sets = stores.size();
   if (model->models().size() != sets || config.pretraining.sets.size() != sets) {

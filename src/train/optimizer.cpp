@@ -81,6 +81,7 @@ AdamW::AdamW(const torch::nn::Module& model, const config::TrainingConfig& train
                       torch::zeros_like(item.value()), undecayed.count(item.key()) == 0});
   }
   std::vector<std::string> names;
+  names.reserve(slots_.size());
   for (const Slot& slot : slots_) names.push_back(slot.name);
   const std::vector<double> rates = rate_factors(names, learning_rates);
   std::vector<std::string> sets;  // in the order in which the model has them

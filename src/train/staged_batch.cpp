@@ -30,7 +30,7 @@ StagedBatch::Tensors views(const Tensor& buffer, const std::vector<StagedBatch::
 
 }  // namespace
 
-StagedBatch::StagedBatch(std::vector<Part> parts, at::Device device, bool staged)
+StagedBatch::StagedBatch(const std::vector<Part>& parts, at::Device device, bool staged)
     : device_(device) {
   int64_t total = 0;
   for (const Part& part : parts) total += aligned(bytes_of(part));

@@ -22,7 +22,7 @@ class StagedBatch {
   using Tensors = std::vector<at::Tensor>;  // in the order of the parts
 
   /// `staged`: whether batches are drawn on the host.
-  StagedBatch(std::vector<Part> parts, at::Device device, bool staged);
+  StagedBatch(const std::vector<Part>& parts, at::Device device, bool staged);
 
   /// The tensors on the device: the same for good, so that a CUDA graph may read them.
   const Tensors& tensors() const { return tensors_; }

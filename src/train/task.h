@@ -110,9 +110,10 @@ std::unique_ptr<Task> make_task(const config::Config& config,
                                 std::shared_ptr<const data::FrameStore> store,
                                 model::AtariDMamba model, torch::Device device, Share share);
 
-std::unique_ptr<Task> make_task(const config::Config& config,
-                                std::vector<std::shared_ptr<const data::TrajectoryStore>> stores,
-                                model::MultiDMamba model, torch::Device device);
+std::unique_ptr<Task> make_task(
+    const config::Config& config,
+    const std::vector<std::shared_ptr<const data::TrajectoryStore>>& stores,
+    model::MultiDMamba model, torch::Device device);
 
 /// Whether a recording of so many bytes goes to the device's memory; throws ConfigError, opening
 /// with its name, where it should and does not fit.

@@ -138,7 +138,7 @@ Share share_of(const config::Config& config, const Ranks* ranks) {
 }  // namespace
 
 Trainer::Trainer(const config::Config& config, std::shared_ptr<const data::TrajectoryStore> store,
-                 model::DMamba model, std::shared_ptr<Ranks> ranks,
+                 model::DMamba model, const std::shared_ptr<Ranks>& ranks,
                  const std::optional<data::StateStatistics>& statistics)
     : Trainer(config, device_of(config),
               make_task(config, std::move(store), std::move(model), device_of(config),
@@ -146,7 +146,7 @@ Trainer::Trainer(const config::Config& config, std::shared_ptr<const data::Traje
               ranks) {}
 
 Trainer::Trainer(const config::Config& config, std::shared_ptr<const data::TrajectoryStore> store,
-                 model::ExternalModel model, std::shared_ptr<Ranks> ranks,
+                 model::ExternalModel model, const std::shared_ptr<Ranks>& ranks,
                  const std::optional<data::StateStatistics>& statistics)
     : Trainer(config, device_of(config),
               make_task(config, std::move(store), std::move(model), device_of(config),
@@ -154,17 +154,17 @@ Trainer::Trainer(const config::Config& config, std::shared_ptr<const data::Traje
               ranks) {}
 
 Trainer::Trainer(const config::Config& config, std::shared_ptr<const data::FrameStore> store,
-                 model::AtariDMamba model, std::shared_ptr<Ranks> ranks)
+                 model::AtariDMamba model, const std::shared_ptr<Ranks>& ranks)
     : Trainer(config, device_of(config),
               make_task(config, std::move(store), std::move(model), device_of(config),
                         share_of(config, ranks.get())),
               ranks) {}
 
 Trainer::Trainer(const config::Config& config,
-                 std::vector<std::shared_ptr<const data::TrajectoryStore>> stores,
+                 const std::vector<std::shared_ptr<const data::TrajectoryStore>>& stores,
                  model::MultiDMamba model)
     : Trainer(config, device_of(config),
-              make_task(config, std::move(stores), std::move(model), device_of(config)), nullptr) {}
+              make_task(config, stores, std::move(model), device_of(config)), nullptr) {}
 
 Trainer::Trainer(const config::Config& config, torch::Device device, std::unique_ptr<Task> task,
                  std::shared_ptr<Ranks> ranks)

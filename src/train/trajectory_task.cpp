@@ -85,16 +85,18 @@ class TrajectoryTask : public Task {
                  Model model, torch::Device device, Share share,
                  const std::optional<data::StateStatistics>& statistics)
       : model_(std::move(model)),
+        store_(std::move(store)),
         random_{config.seed},
         share_(share),
-        resident_(keep_on_device(config.training, store->name(), resident_bytes(*store), device)) {
-    data::SamplerOptions options = sampler_options(config, *store, statistics);
+        resident_(
+            keep_on_device(config.training, store_->name(), resident_bytes(*store_), device)) {
+    data::SamplerOptions options = sampler_options(config, *store_, statistics);
     std::vector<int64_t> lengths = config.training.contexts;
     if (config.training.context == "fixed") lengths = {config.model.context_length};
     for (const int64_t length : lengths) {
       options.context_length = length;
       chosen_.push_back(static_cast<int64_t>(contexts_.size()));
-      contexts_.push_back(std::make_unique<Context>(data::SegmentSampler(store, options), device,
+      contexts_.push_back(std::make_unique<Context>(data::SegmentSampler(store_, options), device,
                                                     share.count, !resident_));
     }
     if (resident_) recording_ = on_device(contexts_.back()->sampler, device);
@@ -102,7 +104,7 @@ class TrajectoryTask : public Task {
   }
 
   torch::nn::Module& model() override { return *model_; }
-  const data::EpisodeStore& store() const override { return contexts_.back()->sampler.store(); }
+  const data::EpisodeStore& store() const override { return *store_; }
 
   void describe(TrainingState& state) const override {
     const data::SegmentSampler& sampler = contexts_.back()->sampler;
@@ -172,6 +174,7 @@ class TrajectoryTask : public Task {
 
  protected:
   Model model_;
+  std::shared_ptr<const data::TrajectoryStore> store_;
   common::Philox random_;
   Share share_;
 

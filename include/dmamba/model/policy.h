@@ -48,10 +48,10 @@ class Policy {
  public:
   /// Throws ConfigError for an unknown kind, num_envs < 1, statistics of another size, or bf16
   /// weights where they are not to be had.
-  Policy(DMamba model, PolicyOptions options);
+  Policy(const DMamba& model, PolicyOptions options);
   /// Of the windowed kind alone; its steps are no CUDA graph. What its forward throws comes out of
   /// act().
-  Policy(ExternalModel model, PolicyOptions options);
+  Policy(const ExternalModel& model, PolicyOptions options);
   Policy(Policy&&) noexcept;
   ~Policy();
 

@@ -64,20 +64,20 @@ class Trainer {
   /// the store's own where absent. What transfer.freeze names requires no gradient from then on;
   /// parameters begin as the model has them, whatever transfer.init_from says.
   Trainer(const config::Config& config, std::shared_ptr<const data::TrajectoryStore> store,
-          model::DMamba model, std::shared_ptr<Ranks> ranks = nullptr,
+          model::DMamba model, const std::shared_ptr<Ranks>& ranks = nullptr,
           const std::optional<data::StateStatistics>& statistics = {});
   /// A model whose forward is not this library's. Torch's default generators, which it may draw
   /// from, are seeded by (seed, step), and as they were between the calls of run(). On CUDA its
   /// steps are a graph with `graph: on` alone; whatever its forward throws comes out of run(), and
   /// no step is made then.
   Trainer(const config::Config& config, std::shared_ptr<const data::TrajectoryStore> store,
-          model::ExternalModel model, std::shared_ptr<Ranks> ranks = nullptr,
+          model::ExternalModel model, const std::shared_ptr<Ranks>& ranks = nullptr,
           const std::optional<data::StateStatistics>& statistics = {});
   Trainer(const config::Config& config, std::shared_ptr<const data::FrameStore> store,
-          model::AtariDMamba model, std::shared_ptr<Ranks> ranks = nullptr);
+          model::AtariDMamba model, const std::shared_ptr<Ranks>& ranks = nullptr);
   /// On several sets, config.pretraining's, with a store and a model for each; in one process.
   Trainer(const config::Config& config,
-          std::vector<std::shared_ptr<const data::TrajectoryStore>> stores,
+          const std::vector<std::shared_ptr<const data::TrajectoryStore>>& stores,
           model::MultiDMamba model);
   ~Trainer();
 
