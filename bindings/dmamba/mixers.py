@@ -269,6 +269,17 @@ class GraphConvolution(nn.Module):
         return self.dropout(y)
 
 
+def _mean_decay(z: Tensor) -> Tensor:
+    """(exp(z) - 1) / z for Re z <= 0, near zero by a series; see src/nn/s4d.cpp."""
+    near = z.detach().abs() < 0.5
+    small, large = z.masked_fill(~near, 0.0), z.masked_fill(near, 1.0)
+    w = (small * small) * 0.25
+    series = torch.ones_like(w)
+    for divisor in (156.0, 110.0, 72.0, 42.0, 20.0, 6.0):
+        series = 1.0 + series * w * (1.0 / divisor)
+    return torch.where(near, torch.exp(small * 0.5) * series, (torch.exp(large) - 1.0) / large)
+
+
 class GraphS4d(nn.Module):
     """The diagonal state space layer S4D (arXiv 2206.11893), as in Decision S4."""
 
@@ -302,8 +313,9 @@ class GraphS4d(nn.Module):
             u = u.masked_fill(~mask.unsqueeze(2), 0.0)
         length = u.shape[1]
         A = torch.complex(-torch.exp(self.log_A_real), self.A_imag)
-        step = A * torch.exp(self.log_dt).unsqueeze(1)
-        readout = torch.view_as_complex(self.C) * ((torch.exp(step) - 1.0) / A)
+        dt = torch.exp(self.log_dt).unsqueeze(1)
+        step = A * dt
+        readout = torch.view_as_complex(self.C) * (dt * _mean_decay(step))
         powers = torch.exp(step.unsqueeze(2) * torch.arange(length, dtype=u.dtype, device=u.device))
         response = 2.0 * (readout.unsqueeze(2) * powers).sum(1).real
         spectrum = torch.fft.rfft(response.t(), 2 * length, dim=0)

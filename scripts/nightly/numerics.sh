@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# random shapes, strides, types and extreme values of every op against float64, with new seeds
+# random shapes, strides, types and extreme values of every op and module against float64, with new seeds
 #
 #   scripts/nightly/numerics.sh [EXAMPLES [ROUNDS]]     EXAMPLES a property and round (default 500),
 #                                                       ROUNDS with a seed each (default 4)
@@ -13,7 +13,7 @@ python=${PYTHON:-python3}
 [[ -n ${PYTHON:-} || ! -x .venv/bin/python ]] || python=.venv/bin/python
 export DMAMBA_EXAMPLES=${1:-500}
 
-tests=(tests/python/test_ops_properties.py)
+tests=(tests/python/test_ops_properties.py tests/python/test_module_properties.py)
 if "$python" -c 'import torch; from dmamba import _build_info
 raise SystemExit(bool(_build_info.cuda_reason) or not torch.cuda.is_available())'; then
   tests+=(tests/python/cuda/test_cuda_properties.py)

@@ -26,6 +26,21 @@ class S4dState final : public MixerState {
   Tensor h;
 };
 
+/// (exp(z) - 1) / z for Re z <= 0. Where z is small the difference, and more so the gradient of the
+/// quotient, would lose what they are made of: there it is exp(z / 2) sinh(z / 2) / (z / 2), the
+/// second factor by its series, 1 + w / 6 + w^2 / 120 + ... with w = z^2 / 4, to float64's
+/// rounding.
+Tensor mean_decay(const Tensor& z) {
+  const Tensor near = z.detach().abs() < 0.5, far = near.logical_not();
+  const Tensor small = z.masked_fill(far, 0.0), large = z.masked_fill(near, 1.0);
+  const Tensor w = (small * small) * 0.25;
+  Tensor series = torch::ones_like(w);
+  for (const double divisor : {156.0, 110.0, 72.0, 42.0, 20.0, 6.0}) {
+    series = 1.0 + series * w * (1.0 / divisor);
+  }
+  return torch::where(near, (small * 0.5).exp() * series, (large.exp() - 1.0) / large);
+}
+
 }  // namespace
 
 S4dImpl::S4dImpl(const config::ModelConfig& config)
@@ -34,30 +49,30 @@ S4dImpl::S4dImpl(const config::ModelConfig& config)
     throw ConfigError("model.d_state must be even for s4d, whose states are conjugate pairs, got " +
                       std::to_string(config.d_state));
   }
-  C = register_parameter("C", torch::randn({d_model_, pairs_, 2}) * std::sqrt(0.5));
-  log_dt = register_parameter("log_dt", log_step_sizes(d_model_));
-  log_A_real = register_parameter("log_A_real", torch::full({d_model_, pairs_}, std::log(0.5)));
-  A_imag = register_parameter(
+  C_ = register_parameter("C", torch::randn({d_model_, pairs_, 2}) * std::sqrt(0.5));
+  log_dt_ = register_parameter("log_dt", log_step_sizes(d_model_));
+  log_A_real_ = register_parameter("log_A_real", torch::full({d_model_, pairs_}, std::log(0.5)));
+  A_imag_ = register_parameter(
       "A_imag", (std::numbers::pi * torch::arange(pairs_, torch::kFloat)).repeat({d_model_, 1}));
-  D = register_parameter("D", torch::randn({d_model_}));
+  D_ = register_parameter("D", torch::randn({d_model_}));
   output_linear_ = register_module("output_linear", torch::nn::Linear(d_model_, 2 * d_model_));
 }
 
 S4dImpl::Discrete S4dImpl::discretize() const {
-  const Tensor A = torch::complex(-log_A_real.exp(), A_imag);
-  const Tensor log_decay = A * log_dt.exp().unsqueeze(1);
-  return {log_decay, torch::view_as_complex(C) * ((log_decay.exp() - 1.0) / A)};
+  const Tensor A = torch::complex(-log_A_real_.exp(), A_imag_);
+  const Tensor dt = log_dt_.exp().unsqueeze(1), log_decay = A * dt;
+  return {log_decay, torch::view_as_complex(C_) * (dt * mean_decay(log_decay))};
 }
 
 /// In the parameters' type.
 Tensor S4dImpl::input(const Tensor& x, const ops::TokenFlags& flags) const {
   check_tokens("s4d", x, d_model_);
-  const Tensor u = x.to(D.scalar_type());
+  const Tensor u = x.to(D_.scalar_type());
   return flags.mask.has_value() ? u.masked_fill(~flags.mask->unsqueeze(2), 0.0) : u;
 }
 
 Tensor S4dImpl::output(const Tensor& y, const Tensor& u, const Tensor& x) {
-  const Tensor out = ops::gelu(torch::addcmul(y, u, D));
+  const Tensor out = ops::gelu(torch::addcmul(y, u, D_));
   return at::glu(linear(*output_linear_, out.to(x.scalar_type())), 2);
 }
 
@@ -94,8 +109,8 @@ Tensor S4dImpl::forward(const Tensor& x, const ops::TokenFlags& flags) {
 
 /// The states before the first token.
 Tensor S4dImpl::rest(int64_t batch) const {
-  const auto type = torch::toComplexType(D.scalar_type());
-  return torch::zeros({batch, d_model_, pairs_}, D.options().requires_grad(false).dtype(type));
+  const auto type = torch::toComplexType(D_.scalar_type());
+  return torch::zeros({batch, d_model_, pairs_}, D_.options().requires_grad(false).dtype(type));
 }
 
 std::unique_ptr<MixerState> S4dImpl::initial_state(int64_t batch) const {

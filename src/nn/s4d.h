@@ -36,7 +36,7 @@ class S4dImpl : public TokenMixer {
   torch::Tensor output(const torch::Tensor& y, const torch::Tensor& u, const torch::Tensor& x);
 
   int64_t d_model_, pairs_;
-  torch::Tensor C, log_dt, log_A_real, A_imag, D;
+  torch::Tensor C_, log_dt_, log_A_real_, A_imag_, D_;
   torch::nn::Linear output_linear_{nullptr};
 };
 

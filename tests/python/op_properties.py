@@ -367,6 +367,25 @@ def check_updates(example, device="cpu"):
     check(got, some, size, all_tensors, length)
 
 
+def check_convolution_updates(example, device="cpu"):
+    """One token at a time gives the last inputs and the outputs of the whole convolution."""
+    tensors, _, silu = example
+    tensors["x"] = tensors["x"][:, : min(tensors["x"].shape[1], 20)]
+    batch, length, d_inner = tensors["x"].shape
+    none = {"mask": None, "segment_starts": None}
+    exact = {name: t.double() for name, t in tensors.items()}
+    weights = weights_for(ops.causal_conv1d, tensors)
+    expected = run(reference.causal_conv1d, exact, none, weights, "cpu", silu=silu)
+    size = conv_magnitudes(tensors, none, weights, silu)
+    weight, bias = tensors["weight"], tensors.get("bias")
+    state = tensors.get("initial_state", weight.new_zeros(batch, d_inner, weight.shape[1] - 1))
+    state = state.to(device).clone()
+    x, weight, bias = (moved(t, device) for t in (tensors["x"], weight, bias))
+    out = [ops.causal_conv1d_update(state, x[:, i], weight, bias, silu) for i in range(length)]
+    got = {"out": torch.stack(out, 1), "last_state": state}
+    check(got, {name: expected[name] for name in got}, size, tensors, length)
+
+
 def check_elementwise(seed, kind, dtype, device="cpu"):
     """GELU alone and with its bias, and dropout."""
     make = Draw(seed, dtype)

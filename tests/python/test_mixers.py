@@ -1,5 +1,8 @@
 """Every token mixer, channel mixer and choice of tokens trains, resumes, acts and is evaluated."""
 
+import copy
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -199,3 +202,28 @@ def test_sizes_that_do_not_fit_are_refused_before_a_folder_is_made(dataset, tmp_
     with pytest.raises(dmamba.ConfigError, match="'mumba' is unknown; choose one of mamba, attent"):
         dmamba.sweep(tiny(dataset), ["token_mixer=mamba,mumba"], output=tmp_path / "sweep")
     assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize("rate", [0.5, 1e-6])
+def test_s4d_s_gradients_are_float64_s(rate):
+    """Where dt A is small, (exp(dt A) - 1) / A is no difference of numbers near 1."""
+    model = small(token_mixer="s4d", d_state=4)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("log_A_real"):
+                parameter.fill_(math.log(rate))
+            elif name.endswith("A_imag"):
+                parameter.mul_(rate)
+            elif name.endswith("log_dt"):
+                parameter.copy_(torch.linspace(math.log(0.001), math.log(0.1), 16))
+    time, found = torch.arange(8).expand(2, 8), []
+    inputs = [torch.randn(2, 8, n, generator=torch.Generator().manual_seed(n)) for n in (5, 2, 1)]
+    for each, kind in ((model, torch.float32), (copy.deepcopy(model).double(), torch.float64)):
+        loss = each(*(x.to(kind) for x in inputs), time).square().sum()
+        names, leaves = zip(
+            *((n, p) for n, p in each.named_parameters() if "s4d" in n), strict=True
+        )
+        found.append(dict(zip(names, torch.autograd.grad(loss, leaves), strict=True)))
+    for name, exact in found[1].items():
+        error = (found[0][name].double() - exact).norm() / exact.norm()
+        assert error < 1e-4, f"{name}: {error:.1e}"

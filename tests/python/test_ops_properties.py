@@ -15,6 +15,7 @@ from op_borders import check_convolution_isolation, check_scan_isolation
 from op_properties import (
     Draw,
     check_convolution,
+    check_convolution_updates,
     check_elementwise,
     check_scan,
     check_updates,
@@ -50,6 +51,12 @@ def test_scan(example, capability):
 def test_convolution(example, capability):
     with using(capability):
         check_convolution(example)
+
+
+@given(convolutions(), capabilities)
+def test_convolution_updates(example, capability):
+    with using(capability):
+        check_convolution_updates(example)
 
 
 @given(scans(), capabilities)

@@ -14,6 +14,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 from op_borders import check_convolution_isolation, check_scan_isolation  # noqa: E402
 from op_properties import (  # noqa: E402
     check_convolution,
+    check_convolution_updates,
     check_elementwise,
     check_scan,
     check_updates,
@@ -38,6 +39,12 @@ def test_scan(example):
 def test_convolution(example):
     poison()
     check_convolution(example, "cuda")
+
+
+@given(convolutions(DTYPES))
+def test_convolution_updates(example):
+    poison()
+    check_convolution_updates(example, "cuda")
 
 
 @given(scans(DTYPES))
