@@ -21,7 +21,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a metrics.csv; a last line without its end, cut off by a kill, does not count."""
     if not path.is_file():
         return []
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8", errors="replace")  # no number holds such bytes
     lines = text[: text.rfind("\n") + 1].splitlines()
     if not lines:
         return []

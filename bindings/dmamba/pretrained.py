@@ -11,9 +11,11 @@ whatever else takes a checkpoint takes such a folder, too.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -138,7 +140,7 @@ def _refuse_other_files(folder: Path) -> None:
 def _write_parameters(model: DMamba | AtariDMamba, path: Path) -> None:
     """Writes a safetensors file: its length, the header as JSON, the tensors end to end."""
     names = {torch.float32: "F32", torch.float64: "F64"}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # which transformers asks for
+    header: dict[str, Any] = {}
     arrays, offset = [], 0
     for name, parameter in model.named_parameters():
         if parameter.dtype not in names:
@@ -154,6 +156,10 @@ def _write_parameters(model: DMamba | AtariDMamba, path: Path) -> None:
         }
         offset += array.nbytes
         arrays.append(array)
+    text = json.dumps(header, separators=(",", ":"), sort_keys=True, ensure_ascii=False).encode()
+    checksum = functools.reduce(lambda known, part: zlib.crc32(part, known), (text, *arrays), 0)
+    # "format" is what transformers asks for; the checksum is as in src/train/safetensors.cpp.
+    header["__metadata__"] = {"format": "pt", "dmamba.crc32": f"{checksum:08x}"}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the data is aligned
     with open(path, "wb") as file:

@@ -4,6 +4,7 @@
 
 #include <torch/version.h>
 
+#include <array>
 #include <cstring>
 #include <fstream>
 #include <limits>
@@ -15,6 +16,7 @@
 #include "dmamba/common/error.h"
 #include "dmamba/config/yaml.h"
 #include "dmamba/train/safetensors.h"
+#include "src/train/checksum.h"
 #include "src/train/dtypes.h"
 
 namespace dmamba::train {
@@ -25,7 +27,8 @@ using nlohmann::json;
 using torch::Tensor;
 
 constexpr int kFormat = 1;
-constexpr int kDeepest = 64;  // of state.json
+constexpr int kDeepest = 64;                   // of state.json
+constexpr const char* kChecksumKey = "crc32";  // of state.json without it
 
 /// What could not be written whole takes no space on a disk that may be full.
 void remove_unfinished(const fs::path& folder) {
@@ -159,6 +162,26 @@ ContextState read_contexts(const json& j) {
           j.at("note").dump()};
 }
 
+std::string checksum_of_state(const json& j) {
+  const std::string text = j.dump();
+  const std::array<std::string_view, 1> pieces{text};
+  return checksum_of(pieces);
+}
+
+/// Throws where the file names a checksum and has another. Older ones name none.
+void check_state(const fs::path& path, json j) {
+  const auto named = j.find(kChecksumKey);
+  if (named == j.end()) return;
+  const auto expected = named->get<std::string>();
+  j.erase(named);
+  const std::string sum = checksum_of_state(j);
+  if (sum == expected) return;
+  throw CheckpointError(path.string() + ": does not hold what was written: its checksum is " + sum +
+                        ", and was " + expected +
+                        "; the file is damaged or was changed. Take another copy of it, or an "
+                        "older checkpoint");
+}
+
 json to_json(const TrainingState& s) {
   json sets = json::array();
   for (const SetState& set : s.sets) sets.push_back(to_json(set));
@@ -207,7 +230,9 @@ void save_checkpoint(const fs::path& path, const TrainingState& state,
     for (const auto& [name, t] : moments(optimizer)) optimizer_tensors.add(name, t);
     model_tensors.write(fresh / "model.safetensors");
     optimizer_tensors.write(fresh / "optimizer.safetensors");
-    write_file_atomically(fresh / "state.json", to_json(state).dump(1) + "\n");
+    json written = to_json(state);
+    written[kChecksumKey] = checksum_of_state(written);
+    write_file_atomically(fresh / "state.json", written.dump(1) + "\n");
     replace_folder_atomically(fresh, folder);
   } catch (const fs::filesystem_error& e) {
     remove_unfinished(fresh);
@@ -253,6 +278,7 @@ TrainingState read_training_state(const fs::path& folder) {
     s.steps_summed = j.at("steps_summed").get<int64_t>();
     s.skipped = read_skipped(j.value("skipped", json()));  // absent in older checkpoints
     s.config = config::parse_config(j.at("config").get<std::string>(), path.string() + " (config)");
+    check_state(path, j);  // last: of a field that is wrong there is more to say
     return s;
   } catch (const json::exception& e) {
     throw CheckpointError(path.string() + ": " + e.what());

@@ -9,11 +9,13 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <span>
 #include <system_error>
 #include <utility>
 
 #include "dmamba/common/atomic_file.h"
 #include "dmamba/common/error.h"
+#include "src/train/checksum.h"
 
 namespace dmamba::train {
 namespace {
@@ -23,6 +25,8 @@ using nlohmann::json;
 constexpr std::size_t kLengthBytes = 8;
 constexpr std::uint64_t kMaxHeaderBytes = 100'000'000;  // the bound of the format's own library
 constexpr const char* kMetadataKey = "__metadata__";
+constexpr const char* kChecksumKey =
+    "dmamba.crc32";  // of the header without metadata, and the data
 
 struct DtypeInfo {
   const char* name;
@@ -98,6 +102,7 @@ std::vector<const TensorBlob*> layout(const std::filesystem::path& path,
     return a.first != b.first ? a.first > b.first : a.second->name < b.second->name;
   });
   std::vector<const TensorBlob*> order;
+  order.reserve(sized.size());
   for (const auto& [size, tensor] : sized) order.push_back(tensor);
   return order;
 }
@@ -205,6 +210,22 @@ std::map<std::string, std::string> read_metadata(const std::filesystem::path& pa
   return metadata;
 }
 
+/// Throws where the metadata name a checksum, as all files that were written here do, and it is not
+/// this file's.
+void check_sum(const std::filesystem::path& path, const json& tensors,
+               const std::vector<char>& data, const std::map<std::string, std::string>& metadata) {
+  const auto named = metadata.find(kChecksumKey);
+  if (named == metadata.end()) return;
+  const std::string text = tensors.dump();
+  const std::array<std::string_view, 2> pieces{text, std::string_view(data.data(), data.size())};
+  const std::string sum = checksum_of(pieces);
+  if (sum == named->second) return;
+  fail(path, "does not hold what was written: its checksum is " + sum + ", and was " +
+                 named->second +
+                 "; the file is damaged or was changed. Take another copy of it, or "
+                 "an older checkpoint");
+}
+
 /// The file's bytes: the header's text apart from the data, so that the data is aligned.
 std::pair<std::string, std::vector<char>> read_parts(const std::filesystem::path& path) {
   std::error_code code;
@@ -241,7 +262,6 @@ void write_safetensors(const std::filesystem::path& path, const std::vector<Tens
                        const std::map<std::string, std::string>& metadata) {
   const std::vector<const TensorBlob*> order = layout(path, tensors);
   json header = json::object();
-  if (!metadata.empty()) header[kMetadataKey] = metadata;
   std::vector<std::string_view> pieces(2);
   std::uint64_t offset = 0;
   for (const TensorBlob* tensor : order) {
@@ -255,6 +275,11 @@ void write_safetensors(const std::filesystem::path& path, const std::vector<Tens
   }
   std::string text;
   try {
+    text = header.dump();
+    pieces[1] = text;
+    std::map<std::string, std::string> own = metadata;
+    own[kChecksumKey] = checksum_of(std::span(pieces).subspan(1));
+    header[kMetadataKey] = own;
     text = header.dump();
   } catch (const json::exception& error) {
     fail(path, std::string("names and metadata must be UTF-8: ") + error.what());
@@ -276,7 +301,7 @@ void write_safetensors(const std::filesystem::path& path, const std::vector<Tens
 SafetensorsFile SafetensorsFile::open(const std::filesystem::path& path) {
   auto [text, data] = read_parts(path);
   if (text.empty() || text.front() != '{') fail(path, "header does not start with '{'");
-  const json header = parse_strictly(path, text);
+  json header = parse_strictly(path, text);
   SafetensorsFile file;
   file.path_ = path;
   file.data_ = std::move(data);
@@ -293,11 +318,15 @@ SafetensorsFile SafetensorsFile::open(const std::filesystem::path& path) {
     entry.tensor.data = file.data_.data() + entry.begin;
     file.tensors_.emplace(entry.tensor.name, std::move(entry.tensor));
   }
+  header.erase(kMetadataKey);
+  check_sum(path, header, file.data_, file.metadata_);
+  file.metadata_.erase(kChecksumKey);
   return file;
 }
 
 std::vector<std::string> SafetensorsFile::names() const {
   std::vector<std::string> names;
+  names.reserve(tensors_.size());
   for (const auto& [name, tensor] : tensors_) names.push_back(name);
   return names;
 }

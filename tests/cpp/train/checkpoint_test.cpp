@@ -143,6 +143,24 @@ TEST(Checkpoint, StateOfAnotherFormatOrWithoutAFieldIsNamed) {
   expect_contains(with("\"step\": 3", "\"step\": \"three\""), {path.string()});
 }
 
+TEST(Checkpoint, AChangedNumberIsTold) {
+  const TemporaryFolder folder;
+  const fs::path ckpt = save_after(3, folder), path = ckpt / "state.json";
+  const std::string good = testing::read(path);
+  const size_t at = good.find("\"loss_sum\": ") + 14;
+  std::string text = good;
+  text[at] = text[at] == '7' ? '3' : '7';
+  testing::write(path, text);
+  expect_contains(message_of<CheckpointError>([&] { read_training_state(ckpt); }),
+                  {path.string(), "does not hold what was written: its checksum is"});
+  // Checkpoints of older versions have none, and whoever changes one on purpose removes it.
+  const size_t sum = text.find("\"crc32\"");
+  testing::write(path, text.replace(sum, 7, "\"other\""));
+  EXPECT_EQ(read_training_state(ckpt).step, 3);
+  testing::write(path, good);
+  EXPECT_EQ(read_training_state(ckpt).step, 3);
+}
+
 TEST(Checkpoint, TensorsOfAnotherModelAreNamedAndChangeNothing) {
   const TemporaryFolder folder;
   const fs::path ckpt = save_after(3, folder);

@@ -148,6 +148,41 @@ TEST_F(Safetensors, ChangedBytesNeverCrash) {
   EXPECT_GT(rejected, 200);
 }
 
+/// The contents by name, in words.
+std::map<std::string, std::string> contents(const SafetensorsFile& file) {
+  std::map<std::string, std::string> found;
+  for (const std::string& name : file.names()) {
+    const TensorBlob& blob = file.find(name);
+    std::string text = blob.dtype;
+    for (const std::int64_t size : blob.shape) text += ' ' + std::to_string(size);
+    found[name] = text + ':' + std::string(static_cast<const char*>(blob.data), blob.bytes);
+  }
+  return found;
+}
+
+TEST_F(Safetensors, NoChangedBitIsTakenForWhatWasWritten) {
+  write_safetensors(path_, some_tensors(), {{"step", "12"}});
+  const std::string bytes = read_file(path_);
+  const auto written = contents(SafetensorsFile::open(path_));
+  int by_sum = 0;
+  for (std::size_t i = 0; i < 8 * bytes.size(); ++i) {
+    std::string changed = bytes;
+    changed[i / 8] = static_cast<char>(changed[i / 8] ^ (1 << (i % 8)));
+    const std::string error = error_of_bytes(changed);
+    by_sum += error.find("does not hold what was written: its checksum is") != std::string::npos;
+    // What holds no tensor: a space, another key or value of the metadata.
+    if (error == "no error") EXPECT_EQ(contents(SafetensorsFile::open(path_)), written) << i;
+  }
+  EXPECT_GT(by_sum, 8 * (24 + 3 + 16)) << "every bit of the data, at least";
+}
+
+TEST_F(Safetensors, AFileWithoutAChecksumIsRead) {
+  const std::string header =
+      R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"__metadata__":{"by":"others"}})";
+  EXPECT_EQ(error_of(header, "xy"), "no error");
+  EXPECT_EQ(SafetensorsFile::open(path_).metadata().at("by"), "others");
+}
+
 TEST_F(Safetensors, MissingFilesAndTensors) {
   EXPECT_THROW(SafetensorsFile::open(path_), CheckpointError);
   EXPECT_THROW(SafetensorsFile::open(fs::temp_directory_path()), CheckpointError);

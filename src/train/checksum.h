@@ -1,0 +1,13 @@
+// The checksum by which files of ours tell a changed bit.
+#pragma once
+
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace dmamba::train {
+
+/// CRC-32 (zlib's) of the pieces, one after the other, as eight hexadecimal digits.
+std::string checksum_of(std::span<const std::string_view> pieces);
+
+}  // namespace dmamba::train
