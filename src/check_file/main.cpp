@@ -39,7 +39,7 @@ void limit(int resource, std::uint64_t most) {
 }
 
 // What does not fit into this machine's memory could not be used anyway.
-std::uint64_t memory_of_machine() {
+[[maybe_unused]] std::uint64_t memory_of_machine() {
   return static_cast<std::uint64_t>(sysconf(_SC_PHYS_PAGES)) *
          static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
 }
@@ -54,7 +54,9 @@ void limit_all(const char* path) {
   const std::uint64_t seconds =
       kSeconds + static_cast<std::uint64_t>(status.st_size) / kBytesPerSecond;
   limit(RLIMIT_CORE, 0);
+#if !defined(__SANITIZE_ADDRESS__)  // which sets terabytes of addresses aside
   limit(RLIMIT_AS, memory_of_machine());
+#endif
   limit(RLIMIT_STACK, kStack);
   // What reads memory that it has freed, or never wrote, shall not get away with it by chance here,
   // and then fall in the process that was to be spared.
