@@ -13,8 +13,8 @@
 
 namespace dmamba::kernels {
 
-/// Tokens between the checkpoints of h that the forward pass leaves for the backward pass, in the
-/// storage type: as many bytes as u and z have. Measured: docs/kernels.md.
+/// Tokens between the checkpoints of h that the forward pass leaves for the backward pass, in as
+/// many bytes as u and z have (checkpoint.cuh). Measured: docs/kernels.md.
 constexpr int64_t kScanCheckpointEvery = 8;
 
 /// Chunks of a plan are multiples of this many tokens.
@@ -23,8 +23,8 @@ constexpr int64_t kScanChunkMultiple = 16;
 /// Largest d_state of one launch.
 constexpr int64_t kScanMaxStates = 128;
 
-/// How a scan is cut: the sequence is cut into chunks of `chunk_length` tokens (a multiple of
-/// kScanChunkMultiple) that are walked at the same time and joined; chunk_length >= L is one chunk.
+/// How a scan is cut: into chunks of `chunk_length` tokens (a multiple of kScanChunkMultiple) that
+/// are walked at the same time and joined; chunk_length >= L is one chunk.
 struct SelectiveScanPlan {
   int64_t chunk_length;
 };
