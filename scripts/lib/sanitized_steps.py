@@ -1,11 +1,12 @@
 """Runs training steps and policies on a GPU, small, for compute-sanitizer; see scripts/test_gpu.sh.
 
-    sanitized_steps.py eager|graph [DEVICE]
+    sanitized_steps.py eager|graph|plain [DEVICE]
 
 `eager` launches everything one by one, and a policy acts no more often than it does without a
 graph: so memory need not come from torch's cache, and each tensor is an allocation whose ends the
 tools know. `graph` does the same work, and more, by replays; what a graph holds has to come from
-the cache.
+the cache. `plain` is `eager` without frames and with matrix products of element-wise operators:
+racecheck ends at cuBLAS's kernels, and initcheck does not see what they write.
 
 What the results are is the business of tests/python/cuda.
 """
@@ -26,7 +27,29 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "tests" / "python"))
 from replay_games import write_recording  # noqa: E402  (the tests' helper)
 
 # A step runs twice before it is recorded; see src/ops/captured_work.h.
-STEPS = {"eager": 2, "graph": 5}
+STEPS = {"eager": 2, "graph": 5, "plain": 2}
+
+
+def plain_products(device: str) -> torch.library.Library:
+    """Puts element-wise operators in the place of torch's products while the library lives."""
+    products = torch.library.Library("aten", "IMPL")
+
+    def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a.float().unsqueeze(-1) * b.float().unsqueeze(-3)).sum(-2).to(a.dtype)
+
+    def into(a: torch.Tensor, b: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
+        return out.copy_(product(a, b))
+
+    def added(c: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **factors: Any) -> torch.Tensor:
+        assert all(factor == 1 for factor in factors.values()), factors
+        return c + product(a, b)
+
+    for name, function in {
+        "mm": product, "mm.out": into, "bmm": product, "bmm.out": into, "addmm": added
+    }.items():  # fmt: skip
+        key = device.partition(":")[0].upper()
+        products.impl(name, function, key, allow_override=True)
+    return products
 
 
 class Runs:
@@ -47,7 +70,7 @@ class Runs:
         for key, value in sizes.items():
             setattr(config.model, key, value)
         values = {"steps": self.steps, "batch_size": 3, "warmup_steps": 2, "log_every": 1}
-        graph = {"eager": "off", "graph": "on"}[self.mode] if self.on_gpu else "auto"
+        graph = ("on" if self.mode == "graph" else "off") if self.on_gpu else "auto"
         values |= {"device": self.device, "graph": graph, "weight_decay": 0.1}
         for key, value in {**values, **(training or {})}.items():
             setattr(config.training, key, value)
@@ -124,7 +147,7 @@ class Runs:
         yield {}, {"token_mixer": ["attention", "s4d"]}
 
     def policies(self) -> None:
-        """Both kinds over vectors and over frames, with episodes that begin anew."""
+        """Both kinds over vectors, with episodes that begin anew."""
         acts = self.steps + (self.mode == "graph")
         mixers = ("mamba", "attention", "convolution", "s4d")
         for kind, width in itertools.product(("windowed", "recurrent"), (32, 64)):
@@ -137,6 +160,10 @@ class Runs:
                     policy.reset(anew, torch.full((3,), 50.0, dtype=torch.float64))
                     assert policy.act(torch.randn(3, 5)).isfinite().all()
                     policy.observe(torch.rand(3, dtype=torch.float64))
+
+    def players(self) -> None:
+        """Both kinds over frames."""
+        acts = self.steps + (self.mode == "graph")
         for kind, position in itertools.product(("windowed", "recurrent"), ("segment", "timestep")):
             sizes = {"d_model": 64, "n_layer": 1, "context_length": 3, "max_timestep": 50}
             games = dmamba.nn.AtariDMamba(4, position=position, **sizes).eval().to(self.device)
@@ -151,12 +178,15 @@ class Runs:
 def main() -> None:
     """Runs all of it."""
     if not 2 <= len(sys.argv) <= 3 or sys.argv[1] not in STEPS:
-        raise SystemExit("usage: sanitized_steps.py eager|graph [DEVICE]")
+        raise SystemExit("usage: sanitized_steps.py eager|graph|plain [DEVICE]")
     runs = Runs(sys.argv[1], sys.argv[2] if len(sys.argv) == 3 else "cuda")
+    products = plain_products(runs.device) if runs.mode == "plain" else None
     torch.manual_seed(0)
     runs.trajectories()
-    runs.games()
     runs.policies()
+    if products is None:
+        runs.games()
+        runs.players()
     if runs.on_gpu:
         torch.cuda.synchronize()
     print("every step ran")
