@@ -298,11 +298,12 @@ def conv_magnitudes(tensors, marks, weights, silu):
     return {"out": 1.1 * size.detach(), "last_state": last.detach()} | found
 
 
-def check(got, expected, magnitudes, tensors, length):
+def check(got, expected, magnitudes, tensors, length, kept=0.0):
     """Every number finite, and as near to float64's as rounding allows.
 
     Exponents and what softplus and the gates see have up to a hundred times the unit's error, the
     sums one a token. What is lost below the floor may have been on its way to a large factor.
+    `kept` is the error of what is kept for the gradients.
     """
     dtype = next(iter(tensors.values())).dtype
     limit = UNIT[dtype] * (400 + 4 * length)
@@ -316,12 +317,13 @@ def check(got, expected, magnitudes, tensors, length):
         finite = exact[bad][:4].tolist()
         assert not bad.any(), f"{name}: {int(bad.sum())} numbers are not finite, but are {finite}"
         stored = ROUNDING[dtype] if got[name].dtype == torch.bfloat16 else 0.0
-        allowed = limit * magnitudes[name] + stored * exact.abs() + floor
+        error = limit + (kept if name.startswith("d") else 0.0)
+        allowed = error * magnitudes[name] + stored * exact.abs() + floor
         over = ((value - exact).abs() / allowed).max() if exact.numel() else torch.zeros(())
         assert over <= 1, f"{name}: {float(over):.2e} times what rounding allows"
 
 
-def check_with_gradients(name, example, magnitudes, sequence, flag, device):
+def check_with_gradients(name, example, magnitudes, sequence, flag, device, kept=0.0):
     """Outputs and gradients of an op beside those of its reference in float64."""
     tensors, marks, value = example
     op, twin = getattr(ops, name), getattr(reference, name)
@@ -330,11 +332,16 @@ def check_with_gradients(name, example, magnitudes, sequence, flag, device):
     exact = {key: t.double() for key, t in tensors.items()}
     expected = run(twin, exact, marks, weights, "cpu", **{flag: value})
     allowed = magnitudes(tensors, marks, weights, value)
-    check(got, expected, allowed, tensors, tensors[sequence].shape[1])
+    check(got, expected, allowed, tensors, tensors[sequence].shape[1], kept)
 
 
 def check_scan(example, device="cpu"):
-    check_with_gradients("selective_scan", example, scan_magnitudes, "u", "delta_softplus", device)
+    # A GPU keeps states of a scan over bfloat16 in half precision, or in bfloat16 less a bit.
+    half = device != "cpu" and example[0]["u"].dtype == torch.bfloat16
+    check_with_gradients(
+        "selective_scan", example, scan_magnitudes, "u", "delta_softplus", device,
+        kept=3 * 2.0**-8 if half else 0.0,
+    )  # fmt: skip
 
 
 def check_convolution(example, device="cpu"):
