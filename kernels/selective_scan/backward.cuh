@@ -53,12 +53,11 @@ class BackwardWarp : BackwardInput<Shape, T, kUsual> {
     fetch_tile<false>(first_);
     for (int step = first_; step >= at_.begin; step -= kSteps) {
       const TileFlags flags{__ballot_sync(~0U, flag_ != 0)};
-      if (!__all_sync(~0U, flags.plain() && all_channels_)) {
-        tile<false, false>(step, flags);
-      } else if (step > at_.begin) {
-        tile<true, true>(step, flags);
+      const bool more = kAsksForMore || step > at_.begin;
+      if (__all_sync(~0U, flags.plain() && all_channels_ && more)) {
+        tile<true>(step, flags);
       } else {
-        tile<true, false>(step, flags);
+        tile<false>(step, flags);
       }
       buffer_ ^= 1;
     }
@@ -103,9 +102,12 @@ class BackwardWarp : BackwardInput<Shape, T, kUsual> {
     return {s, at_.batch, first_ + item_.token, at_.channel + item_.channel};
   }
 
-  /// kPlain: all tokens count, no segment starts, all channels are there. kMore: likewise, and
-  /// another tile is to come.
-  template <bool kPlain, bool kMore>
+  /// Whether plain tiles ask if another is to come, and so include the sequence's first: 4 % faster
+  /// with bf16, 5 % slower with fp32.
+  static constexpr bool kAsksForMore = sizeof(T) == 2;
+
+  /// kPlain: all tokens count, no segment starts, all channels are there.
+  template <bool kPlain>
   __device__ __forceinline__ void tile(int step, TileFlags flags) {
     Item items[kItems];
     wait_for_copies();
@@ -120,7 +122,7 @@ class BackwardWarp : BackwardInput<Shape, T, kUsual> {
     load_start(step, h[0]);
     __syncthreads();
     sum_over_warps(step + kSteps);
-    if (kPlain ? kMore : step > at_.begin) fetch_tile<kPlain>(step - kSteps);
+    if ((kPlain && !kAsksForMore) || step > at_.begin) fetch_tile<kPlain>(step - kSteps);
     walk<kPlain>(step, flags, h, items);
   }
 
