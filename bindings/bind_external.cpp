@@ -48,6 +48,7 @@ using Part = std::tuple<std::string, std::optional<Tensor>, std::shared_ptr<torc
 
 std::vector<model::ExternalPart> parts_of(const std::vector<Part>& parts) {
   std::vector<model::ExternalPart> out;
+  out.reserve(parts.size());
   for (const auto& [name, parameter, module] : parts) {
     out.push_back({name, parameter.value_or(Tensor()), module});
   }

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -288,3 +289,13 @@ def test_nothing_is_left_of_workers_that_hang(how):
     while any(is_alive(worker) for worker in workers):
         assert time.monotonic() < deadline, "a hanging worker outlives its parent"
         time.sleep(0.01)
+
+
+def test_a_campaign_of_random_faults():
+    """A short round of scripts/nightly/environments.sh."""
+    program = Path(__file__).parents[1] / "reliability" / "environments.py"
+    done = subprocess.run(
+        [sys.executable, program, "--repetitions", "1"], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 evaluations were not as they should be" in done.stdout

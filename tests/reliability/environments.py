@@ -51,9 +51,9 @@ class Killing(suites.VectorSuite):
     share = 0.0
     killed = 0
 
-    def environments(self, slots: int, workers: int, **options: Any) -> Any:
+    def environments(self, slots: int, workers: int, *seeds: Any, **options: Any) -> Any:
         """A batch whose workers do not live for ever."""
-        batch = super().environments(slots, workers, **options)
+        batch = super().environments(slots, workers, *seeds, **options)
         step = batch.step
 
         def strike(*arguments: Any) -> Any:
