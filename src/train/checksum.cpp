@@ -10,6 +10,7 @@ namespace dmamba::train {
 std::string checksum_of(std::span<const std::string_view> pieces) {
   uLong sum = crc32_z(0, nullptr, 0);
   for (const std::string_view piece : pieces) {
+    if (piece.empty()) continue;  // without an address it would begin anew
     sum = crc32_z(sum, reinterpret_cast<const Bytef*>(piece.data()), piece.size());
   }
   char digits[9];
