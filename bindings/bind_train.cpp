@@ -71,31 +71,31 @@ void bind_train(py::module_& m) {
                              "Gradients are summed in buckets of about this size.");
 
   py::class_<train::Trainer>(m, "Trainer", "Trains a model on a store, in bursts.")
-      .def(
-          py::init([](const config::Config& config, std::shared_ptr<data::TrajectoryStore> store,
-                      std::shared_ptr<model::DMambaImpl> model, std::shared_ptr<train::Ranks> ranks,
-                      const std::optional<Statistics>& statistics) {
-            return std::make_unique<train::Trainer>(config, std::move(store),
-                                                    model::DMamba(std::move(model)),
-                                                    std::move(ranks), statistics_of(statistics));
-          }),
-          py::arg("config"), py::arg("store").none(false), py::arg("model").none(false),
-          py::arg("ranks") = nullptr, py::arg("statistics") = py::none(), ReleaseGil())
       .def(py::init([](const config::Config& config, std::shared_ptr<data::TrajectoryStore> store,
-                       std::shared_ptr<model::ExternalModelImpl> model,
-                       std::shared_ptr<train::Ranks> ranks,
+                       std::shared_ptr<model::DMambaImpl> model,
+                       const std::shared_ptr<train::Ranks>& ranks,
                        const std::optional<Statistics>& statistics) {
              return std::make_unique<train::Trainer>(config, std::move(store),
-                                                     model::ExternalModel(std::move(model)),
-                                                     std::move(ranks), statistics_of(statistics));
+                                                     model::DMamba(std::move(model)), ranks,
+                                                     statistics_of(statistics));
+           }),
+           py::arg("config"), py::arg("store").none(false), py::arg("model").none(false),
+           py::arg("ranks") = nullptr, py::arg("statistics") = py::none(), ReleaseGil())
+      .def(py::init([](const config::Config& config, std::shared_ptr<data::TrajectoryStore> store,
+                       std::shared_ptr<model::ExternalModelImpl> model,
+                       const std::shared_ptr<train::Ranks>& ranks,
+                       const std::optional<Statistics>& statistics) {
+             return std::make_unique<train::Trainer>(config, std::move(store),
+                                                     model::ExternalModel(std::move(model)), ranks,
+                                                     statistics_of(statistics));
            }),
            py::arg("config"), py::arg("store").none(false), py::arg("model").none(false),
            py::arg("ranks") = nullptr, py::arg("statistics") = py::none(), ReleaseGil())
       .def(py::init([](const config::Config& config, std::shared_ptr<data::FrameStore> store,
                        std::shared_ptr<model::AtariDMambaImpl> model,
-                       std::shared_ptr<train::Ranks> ranks) {
-             return std::make_unique<train::Trainer>(
-                 config, std::move(store), model::AtariDMamba(std::move(model)), std::move(ranks));
+                       const std::shared_ptr<train::Ranks>& ranks) {
+             return std::make_unique<train::Trainer>(config, std::move(store),
+                                                     model::AtariDMamba(std::move(model)), ranks);
            }),
            py::arg("config"), py::arg("store").none(false), py::arg("model").none(false),
            py::arg("ranks") = nullptr, ReleaseGil())
@@ -181,7 +181,7 @@ void bind_train(py::module_& m) {
       py::arg("folder"), "What a checkpoint folder says beside its tensors.");
   m.def(
       "init_parameters",
-      [](const std::string& origin, std::shared_ptr<torch::nn::Module> model,
+      [](const std::string& origin, const std::shared_ptr<torch::nn::Module>& model,
          const config::Config& config) {
         const train::TransferReport report = train::init_parameters(origin, *model, config);
         return py::make_tuple(report.taken, report.fresh);
@@ -191,7 +191,7 @@ void bind_train(py::module_& m) {
       "this config; returns the names taken, and those that begin anew.");
   m.def(
       "load_parameters",
-      [](const std::string& folder, std::shared_ptr<torch::nn::Module> model) {
+      [](const std::string& folder, const std::shared_ptr<torch::nn::Module>& model) {
         train::load_parameters(folder, *model);
       },
       py::arg("folder"), py::arg("model"), ReleaseGil(),
