@@ -80,6 +80,7 @@ void Graph::replay() { refuse("Graph"); }
 struct SideStream::Impl {};
 SideStream::SideStream(at::Device) { refuse("SideStream"); }
 SideStream::~SideStream() = default;
+// NOLINTNEXTLINE(performance-unnecessary-value-param): src/ops/cuda keeps them
 void SideStream::run(const std::function<void()>&, std::vector<at::Tensor>) {
   refuse("SideStream");
 }
