@@ -62,7 +62,7 @@ void act(Policy& policy, const std::string& target) {
     for (int64_t i = 0; i < action.size(1); ++i) {
       std::cout << (i > 0 ? " " : "") << action[0][i].item<float>();
     }
-    std::cout << std::endl;  // at once: the environment waits for it
+    std::cout << '\n' << std::flush;  // at once: the environment waits for it
   }
 }
 

@@ -22,8 +22,6 @@
 
 #include "dmamba/common/error.h"
 
-extern char** environ;
-
 namespace dmamba::data {
 namespace {
 

@@ -120,7 +120,8 @@ FrameStore::Columns ReplayReading::outline() {
 
 FrameStore::Columns ReplayReading::read(const MakeStorage& make_storage) {
   plan();
-  const std::int64_t planned = done_;  // NOLINT(*-DeadStores): it does not see who catches
+  // It does not see who catches.
+  const std::int64_t planned = done_;  // NOLINT(clang-analyzer-deadcode.DeadStores)
   for (int attempt = 0;; ++attempt) {
     choose();
     FrameStore::Columns result = columns();
