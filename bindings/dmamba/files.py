@@ -41,8 +41,14 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, default=_plain, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file of a run.
+RUN_REMEDY = (
+    "Remove the file and continue its run with dmamba train --resume RUN, which writes it again, "
+    "or remove the run's folder"
+)
+
+
+def read_json(path: Path, remedy: str = RUN_REMEDY) -> Any:
+    """The content of a JSON file, a run's if ``remedy`` says no other thing to do.
 
     Raises:
         DataError: It is damaged; the message says which file, and what to do.
@@ -50,10 +56,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # of JSON, or of UTF-8
-        raise _C.DataError(
-            f"{path}: damaged, not JSON ({error}). Remove the file and continue its run with "
-            "dmamba train --resume RUN, which writes it again, or remove the run's folder"
-        ) from None
+        raise _C.DataError(f"{path}: damaged, not JSON ({error}). {remedy}") from None
 
 
 @contextlib.contextmanager

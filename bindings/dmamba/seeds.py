@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dmamba import envs, scores
+from dmamba.files import read_json
 from dmamba.run import Run
 
 LOSS_STEPS = 1000  # the loss in the table is the mean over the last so many steps
@@ -54,7 +54,7 @@ def late_loss(metrics: dict[str, np.ndarray], steps: int) -> float | None:
 
 def read_evaluation(path: Path) -> dict[str, Any]:
     """The record of a checkpoint that was evaluated once more: a run's, without a training."""
-    result = json.loads(path.read_text(encoding="utf-8"))
+    result = read_json(path, "Remove the file and give the command again, which evaluates again")
     rows = _by_target(result["targets"])
     times = {"first_step": 0, "training_seconds": 0.0, "waiting_seconds": 0.0}
     return {

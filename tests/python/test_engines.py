@@ -258,6 +258,15 @@ def test_jobs_whose_ids_were_lost_are_cancelled(config, elsewhere, slurm):
     assert record == {"name": "out-1234", "jobs": {"tiny-seed7": "100"}}
 
 
+def test_a_damaged_record_of_jobs_is_named(config, elsewhere, slurm, capsys):
+    (elsewhere / "out" / "slurm").mkdir(parents=True)
+    (elsewhere / "out" / "slurm" / "jobs.json").write_text('{"name": "out')
+    assert main(["sweep", "tiny.json", "--output", "out", *SLURM, "--no-progress"]) != 0
+    message = capsys.readouterr().err
+    assert "jobs.json: damaged, not JSON" in message and "scancel" in message
+    assert not (slurm / "calls.log").exists()
+
+
 def test_a_job_of_slurm_that_dies_is_a_failed_run(long, elsewhere, slurm, monkeypatch):
     monkeypatch.setattr(slurm_engine, "QUEUE_SECONDS", 0.5)
     run = dmamba.Run(elsewhere / "out" / "tiny-seed7")

@@ -15,6 +15,7 @@ from conftest import tiny, write_dataset
 
 import dmamba
 from dmamba import scores
+from dmamba.seeds import read_evaluation
 
 ROOT = Path(__file__).parents[2]
 TINY = """
@@ -170,6 +171,13 @@ def test_the_files_that_come_with_the_project(read_file):
                     *config.evaluation.targets,
                     "best",
                 }
+
+
+def test_a_damaged_evaluation_is_named(tmp_path):
+    path = tmp_path / "bf16.json"
+    path.write_text('{"targets": [')
+    with pytest.raises(dmamba.DataError, match=r"bf16\.json: damaged, not JSON .* evaluates again"):
+        read_evaluation(path)
 
 
 def test_interval_over_seeds():

@@ -9,7 +9,6 @@ is killed leaves its jobs alone; Ctrl-C cancels them, which stops them with chec
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -21,7 +20,7 @@ from typing import Any
 
 from dmamba import _C
 from dmamba.engines.base import Engine, Training
-from dmamba.files import write_json
+from dmamba.files import read_json, write_json
 from dmamba.runner import STOPPED, failure_of
 
 POLL_SECONDS = 0.5  # a look at the jobs' result files
@@ -158,7 +157,9 @@ class Slurm(Engine):
     def _read_record(self) -> dict[str, Any]:
         path = self._folder / "jobs.json"
         if path.is_file():
-            record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            record: dict[str, Any] = read_json(
+                path, "Cancel the sweep's jobs with scancel, if any are queued, and remove the file"
+            )
             return record
         # The name is this folder's alone: by it squeue finds jobs whose ids were not written down.
         return {"name": f"{self._folder.parent.name}-{uuid.uuid4().hex[:8]}", "jobs": {}}
