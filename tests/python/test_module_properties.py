@@ -81,7 +81,7 @@ def test_training_step(make, kind, given_kind, mixer, K, padding, dtype):
     config = _C.Config.parse(
         f"model: {{d_model: 8, n_layer: 1, context_length: {K}, max_timestep: 40, d_state: 4, "
         f"n_head: 2, token_mixer: {mixer}, padding: {padding}, dropout: 0, embedding_dropout: 0}}\n"
-        "training: {steps: 2, batch_size: 4, log_every: 1, device: cpu, threads: 1, "
+        "training: {steps: 2, batch_size: 4, log_every: 1, device: cpu, "
         f"skip_nan_batches: 0, precision: {'fp32' if dtype == torch.float32 else 'bf16'}}}\n"
         "dataset: {rtg_scale: 10}\n"
     )
