@@ -2,8 +2,7 @@
 //
 //   nvcc -std=c++20 -O3 -arch=sm_90 -I . kernels/selective_scan/*.cu
 //        kernels/bench/selective_scan_bench.cu -o selective_scan_bench
-//   ./selective_scan_bench check | time [chunk_length] | short ... | all | once
-//   ROW
+//   ./selective_scan_bench check | time [chunk_length] | short [chunk_length] | all | once ROW
 //
 // `short` leaves the large sizes out; `once` runs row ROW of the table once forward and once
 // backward, for a profiler.
