@@ -204,8 +204,8 @@ void run_once(int row, cudaStream_t stream) {
   Problem q(s.batch, s.d_inner, s.length, 16, s.bf16, false);
   auto f = q.forward();
   auto b = q.backward();
-  const SelectiveScanPlan fp = plan_selective_scan_forward(f, multiprocessors());
-  const SelectiveScanPlan bp = plan_selective_scan_backward(b, multiprocessors());
+  const SelectiveScanPlan fp = plan_selective_scan(f, multiprocessors());
+  const SelectiveScanPlan bp = plan_selective_scan(b, multiprocessors());
   DeviceArray fw(selective_scan_forward_workspace(f, fp));
   DeviceArray bw(selective_scan_backward_workspace(b, bp));
   check(launch_selective_scan_forward(f, fp, fw.get(), stream), "forward");
@@ -224,8 +224,8 @@ void run_times(int64_t chunk, bool skip_large, cudaStream_t stream) {
     auto f = q.forward();
     auto b = q.backward();
     f.initial_state = b.initial_state = b.dlast_state = b.dinitial_state = StateView{};
-    SelectiveScanPlan fp = plan_selective_scan_forward(f, multiprocessors());
-    SelectiveScanPlan bp = plan_selective_scan_backward(b, multiprocessors());
+    SelectiveScanPlan fp = plan_selective_scan(f, multiprocessors());
+    SelectiveScanPlan bp = plan_selective_scan(b, multiprocessors());
     if (chunk > 0) fp.chunk_length = bp.chunk_length = chunk;
     DeviceArray fw(selective_scan_forward_workspace(f, fp));
     DeviceArray bw(selective_scan_backward_workspace(b, bp));

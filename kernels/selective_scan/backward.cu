@@ -9,18 +9,6 @@
 namespace dmamba::kernels {
 namespace {
 
-ScanVectors vectors_of(const SelectiveScanBackwardParams& p) {
-  const int64_t item = storage_bytes(p.storage);
-  ScanVectors vectors{
-      p.d_inner % 4 == 0,
-      p.d_state % 4 == 0 && rows_aligned(p.B, 4, item) && rows_aligned(p.C, 4, item),
-      rows_of_A_aligned(p)};
-  for (const Sequence& s : {p.u, p.delta, p.z, p.dout, p.du, p.ddelta, p.dz}) {
-    vectors.channels = vectors.channels && rows_aligned(s, 4, item);
-  }
-  return vectors;
-}
-
 int64_t channel_blocks_of(const SelectiveScanParams& p) {
   int64_t blocks = 1;
   with_shape(p.d_state, [&](auto shape) {
@@ -87,9 +75,7 @@ cudaError_t launch_carries(const SelectiveScanBackwardParams& p, const BackwardW
 template <class T>
 cudaError_t launch_storage(const SelectiveScanBackwardParams& p, const BackwardWork& work,
                            cudaStream_t stream) {
-  const bool usual = p.delta_softplus && p.z.data != nullptr && work.vectors.channels &&
-                     work.vectors.states && work.vectors.A && p.d_state == 16;
-  if (usual) return launch_shape<T, ScanShape<4, 2>, true>(p, work, stream);
+  if (is_usual(p, work.vectors)) return launch_shape<T, UsualShape, true>(p, work, stream);
   return with_shape(p.d_state, [&](auto shape) {
     return launch_shape<T, decltype(shape), false>(p, work, stream);
   });
@@ -115,7 +101,7 @@ cudaError_t launch_selective_scan_backward(const SelectiveScanBackwardParams& p,
   work.chunk_length = static_cast<int>(std::min<int64_t>(plan.chunk_length, INT32_MAX));
   work.n_chunks = static_cast<int>(chunks_of(p, plan));
   work.channel_blocks = static_cast<int>(channel_blocks_of(p));
-  work.vectors = vectors_of(p);
+  work.vectors = vectors_of(p, {p.u, p.delta, p.z, p.dout, p.du, p.ddelta, p.dz});
   work.dB = gradients.dB;
   work.dC = gradients.dC;
   lay_out(p, work.n_chunks, work.channel_blocks, static_cast<float*>(workspace), &work);

@@ -61,11 +61,7 @@ cudaError_t launch_join_chunks(const ChunkCarries& carries, const StateView& fir
                 n_chunks, p.d_inner, p.d_state, descending);
 }
 
-SelectiveScanPlan plan_selective_scan_forward(const SelectiveScanParams& p, int multiprocessors) {
-  return {chunk_length_for(p, warps_of(p), multiprocessors)};
-}
-
-SelectiveScanPlan plan_selective_scan_backward(const SelectiveScanParams& p, int multiprocessors) {
+SelectiveScanPlan plan_selective_scan(const SelectiveScanParams& p, int multiprocessors) {
   return {chunk_length_for(p, warps_of(p), multiprocessors)};
 }
 

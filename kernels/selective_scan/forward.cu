@@ -28,9 +28,7 @@ cudaError_t launch_shape(const SelectiveScanForwardParams& p, const ForwardWork&
 template <class T>
 cudaError_t launch_storage(const SelectiveScanForwardParams& p, const ForwardWork& work,
                            cudaStream_t stream) {
-  const bool usual = p.delta_softplus && p.z.data != nullptr && work.vectors.channels &&
-                     work.vectors.states && work.vectors.A && p.d_state == 16;
-  if (usual) return launch_shape<T, ScanShape<4, 2>, true>(p, work, stream);
+  if (is_usual(p, work.vectors)) return launch_shape<T, UsualShape, true>(p, work, stream);
   return with_shape(p.d_state, [&](auto shape) {
     return launch_shape<T, decltype(shape), false>(p, work, stream);
   });
@@ -52,19 +50,13 @@ cudaError_t launch_selective_scan_forward(const SelectiveScanForwardParams& p,
     return cudaErrorInvalidValue;
   }
   if (p.batch == 0 || p.d_inner == 0) return cudaSuccess;
-  const int64_t item = storage_bytes(p.storage);
   ForwardWork work{};
   work.chunk_length = static_cast<int>(std::min<int64_t>(plan.chunk_length, INT32_MAX));
   work.n_chunks = static_cast<int>(chunks_of(p, plan));
   if (p.checkpoint_every > 0) {
     work.n_checkpoints = static_cast<int>((p.length - 1) / kScanCheckpointEvery);
   }
-  work.vectors.channels = p.d_inner % 4 == 0 && rows_aligned(p.u, 4, item) &&
-                          rows_aligned(p.delta, 4, item) && rows_aligned(p.z, 4, item) &&
-                          rows_aligned(p.out, 4, item);
-  work.vectors.states =
-      p.d_state % 4 == 0 && rows_aligned(p.B, 4, item) && rows_aligned(p.C, 4, item);
-  work.vectors.A = rows_of_A_aligned(p);
+  work.vectors = vectors_of(p, {p.u, p.delta, p.z, p.out});
   work.carries.factor = static_cast<float*>(workspace);
   work.carries.state = work.carries.factor + carry_floats(p, work.n_chunks);
   return p.storage == Storage::kBFloat16 ? launch_storage<bfloat16>(p, work, stream)

@@ -30,8 +30,7 @@ struct SelectiveScanPlan {
 };
 
 /// The measured rule (docs/kernels.md): from sizes and the number of multiprocessors alone.
-SelectiveScanPlan plan_selective_scan_forward(const SelectiveScanParams& p, int multiprocessors);
-SelectiveScanPlan plan_selective_scan_backward(const SelectiveScanParams& p, int multiprocessors);
+SelectiveScanPlan plan_selective_scan(const SelectiveScanParams& p, int multiprocessors);
 
 /// Bytes of scratch (256-byte aligned) that a launch with this plan needs.
 size_t selective_scan_forward_workspace(const SelectiveScanParams& p,

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 
 #include "kernels/common/alignment.h"
 #include "kernels/selective_scan/launch.h"
@@ -15,14 +16,31 @@ inline bool rows_of_A_aligned(const SelectiveScanParams& p) {
          aligned(p.A, 16);
 }
 
-/// Calls f(ScanShape<lanes, 2>{}) with the fewest lanes that hold d_state states, four each.
+/// What memory allows as one access; `rows` are the tensors of (batch, L, d_inner).
+inline ScanVectors vectors_of(const SelectiveScanParams& p, std::initializer_list<Sequence> rows) {
+  const int64_t item = storage_bytes(p.storage);
+  ScanVectors vectors{
+      p.d_inner % 4 == 0,
+      p.d_state % 4 == 0 && rows_aligned(p.B, 4, item) && rows_aligned(p.C, 4, item),
+      rows_of_A_aligned(p)};
+  for (const Sequence& s : rows) vectors.channels = vectors.channels && rows_aligned(s, 4, item);
+  return vectors;
+}
+
+/// What a Mamba block asks for, which has kernels of its own.
+inline bool is_usual(const SelectiveScanParams& p, const ScanVectors& vectors) {
+  return p.delta_softplus && p.z.data != nullptr && vectors.channels && vectors.states &&
+         vectors.A && p.d_state == UsualShape::kStates;
+}
+
+/// Calls f(ScanShape<lanes>{}) with the fewest lanes that hold d_state states, four each.
 template <class F>
 cudaError_t with_shape(int64_t d_state, F&& f) {
-  if (d_state <= 8) return f(ScanShape<2, 2>{});
-  if (d_state <= 16) return f(ScanShape<4, 2>{});
-  if (d_state <= 32) return f(ScanShape<8, 2>{});
-  if (d_state <= 64) return f(ScanShape<16, 2>{});
-  if (d_state <= kScanMaxStates) return f(ScanShape<32, 2>{});
+  if (d_state <= 8) return f(ScanShape<2>{});
+  if (d_state <= 16) return f(ScanShape<4>{});
+  if (d_state <= 32) return f(ScanShape<8>{});
+  if (d_state <= 64) return f(ScanShape<16>{});
+  if (d_state <= kScanMaxStates) return f(ScanShape<32>{});
   return cudaErrorInvalidValue;
 }
 
@@ -45,6 +63,7 @@ inline bool plan_is_valid(const SelectiveScanPlan& plan) {
   return plan.chunk_length > 0 && plan.chunk_length % kScanChunkMultiple == 0;
 }
 
+/// `kernel<<<blocks, threads, 0, stream>>>(args...)`.
 template <class... Args>
 cudaError_t launch(void (*kernel)(Args...), int64_t blocks, int threads, cudaStream_t stream,
                    const Args&... args) {

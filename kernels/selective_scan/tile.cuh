@@ -22,10 +22,10 @@ namespace dmamba::kernels {
 
 constexpr int kStatesPerLane = 4;
 
-template <int kLanes_, int kPerLane_>
+template <int kLanes_>
 struct ScanShape {
-  static constexpr int kLanes = kLanes_;      // lanes of a channel
-  static constexpr int kPerLane = kPerLane_;  // channels of a lane
+  static constexpr int kLanes = kLanes_;  // lanes of a channel
+  static constexpr int kPerLane = 2;      // channels of a lane
   static constexpr int kStates = kStatesPerLane * kLanes;
   static constexpr int kGroups = 32 / kLanes;
   static constexpr int kChannels = kPerLane * kGroups;  // of a warp
@@ -45,6 +45,8 @@ struct ScanShape {
   static constexpr int kStateItems = (kSteps * kLanes + 31) / 32;  // packs of B or C likewise
   static constexpr bool kAllBusyStates = kSteps * kLanes >= 32;
 };
+
+using UsualShape = ScanShape<4>;  // of d_state 16
 
 /// Where a warp works: sequence, chunk, first channel, and the tokens [begin, end) of its chunk.
 struct ScanPlace {

@@ -44,10 +44,10 @@ def plain_products(device: str) -> torch.library.Library:
         assert all(factor == 1 for factor in factors.values()), factors
         return c + product(a, b)
 
+    key = device.partition(":")[0].upper()
     for name, function in {
         "mm": product, "mm.out": into, "bmm": product, "bmm.out": into, "addmm": added
     }.items():  # fmt: skip
-        key = device.partition(":")[0].upper()
         products.impl(name, function, key, allow_override=True)
     return products
 

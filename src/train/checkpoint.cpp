@@ -176,10 +176,7 @@ void check_state(const fs::path& path, json j) {
   j.erase(named);
   const std::string sum = checksum_of_state(j);
   if (sum == expected) return;
-  throw CheckpointError(path.string() + ": does not hold what was written: its checksum is " + sum +
-                        ", and was " + expected +
-                        "; the file is damaged or was changed. Take another copy of it, or an "
-                        "older checkpoint");
+  throw CheckpointError(path.string() + ": " + other_checksum(sum, expected));
 }
 
 json to_json(const TrainingState& s) {

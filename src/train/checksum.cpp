@@ -18,4 +18,9 @@ std::string checksum_of(std::span<const std::string_view> pieces) {
   return digits;
 }
 
+std::string other_checksum(const std::string& found, const std::string& named) {
+  return "does not hold what was written: its checksum is " + found + ", and was " + named +
+         "; the file is damaged or was changed. Take another copy of it, or an older checkpoint";
+}
+
 }  // namespace dmamba::train

@@ -220,10 +220,7 @@ void check_sum(const std::filesystem::path& path, const json& tensors,
   const std::array<std::string_view, 2> pieces{text, std::string_view(data.data(), data.size())};
   const std::string sum = checksum_of(pieces);
   if (sum == named->second) return;
-  fail(path, "does not hold what was written: its checksum is " + sum + ", and was " +
-                 named->second +
-                 "; the file is damaged or was changed. Take another copy of it, or "
-                 "an older checkpoint");
+  fail(path, other_checksum(sum, named->second));
 }
 
 /// The file's bytes: the header's text apart from the data, so that the data is aligned.

@@ -52,8 +52,6 @@ void wide_scan_backward(const char* op, const ScanInputs& in, const at::Tensor& 
                         int64_t checkpoint_every, const ScanGradients& gradients);
 
 /// The measured rule's plan, where set_cuda_scan_plan forces no other (scan_plan.cpp).
-kernels::SelectiveScanPlan forward_plan(const kernels::SelectiveScanParams& p, int multiprocessors);
-kernels::SelectiveScanPlan backward_plan(const kernels::SelectiveScanParams& p,
-                                         int multiprocessors);
+kernels::SelectiveScanPlan scan_plan(const kernels::SelectiveScanParams& p, int multiprocessors);
 
 }  // namespace dmamba::ops::cuda

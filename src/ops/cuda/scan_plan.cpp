@@ -11,12 +11,6 @@ namespace {
 
 std::atomic<int64_t> forced_chunk_length = 0;
 
-kernels::SelectiveScanPlan with_forced(kernels::SelectiveScanPlan plan) {
-  const int64_t chunk = forced_chunk_length.load(std::memory_order_relaxed);
-  if (chunk > 0) plan.chunk_length = chunk;
-  return plan;
-}
-
 }  // namespace
 
 void set_cuda_scan_plan(int64_t chunk_length) {
@@ -30,14 +24,10 @@ void set_cuda_scan_plan(int64_t chunk_length) {
 
 namespace cuda {
 
-kernels::SelectiveScanPlan forward_plan(const kernels::SelectiveScanParams& p,
-                                        int multiprocessors) {
-  return with_forced(kernels::plan_selective_scan_forward(p, multiprocessors));
-}
-
-kernels::SelectiveScanPlan backward_plan(const kernels::SelectiveScanParams& p,
-                                         int multiprocessors) {
-  return with_forced(kernels::plan_selective_scan_backward(p, multiprocessors));
+kernels::SelectiveScanPlan scan_plan(const kernels::SelectiveScanParams& p, int multiprocessors) {
+  const int64_t chunk = forced_chunk_length.load(std::memory_order_relaxed);
+  if (chunk > 0) return {chunk};
+  return kernels::plan_selective_scan(p, multiprocessors);
 }
 
 }  // namespace cuda

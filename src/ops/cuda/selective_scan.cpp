@@ -215,7 +215,7 @@ void scan_forward(const char* op, const ScanInputs& in, const ScanOutputs& out,
                                state_view(out.last_state)};
   p.checkpoint_every = checkpoint_every;
   p.checkpoints = checkpoint_every > 0 ? out.checkpoints.mutable_data_ptr() : nullptr;
-  const kernels::SelectiveScanPlan plan = forward_plan(p, call.multiprocessors());
+  const kernels::SelectiveScanPlan plan = scan_plan(p, call.multiprocessors());
   void* scratch = call.scratch(kernels::selective_scan_forward_workspace(p, plan));
   call.check(kernels::launch_selective_scan_forward(p, plan, scratch, call.stream()));
 }
@@ -246,7 +246,7 @@ void scan_backward(const char* op, const ScanInputs& in, const Tensor& dout,
   const kernels::SelectiveScanGradients sums{floats_or_null(gradients.dA), sequence(gradients.dB),
                                              sequence(gradients.dC), floats_or_null(gradients.dD),
                                              floats_or_null(gradients.ddelta_bias)};
-  const kernels::SelectiveScanPlan plan = backward_plan(p, call.multiprocessors());
+  const kernels::SelectiveScanPlan plan = scan_plan(p, call.multiprocessors());
   void* scratch = call.scratch(kernels::selective_scan_backward_workspace(p, plan));
   call.check(kernels::launch_selective_scan_backward(p, sums, plan, scratch, call.stream()));
 }
