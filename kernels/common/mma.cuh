@@ -9,6 +9,8 @@
 
 #include <cstdint>
 
+#include "kernels/common/copy.cuh"
+
 namespace dmamba::kernels {
 
 /// c += a b
@@ -39,23 +41,29 @@ __device__ __forceinline__ void multiply_add_tf32(float (&c)[4], const uint32_t 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-/// Four 8 x 8 tiles of 16-bit values: lane i names row i % 8 of tile i / 8, 16 bytes in shared
-/// memory, and receives of each tile row lane / 4, columns 2 (lane % 4) and the next.
-__device__ __forceinline__ void load_tiles(uint32_t (&v)[4], const void* row) {
-  const auto at = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+/// Four 8 x 8 tiles of 16-bit values: lane i names row i % 8 of tile i / 8, 16 bytes at an address
+/// in shared memory, and receives of each tile row lane / 4, columns 2 (lane % 4) and the next.
+__device__ __forceinline__ void load_tiles(uint32_t (&v)[4], uint32_t at) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
                : "r"(at)
                : "memory");
 }
 
+__device__ __forceinline__ void load_tiles(uint32_t (&v)[4], const void* row) {
+  load_tiles(v, shared_address(row));
+}
+
 /// The same of the transposed tiles.
-__device__ __forceinline__ void load_tiles_transposed(uint32_t (&v)[4], const void* row) {
-  const auto at = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+__device__ __forceinline__ void load_tiles_transposed(uint32_t (&v)[4], uint32_t at) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
                : "r"(at)
                : "memory");
+}
+
+__device__ __forceinline__ void load_tiles_transposed(uint32_t (&v)[4], const void* row) {
+  load_tiles_transposed(v, shared_address(row));
 }
 
 }  // namespace dmamba::kernels

@@ -3,8 +3,7 @@
 //   bias_gelu     y = GELU(x + bias), x = GELU'(x + bias)  reads x, writes x and y
 //   multiply_sum  dy = dy slope, sums[c] = sum_r dy[r][c]  reads dy and slope, writes dy
 //
-// GELU(x) = x Phi(x), GELU'(x) = Phi(x) + x Phi'(x), exact (Hendrycks and Gimpel, arXiv 1606.08415;
-// Phi is the normal distribution function). x, y, dy and slope are (rows, channels), contiguous.
+// x, y, dy and slope are (rows, channels), contiguous.
 //
 // A block is a warp wide: a lane takes 16 bytes of channels, kept for all of its rows, so that a
 // bias is loaded and a sum left once. Arithmetic is fp32 whatever the storage; the sums are those
@@ -15,8 +14,8 @@
 #include <algorithm>
 
 #include "kernels/common/alignment.h"
+#include "kernels/common/gelu.cuh"
 #include "kernels/common/launch.cuh"
-#include "kernels/common/math.cuh"
 #include "kernels/common/storage.cuh"
 #include "kernels/elementwise/launch.h"
 
@@ -57,18 +56,6 @@ __device__ __forceinline__ void store_lane(T* p, const float (&in)[kWidth], int 
   } else {
     store_some<T, kWidth>(p, in, count, false);
   }
-}
-
-/// (value, slope). They share Phi = 1/2 + erf(x / sqrt(2)) / 2, right to 6e-8; normcdff, right to
-/// 1e-7 of itself in the far tail too, takes twice the instructions, and those would be the bound.
-__device__ __forceinline__ float2 gelu_with_slope(float x) {
-  // Into [-40, 40], NaN kept: beyond, Phi is 0 or 1 and Phi' 0. No other result changes, but an
-  // infinite x no longer makes NaN of its product with that zero.
-  const float value_x = x < -40.0F ? -40.0F : x;  // a large x stays itself
-  const float slope_x = value_x > 40.0F ? 40.0F : value_x;
-  const float phi = fmaf(0.5F, erff(0.7071067811865476F * slope_x), 0.5F);
-  const float bell = exp2_fast(slope_x * slope_x * (-0.5F * kLog2e));
-  return {value_x * phi, fmaf(0.3989422804014327F * slope_x, bell, phi)};  // 1 / sqrt(2 pi)
 }
 
 /// kWide: rows and bias are aligned, and channels a multiple of a lane's.

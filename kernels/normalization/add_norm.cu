@@ -88,7 +88,10 @@ __global__ void __launch_bounds__(kThreads)
       for (int e = 0; e < kRowVector; ++e) sums[2].v[i][e] += dx.v[i][e];
     }
   }
-  leave_column_sums(sums, p.has_bias ? 3 : 2, p.parts, lane);
+  const int columns = p.has_bias ? 3 : 2;
+  __shared__ __align__(16) float shared[kNormWarps * kTurns * kRowTurn];
+  leave_column_sums<kNormWarps>(shared, sums, columns,
+                                p.parts + int64_t{blockIdx.x} * columns * p.width, lane);
 }
 
 template <int kTurns>
@@ -109,7 +112,8 @@ __global__ void __launch_bounds__(kThreads)
     if (p.dropout.key != nullptr) apply_dropout(dy, p.dropout, key, row, lane);
     store_row(p.dx + at, norm_gradient(dy, x, weight, {s[0], s[1]}, sums[0], sums[1], lane), lane);
   }
-  leave_column_sums(sums, 2, p.parts, lane);
+  __shared__ __align__(16) float shared[kNormWarps * kTurns * kRowTurn];
+  leave_column_sums<kNormWarps>(shared, sums, 2, p.parts + int64_t{blockIdx.x} * 2 * p.width, lane);
 }
 
 template <class T>

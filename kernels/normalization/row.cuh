@@ -151,23 +151,24 @@ __device__ __forceinline__ Row<kTurns> norm_gradient(const Row<kTurns>& dy, cons
   return dx;
 }
 
-/// Adds the warps' column sums in order into this block's (kColumns, width) of `parts`.
-template <int kColumns, int kTurns>
-__device__ void leave_column_sums(const Row<kTurns> (&sums)[kColumns], int columns, float* parts,
-                                  const Lane& lane) {
-  __shared__ float shared[kNormWarps][kTurns * kRowTurn];
+/// Adds the warps' column sums in order into `parts`, (columns, width), this block's; through
+/// `shared`, of kWarps rows of turns, which may be in use until here.
+template <int kWarps, int kColumns, int kTurns>
+__device__ void leave_column_sums(float* shared, const Row<kTurns> (&sums)[kColumns], int columns,
+                                  float* parts, const Lane& lane) {
+  constexpr int kPitch = kTurns * kRowTurn;
   const int warp = static_cast<int>(threadIdx.x) / 32;
 #pragma unroll
   for (int c = 0; c < kColumns; ++c) {
     if (c >= columns) return;
     __syncthreads();
-    store_row<kTurns>(&shared[warp][0], sums[c], lane);
+    store_row<kTurns>(shared + warp * kPitch, sums[c], lane);
     __syncthreads();
-    for (int i = static_cast<int>(threadIdx.x); i < lane.width; i += kNormWarps * 32) {
-      float sum = shared[0][i];
+    for (int i = static_cast<int>(threadIdx.x); i < lane.width; i += kWarps * 32) {
+      float sum = shared[i];
 #pragma unroll
-      for (int w = 1; w < kNormWarps; ++w) sum += shared[w][i];
-      parts[(int64_t{blockIdx.x} * columns + c) * lane.width + i] = sum;
+      for (int w = 1; w < kWarps; ++w) sum += shared[w * kPitch + i];
+      parts[c * lane.width + i] = sum;
     }
   }
 }

@@ -18,6 +18,7 @@
 #include <algorithm>
 
 #include "kernels/common/alignment.h"
+#include "kernels/common/copy.cuh"
 #include "kernels/common/mma.cuh"
 #include "kernels/weight_gradients/launch.h"
 
@@ -65,23 +66,6 @@ struct Batch {
   int first_tile[kGradientsPerLaunch + 1];
   int count;
 };
-
-/// 16 bytes to shared memory, of which the first `bytes` exist; the rest becomes zero.
-__device__ __forceinline__ void copy_async(void* to, const void* from, int bytes) {
-  const auto at = static_cast<uint32_t>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(bytes)
-               : "memory");
-}
-
-__device__ __forceinline__ void commit_copies() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
-
-/// Waits until at most `kLeft` groups are on their way.
-template <int kLeft>
-__device__ __forceinline__ void wait_for_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
-}
 
 /// A block's columns of one factor, from the block's first token on.
 template <class T>

@@ -1,0 +1,24 @@
+// What src/ops/cuda calls for the token chain. The rules of kernels/selective_scan/launch.h hold
+// here too.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "kernels/token_chain/params.h"
+
+namespace dmamba::kernels {
+
+/// Compute capability, and bytes of shared memory that a block can ask for, from which on the chain
+/// works.
+constexpr int kTokenChainArchitecture = 80, kTokenChainSharedBytes = 160 * 1024;
+
+/// Whether the kernels take a layer of these widths.
+constexpr bool token_chain_fits(int64_t width, int64_t inner, int64_t hidden, int64_t next) {
+  return width == kChainWidth && inner > 0 && inner % kChainChunk == 0 && hidden > 0 &&
+         hidden % kChainChunk == 0 && next % kChainChunk == 0;
+}
+
+cudaError_t launch_token_chain(const TokenChainParams& p, cudaStream_t stream);
+cudaError_t launch_token_chain_backward(const TokenChainBackwardParams& p, cudaStream_t stream);
+
+}  // namespace dmamba::kernels
