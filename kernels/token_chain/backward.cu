@@ -14,210 +14,201 @@ namespace {
 using namespace chain;
 
 /// What a row of the residual stream was before its norm.
-template <int kRows>
 struct SavedRow {
   Row<1> sum;
   RowStatistics statistics;
 };
 
+/// The warp's.
 template <int kRows>
-__device__ __forceinline__ SavedRow<kRows> load_saved(const TokenChainBackwardParams& p, int which,
-                                                      int64_t row, bool exists, const Lane& lane) {
-  SavedRow<kRows> saved = {row_or_zero(p.sums[which], row, exists, lane), {0.0F, 0.0F}};
-  if (exists) {
-    float s[2];
-    load_pack<float, 2>(p.statistics[which] + 2 * row, s);
-    saved.statistics = {s[0], s[1]};
+__device__ __forceinline__ void load_saved(SavedRow (&saved)[Place<kRows>::kRowsOfWarp],
+                                           const TokenChainBackwardParams& p, int which,
+                                           const Place<kRows>& at, const Lane& lane) {
+  const float* sums = rows_of_warp(p.sums[which], at);
+  const float* statistics = p.statistics[which] + 2 * (at.first_row + at.row(0));
+#pragma unroll
+  for (int r = 0; r < at.kRowsOfWarp; ++r) {
+    saved[r] = {row_or_zero(sums + r * kWidth, at.row(r) < at.rows, lane), {0.0F, 0.0F}};
+    if (at.row(r) < at.rows) {
+      float s[2];
+      load_pack<float, 2>(statistics + 2 * r, s);
+      saved[r].statistics = {s[0], s[1]};
+    }
   }
-  return saved;
 }
 
-__device__ __forceinline__ void add(Row<1>& to, const Row<1>& other) {
+[[maybe_unused]] __device__ __forceinline__ void add(Row<1>& to, const Row<1>& other) {
 #pragma unroll
   for (int e = 0; e < kRowVector; ++e) to.v[0][e] += other.v[0][e];
 }
 
-/// Sums of a chunk's columns over a warp's 16 rows, into `columns`, the group's.
-template <int kTiles>
-__device__ __forceinline__ void leave_hidden_sums(float* columns, const float (&values)[kTiles][4],
-                                                  int lane) {
-  float sums[2 * kTiles];
+/// The fragments of a matrix in shared memory that lie where a lane's sums do, times those.
+template <int kRows>
+__device__ __forceinline__ void multiply_by(Sums<kRows>& sums, uint32_t matrix,
+                                            const Place<kRows>& at) {
+  const int token = at.lane / 16 * 8 + at.lane % 8, pack = at.outputs() / kPack + at.lane / 8 % 2;
+  const uint32_t from = matrix + pack_at<kRows>(token, pack);
 #pragma unroll
-  for (int c = 0; c < kTiles; ++c) {
-    sums[2 * c] = values[c][0] + values[c][2];
-    sums[2 * c + 1] = values[c][1] + values[c][3];
-  }
-  constexpr int kKept = 2 * kTiles / 8 > 0 ? 2 * kTiles / 8 : 1;
-  const int first = reduce_scatter<8, 4, 2 * kTiles>(sums, lane);
+  for (int j = 0; j < kRows / 8; j += 2) {
+    uint32_t words[4];
+    load_tiles_transposed(words, from + j * 8 * 128);
 #pragma unroll
-  for (int i = 0; i < kKept; ++i) {
-    const int n = first + i;
-    columns[n / 2 * 8 + lane % 4 * 2 + n % 2] = sums[i];  // several lanes may write the same
+    for (int i = 0; i < 4; ++i) {
+      float* pair = &sums[j + i / 2][i % 2 * 2];
+      pair[0] *= __uint_as_float(words[i] << 16);
+      pair[1] *= __uint_as_float(words[i] & 0xFFFF0000U);
+    }
   }
 }
 
+/// The sums over the tokens of the lane's two outputs, by one lane of four to `to`.
+template <int kRows>
+__device__ __forceinline__ void store_token_sums(float* to, const Sums<kRows>& sums,
+                                                 const Place<kRows>& at) {
+  float two[2] = {};
+#pragma unroll
+  for (int j = 0; j < kRows / 8; ++j) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) two[e / 2] += sums[j][e];
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    two[i] += __shfl_xor_sync(~0U, two[i], 1);
+    two[i] += __shfl_xor_sync(~0U, two[i], 2);
+  }
+  if (at.lane % 4 == 0) {
+    to[at.output()] = two[0];
+    to[at.output() + 8] = two[1];
+  }
+}
+
+struct BackwardMaps {
+  WeightMaps weights;
+  CUtensorMap dnext, slope, dhidden, dy;
+};
+
 template <int kRows>
 __global__ void __launch_bounds__(kThreads, 1)
-    token_chain_backward_kernel(const __grid_constant__ TokenChainBackwardParams p) {
-  using S = Shape<kRows>;
-  extern __shared__ __align__(128) unsigned char bytes[];
+    token_chain_backward_kernel(const __grid_constant__ TokenChainBackwardParams p,
+                                const __grid_constant__ BackwardMaps maps) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  extern __shared__ __align__(1024) unsigned char bytes[];
   auto& memory = *reinterpret_cast<Memory<kRows>*>(bytes);
   const Place<kRows> at(p.rows);
   const Lane lane{at.lane, kWidth};
-  const int column = at.group * S::kTiles * 8;  // of a chunk, the group's first
   const int slices = p.weights.in_proj != nullptr ? static_cast<int>(p.next_width) / kChunk : 0;
   const int chunks = static_cast<int>(p.hidden_width) / kChunk;
   const int last_chunks = static_cast<int>(p.inner) / kChunk;
   float* parts = p.parts + int64_t{blockIdx.x} * (kChainColumns + p.hidden_width);
-  const auto* dnext = static_cast<const bfloat16*>(p.dnext) + at.first_row * p.next_width;
-  wait_for_stream();
-  const Sender sender;
-  auto pipeline = make_pipeline(
-      memory, slices + 2 * chunks + last_chunks, [&](uint32_t slot, uint32_t terms, int step) {
+  auto pipeline =
+      make_pipeline(memory, at, slices + 2 * chunks + last_chunks, [&](int step) -> Request {
         if (step < slices) {
-          sender.send_rows(slot, p.weights.in_proj, step);
-          sender.send<kRows, true>(terms, dnext + step * kChunk, p.next_width, at.rows);
-        } else if (step < slices + 2 * chunks) {
-          const int chunk = (step - slices) / 2;
-          if ((step - slices) % 2 == 0) {
-            sender.send_columns(slot, p.weights.second, p.hidden_width, chunk);
-          } else {
-            sender.send_rows(slot, p.weights.first, chunk);
-          }
-        } else {
-          sender.send_columns(slot, p.weights.out_proj, p.inner, step - slices - 2 * chunks);
+          return {&maps.weights.in_proj, 0, step * kChunk, &maps.dnext, step * kChunk};
         }
+        step -= slices;
+        if (step >= 2 * chunks) {
+          return {&maps.weights.out_proj, (step - 2 * chunks) * kChunk, 0, nullptr, 0};
+        }
+        const int column = step / 2 * kChunk;
+        if (step % 2 == 0) return {&maps.weights.second, column, 0, &maps.slope, column};
+        return {&maps.weights.first, 0, column, nullptr, 0};
       });
+  wait_for_stream();
   pipeline.begin();
 
-  const Columns<true, kRows> columns(at);
   const uint32_t tile = shared_address(memory.tile);
-  Row<1> stream[S::kRowsOfWarp];  // gradients of the warp's rows of the residual stream
+  Row<1> stream[at.kRowsOfWarp];  // gradients of the warp's rows of the residual stream
   {
-    SavedRow<kRows> saved[S::kRowsOfWarp];
+    SavedRow saved[at.kRowsOfWarp];
+    load_saved<kRows>(saved, p, 1, at, lane);
+    if (p.dsum != nullptr) {
+      const float* dsum = rows_of_warp(p.dsum, at);
 #pragma unroll
-    for (int r = 0; r < S::kRowsOfWarp; ++r) {
-      const bool exists = at.row(r) < at.rows;
-      saved[r] = load_saved<kRows>(p, 1, at.first_row + at.row(r), exists, lane);
-      stream[r] = row_or_zero(p.dsum, at.first_row + at.row(r), exists && p.dsum != nullptr, lane);
+      for (int r = 0; r < at.kRowsOfWarp; ++r) {
+        stream[r] = row_or_zero(dsum + r * kWidth, at.row(r) < at.rows, lane);
+      }
+    } else {
+#pragma unroll
+      for (int r = 0; r < at.kRowsOfWarp; ++r) stream[r] = {};
     }
     if (slices > 0) {
-      typename Columns<true, kRows>::Halves halves = {};
+      Sums<kRows> sums;
       for (int i = 0; i < slices; ++i) {
         const int slot = pipeline.take();
-        columns.add(halves, pipeline.terms_of(slot), pipeline.slot(slot));
+        multiply<true, kRows>(sums, pipeline.slot(slot), pipeline.terms_of(slot), i > 0);
+        wait_for_products<1>(sums);
       }
-      float products[S::kTiles][4];
-      columns.join(products, halves);
-      __syncthreads();  // they take the terms' place
-      leave_products(memory.products[0], products, at.fragment_row(), column, at.lane);
+      wait_for_products<0>(sums);
+      leave_products(memory, sums, at);
       __syncthreads();
     }
     const Row<1> weight = load_row<1>(p.norm_weights[1], lane);
     const uint64_t key = p.dropout.key != nullptr ? static_cast<uint64_t>(*p.dropout.key) : 0;
+    const bfloat16* dnext = rows_of_warp(static_cast<const bfloat16*>(p.dnext), at);
+    bfloat16* dbranch = rows_of_warp(static_cast<bfloat16*>(p.dbranch[1]), at);
     Row<1> sums[3] = {};
 #pragma unroll
-    for (int r = 0; r < S::kRowsOfWarp; ++r) {
+    for (int r = 0; r < at.kRowsOfWarp; ++r) {
       const int row = at.row(r);
-      const int64_t global_row = at.first_row + row;
       const bool exists = row < at.rows;
       const Row<1> dnormed =
-          slices > 0 ? take_products<1>(memory, row, lane)
-                     : row_or_zero(static_cast<const bfloat16*>(p.dnext), global_row, exists, lane);
+          slices > 0 ? take_products(memory, row, lane)
+                     : row_or_zero(dnext + r * kWidth, exists, lane);
       add(stream[r], norm_gradient(dnormed, saved[r].sum, weight, saved[r].statistics, sums[0],
                                    sums[1], lane));
       Row<1> branch = stream[r];
-      if (p.dropout.key != nullptr) apply_dropout(branch, p.dropout, key, global_row, lane);
+      if (p.dropout.key != nullptr) apply_dropout(branch, p.dropout, key, at.first_row + row, lane);
       add(sums[2], branch);
       leave_row(memory, row, branch, lane);
-      if (exists) {
-        store_row(static_cast<bfloat16*>(p.dbranch[1]) + global_row * kWidth, branch, lane);
-      }
+      if (exists) store_row(dbranch + r * kWidth, branch, lane);
     }
     leave_column_sums<kWarps>(memory.warp_columns, sums, 3, parts, lane);
   }
-  __syncthreads();
 
   {
-    SavedRow<kRows> saved[S::kRowsOfWarp];
-#pragma unroll
-    for (int r = 0; r < S::kRowsOfWarp; ++r) {
-      saved[r] = load_saved<kRows>(p, 0, at.first_row + at.row(r), at.row(r) < at.rows, lane);
-    }
-    const Terms<true, kRows> by_terms(at);
-    FragmentPlace slope_place(p.slope, p.hidden_width, column, at);
-    FragmentPlace hidden_place(p.dhidden, p.hidden_width, column, at);
-    float products[kWidth / 8][4] = {};
-    float* hidden_sums = parts + kChainColumns;
+    SavedRow saved[at.kRowsOfWarp];
+    load_saved<kRows>(saved, p, 0, at, lane);
+    Sums<kRows> dnormed;
     for (int chunk = 0; chunk < chunks; ++chunk) {
-      FragmentWords words[S::kPairs];
-#pragma unroll
-      for (int k = 0; k < S::kPairs; ++k) words[k] = load_fragment(slope_place, 16 * k);
-      float hidden[S::kTiles][4];
-      {
-        typename Columns<true, kRows>::Halves halves = {};
-        columns.add(halves, tile, pipeline.slot(pipeline.take()));
-        columns.join(hidden, halves);
+      Sums<kRows> hidden;
+      const int slot = pipeline.take();
+      multiply<true, kRows>(hidden, pipeline.slot(slot), tile, false);
+      wait_for_products<0>(hidden);
+      multiply_by<kRows>(hidden, pipeline.terms_of(slot), at);
+      const uint32_t gradients = shared_address(memory.hidden[chunk % 2]);
+      leave_rounded<kRows>(gradients, hidden, at);
+      multiply<true, kRows>(dnormed, pipeline.slot(pipeline.take()), gradients, chunk > 0);
+      if (pipeline.leads()) {
+        store_tile(maps.dhidden, chunk * kChunk, gradients, at);
+        commit_stores();
       }
-      uint32_t terms[S::kPairs][4];
-#pragma unroll
-      for (int k = 0; k < S::kPairs; ++k) {
-        uint32_t slopes[4];
-        spread(slopes, words[k], at.lane);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          float* pair = &hidden[2 * k + i / 2][i % 2 * 2];
-          pair[0] *= __uint_as_float(slopes[i] << 16);
-          pair[1] *= __uint_as_float(slopes[i] & 0xFFFF0000U);
-        }
-        as_terms(terms[k], hidden[2 * k], hidden[2 * k + 1]);
-        store_fragment(hidden_place, 16 * k, terms[k], at.lane);
-      }
-      slope_place.advance(kChunk);
-      hidden_place.advance(kChunk);
-      leave_hidden_sums(memory.hidden_sums[at.row_warp] + column, hidden, at.lane);
-      by_terms.add(products, terms, pipeline.slot(pipeline.take()));
-      // take() has seen all warps here: their sums are there.
-      if (threadIdx.x < kChunk) {
-        float sum = 0.0F;
-#pragma unroll
-        for (int w = 0; w < S::kRowWarps; ++w) sum += memory.hidden_sums[w][threadIdx.x];
-        hidden_sums[chunk * kChunk + threadIdx.x] = sum;
-      }
+      store_token_sums<kRows>(parts + kChainColumns + chunk * kChunk, hidden, at);
     }
-    leave_parts(memory, products, at);
+    wait_for_products<0>(dnormed);
+    if (pipeline.leads()) wait_for_stores();
+    __syncthreads();  // the products take the hidden layer's place
+    leave_products(memory, dnormed, at);
+    __syncthreads();
     const Row<1> weight = load_row<1>(p.norm_weights[0], lane);
+    float* dresidual = rows_of_warp(p.dresidual, at);
+    bfloat16* dbranch = rows_of_warp(static_cast<bfloat16*>(p.dbranch[0]), at);
     Row<1> sums[2] = {};
 #pragma unroll
-    for (int r = 0; r < S::kRowsOfWarp; ++r) {
+    for (int r = 0; r < at.kRowsOfWarp; ++r) {
       const int row = at.row(r);
-      add(stream[r], norm_gradient(take_products<S::kParts>(memory, row, lane), saved[r].sum,
-                                   weight, saved[r].statistics, sums[0], sums[1], lane));
+      add(stream[r], norm_gradient(take_products(memory, row, lane), saved[r].sum, weight,
+                                   saved[r].statistics, sums[0], sums[1], lane));
       leave_row(memory, row, stream[r], lane);
       if (row < at.rows) {
-        const int64_t first = (at.first_row + row) * kWidth;
-        store_row(p.dresidual + first, stream[r], lane);
-        store_row(static_cast<bfloat16*>(p.dbranch[0]) + first, stream[r], lane);
+        store_row(dresidual + r * kWidth, stream[r], lane);
+        store_row(dbranch + r * kWidth, stream[r], lane);
       }
     }
     leave_column_sums<kWarps>(memory.warp_columns, sums, 2, parts + 3 * kWidth, lane);
   }
-  __syncthreads();
 
-  FragmentPlace dy_place(p.dy, p.inner, column, at);
-  for (int chunk = 0; chunk < last_chunks; ++chunk) {
-    typename Columns<true, kRows>::Halves halves = {};
-    columns.add(halves, tile, pipeline.slot(pipeline.take()));
-    float products[S::kTiles][4];
-    columns.join(products, halves);
-#pragma unroll
-    for (int k = 0; k < S::kPairs; ++k) {
-      uint32_t words[4];
-      as_terms(words, products[2 * k], products[2 * k + 1]);
-      store_fragment(dy_place, 16 * k, words, at.lane);
-    }
-    dy_place.advance(kChunk);
-  }
+  store_columns<true>(maps.dy, last_chunks, pipeline, tile, at);
+#endif
 }
 
 }  // namespace
@@ -227,9 +218,23 @@ cudaError_t launch_token_chain_backward(const TokenChainBackwardParams& p, cudaS
     return cudaErrorInvalidValue;
   }
   if (p.rows == 0) return cudaSuccess;
-  return token_chain_block_rows(p.rows) == 32
-             ? launch_blocks<32>(token_chain_backward_kernel<32>, p, stream)
-             : launch_blocks<64>(token_chain_backward_kernel<64>, p, stream);
+  const auto block_rows = static_cast<int>(token_chain_block_rows(p.rows));
+  BackwardMaps maps;
+  cudaError_t error =
+      make_weight_maps(maps.weights, p.weights, p.inner, p.hidden_width, p.next_width);
+  if (error == cudaSuccess && p.weights.in_proj != nullptr) {
+    error = make_tensor_map(maps.dnext, p.dnext, p.rows, p.next_width, block_rows);
+  }
+  if (error == cudaSuccess) {
+    error = make_tensor_map(maps.slope, p.slope, p.rows, p.hidden_width, block_rows);
+  }
+  if (error == cudaSuccess) {
+    error = make_tensor_map(maps.dhidden, p.dhidden, p.rows, p.hidden_width, block_rows);
+  }
+  if (error == cudaSuccess) error = make_tensor_map(maps.dy, p.dy, p.rows, p.inner, block_rows);
+  if (error != cudaSuccess) return error;
+  return block_rows == 32 ? launch_blocks<32>(token_chain_backward_kernel<32>, p, maps, stream)
+                          : launch_blocks<64>(token_chain_backward_kernel<64>, p, maps, stream);
 }
 
 }  // namespace dmamba::kernels

@@ -17,165 +17,152 @@ namespace {
 using namespace chain;
 
 /// GELU of the sums with their bias, in their place, and its slope.
-template <int kTiles>
-__device__ __forceinline__ void activate(float (&sums)[kTiles][4], float (&slopes)[kTiles][4],
-                                         const float* bias, int lane) {
+template <int kRows>
+__device__ __forceinline__ void activate(Sums<kRows>& sums, Sums<kRows>& slopes, float bias,
+                                         float eighth_bias) {
 #pragma unroll
-  for (int c = 0; c < kTiles; ++c) {
-    const float2 shift = *reinterpret_cast<const float2*>(bias + c * 8 + lane % 4 * 2);
+  for (int j = 0; j < kRows / 8; ++j) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const float2 gelu =
-          gelu_with_slope_for_bfloat16(sums[c][e] + (e % 2 == 0 ? shift.x : shift.y));
-      sums[c][e] = gelu.x;
-      slopes[c][e] = gelu.y;
+          gelu_with_slope_for_bfloat16(sums[j][e] + (e < 2 ? bias : eighth_bias));
+      sums[j][e] = gelu.x;
+      slopes[j][e] = gelu.y;
     }
   }
 }
 
-/// A norm's output of a row: to the tile, and to memory where it is wanted.
+/// The warp's rows of the stream through a norm: to the tile, and to memory where they are wanted.
 template <int kRows>
 __device__ __forceinline__ void leave_normed(const TokenChainParams& p, int which,
-                                             Memory<kRows>& memory, const Row<1>& sum, int row,
-                                             int64_t global_row, bool exists, const Lane& lane) {
+                                             Memory<kRows>& memory,
+                                             const Row<1> (&stream)[Place<kRows>::kRowsOfWarp],
+                                             const Place<kRows>& at, const Lane& lane) {
   const ChainNorm& norm = p.norms[which];
-  const RowStatistics s = statistics_of(sum, norm.epsilon, lane);
-  const Row<1> normed = normalise(sum, s, norm.weight, norm.bias, lane);
-  leave_row(memory, row, normed, lane);
-  if (!exists) return;
-  if (p.sums[which] != nullptr) store_row(p.sums[which] + global_row * kWidth, sum, lane);
-  if (p.statistics[which] != nullptr && lane.lane == 0) {
-    store_pack<float, 2>(p.statistics[which] + 2 * global_row, {s.mean, s.rstd});
-  }
-  if (p.normed[which] != nullptr) {
-    store_row(static_cast<bfloat16*>(p.normed[which]) + global_row * kWidth, normed, lane);
+  const Row<1> weight = load_row<1>(norm.weight, lane), bias = load_row<1>(norm.bias, lane);
+  float* sums = p.sums[which] != nullptr ? rows_of_warp(p.sums[which], at) : nullptr;
+  auto* normed = static_cast<bfloat16*>(p.normed[which]);
+  if (normed != nullptr) normed = rows_of_warp(normed, at);
+  float* statistics = p.statistics[which];
+  if (statistics != nullptr) statistics += 2 * (at.first_row + at.row(0));
+#pragma unroll
+  for (int r = 0; r < at.kRowsOfWarp; ++r) {
+    const RowStatistics s = statistics_of(stream[r], norm.epsilon, lane);
+    Row<1> out;
+#pragma unroll
+    for (int e = 0; e < kRowVector; ++e) {
+      out.v[0][e] =
+          fmaf((stream[r].v[0][e] - s.mean) * s.rstd, weight.v[0][e], bias.v[0][e]);
+    }
+    leave_row(memory, at.row(r), out, lane);
+    if (at.row(r) >= at.rows) continue;
+    if (sums != nullptr) store_row(sums + r * kWidth, stream[r], lane);
+    if (statistics != nullptr && lane.lane == 0) {
+      store_pack<float, 2>(statistics + 2 * r, {s.mean, s.rstd});
+    }
+    if (normed != nullptr) store_row(normed + r * kWidth, out, lane);
   }
 }
+
+struct ForwardMaps {
+  WeightMaps weights;
+  CUtensorMap y, hidden, slope, next;
+};
 
 template <int kRows>
 __global__ void __launch_bounds__(kThreads, 1)
-    token_chain_kernel(const __grid_constant__ TokenChainParams p) {
-  using S = Shape<kRows>;
-  extern __shared__ __align__(128) unsigned char bytes[];
+    token_chain_kernel(const __grid_constant__ TokenChainParams p,
+                       const __grid_constant__ ForwardMaps maps) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  extern __shared__ __align__(1024) unsigned char bytes[];
   auto& memory = *reinterpret_cast<Memory<kRows>*>(bytes);
   const Place<kRows> at(p.rows);
   const Lane lane{at.lane, kWidth};
-  const int column = at.group * S::kTiles * 8;  // of a chunk, the group's first
   const int slices = static_cast<int>(p.inner) / kChunk;
   const int chunks = static_cast<int>(p.hidden_width) / kChunk;
   const int last_chunks = static_cast<int>(p.next_width) / kChunk;
-  const auto* y = static_cast<const bfloat16*>(p.y) + at.first_row * p.inner;
-  wait_for_stream();
-  const Sender sender;
-  auto pipeline = make_pipeline(
-      memory, slices + 2 * chunks + last_chunks, [&](uint32_t slot, uint32_t terms, int step) {
+  auto pipeline =
+      make_pipeline(memory, at, slices + 2 * chunks + last_chunks, [&](int step) -> Request {
         if (step < slices) {
-          sender.send_columns(slot, p.weights.out_proj, p.inner, step);
-          sender.send<kRows, true>(terms, y + step * kChunk, p.inner, at.rows);
-        } else if (step < slices + 2 * chunks) {
-          const int chunk = (step - slices) / 2;
-          if ((step - slices) % 2 == 0) {
-            sender.send_rows(slot, p.weights.first, chunk);
-          } else {
-            sender.send_columns(slot, p.weights.second, p.hidden_width, chunk);
-          }
-        } else {
-          sender.send_rows(slot, p.weights.in_proj, step - slices - 2 * chunks);
+          return {&maps.weights.out_proj, step * kChunk, 0, &maps.y, step * kChunk};
         }
+        step -= slices;
+        if (step >= 2 * chunks) {
+          return {&maps.weights.in_proj, 0, (step - 2 * chunks) * kChunk, nullptr, 0};
+        }
+        if (step % 2 == 0) return {&maps.weights.first, 0, step / 2 * kChunk, nullptr, 0};
+        return {&maps.weights.second, step / 2 * kChunk, 0, nullptr, 0};
       });
+  wait_for_stream();
   pipeline.begin();
 
-  Row<1> stream[S::kRowsOfWarp];  // the warp's rows of the residual stream
+  Row<1> stream[at.kRowsOfWarp];  // the warp's rows of the residual stream
+  const float* residual = rows_of_warp(p.residual, at);
 #pragma unroll
-  for (int r = 0; r < S::kRowsOfWarp; ++r) {
-    stream[r] = row_or_zero(p.residual, at.first_row + at.row(r), at.row(r) < at.rows, lane);
+  for (int r = 0; r < at.kRowsOfWarp; ++r) {
+    stream[r] = row_or_zero(residual + r * kWidth, at.row(r) < at.rows, lane);
   }
-  const Columns<false, kRows> columns(at);
   const uint32_t tile = shared_address(memory.tile);
   {
-    typename Columns<false, kRows>::Halves halves = {};
+    Sums<kRows> sums;
     for (int i = 0; i < slices; ++i) {
       const int slot = pipeline.take();
-      columns.add(halves, pipeline.terms_of(slot), pipeline.slot(slot));
+      multiply<false, kRows>(sums, pipeline.slot(slot), pipeline.terms_of(slot), i > 0);
+      wait_for_products<1>(sums);
     }
-    float sums[S::kTiles][4];
-    columns.join(sums, halves);
-    __syncthreads();  // the products take the terms' place
-    leave_products(memory.products[0], sums, at.fragment_row(), column, at.lane);
+    wait_for_products<0>(sums);
+    leave_products(memory, sums, at);
   }
   __syncthreads();
 #pragma unroll
-  for (int r = 0; r < S::kRowsOfWarp; ++r) {
-    const int row = at.row(r);
-    const Row<1> branch = take_products<1>(memory, row, lane);
+  for (int r = 0; r < at.kRowsOfWarp; ++r) {
+    const Row<1> branch = take_products(memory, at.row(r), lane);
 #pragma unroll
     for (int e = 0; e < kRowVector; ++e) stream[r].v[0][e] += branch.v[0][e];
-    leave_normed(p, 0, memory, stream[r], row, at.first_row + row, row < at.rows, lane);
   }
-  __syncthreads();
+  leave_normed(p, 0, memory, stream, at, lane);
 
   {
-    const Terms<false, kRows> by_terms(at);
-    const float* bias = p.first_bias + column;
-    FragmentPlace hidden_place(p.hidden, p.hidden_width, column, at);
-    FragmentPlace slope_place(p.slope, p.hidden_width, column, at);
-    float mixed[kWidth / 8][4] = {};
+    Sums<kRows> mixed;
     for (int chunk = 0; chunk < chunks; ++chunk) {
-      float hidden[S::kTiles][4], slopes[S::kTiles][4];
-      {
-        typename Columns<false, kRows>::Halves halves = {};
-        columns.add(halves, tile, pipeline.slot(pipeline.take()));
-        columns.join(hidden, halves);
+      const int column = chunk * kChunk;
+      Sums<kRows> hidden, slopes;
+      const float bias = p.first_bias[column + at.output()];
+      const float eighth_bias = p.first_bias[column + at.output() + 8];
+      multiply<false, kRows>(hidden, pipeline.slot(pipeline.take()), tile, false);
+      wait_for_products<0>(hidden);
+      activate<kRows>(hidden, slopes, bias, eighth_bias);
+      const uint32_t activations = shared_address(memory.hidden[chunk % 2]);
+      leave_rounded<kRows>(activations, hidden, at);
+      if (p.slope != nullptr) leave_rounded<kRows>(pipeline.terms_of(0), slopes, at);
+      multiply<false, kRows>(mixed, pipeline.slot(pipeline.take()), activations, chunk > 0);
+      if (p.slope != nullptr && pipeline.leads()) {
+        store_tile(maps.hidden, column, activations, at);
+        store_tile(maps.slope, column, pipeline.terms_of(0), at);
+        commit_stores();
       }
-      activate(hidden, slopes, bias, at.lane);
-      bias += kChunk;
-      uint32_t terms[S::kPairs][4];
-#pragma unroll
-      for (int k = 0; k < S::kPairs; ++k) {
-        as_terms(terms[k], hidden[2 * k], hidden[2 * k + 1]);
-        if (p.hidden != nullptr) {
-          uint32_t words[4];
-          as_terms(words, slopes[2 * k], slopes[2 * k + 1]);
-          store_fragment(hidden_place, 16 * k, terms[k], at.lane);
-          store_fragment(slope_place, 16 * k, words, at.lane);
-        }
-      }
-      hidden_place.advance(kChunk);
-      slope_place.advance(kChunk);
-      by_terms.add(mixed, terms, pipeline.slot(pipeline.take()));
     }
-    leave_parts(memory, mixed, at);
+    wait_for_products<0>(mixed);
+    if (pipeline.leads()) wait_for_stores();
+    __syncthreads();  // the products take the hidden layer's place
+    leave_products(memory, mixed, at);
   }
+  __syncthreads();
   const Row<1> bias = load_row<1>(p.second_bias, lane);
   const uint64_t key = p.dropout.key != nullptr ? static_cast<uint64_t>(*p.dropout.key) : 0;
 #pragma unroll
-  for (int r = 0; r < S::kRowsOfWarp; ++r) {
-    const int row = at.row(r);
-    Row<1> branch = take_products<S::kParts>(memory, row, lane);
+  for (int r = 0; r < at.kRowsOfWarp; ++r) {
+    Row<1> branch = take_products(memory, at.row(r), lane);
 #pragma unroll
     for (int e = 0; e < kRowVector; ++e) branch.v[0][e] += bias.v[0][e];
-    if (p.dropout.key != nullptr) apply_dropout(branch, p.dropout, key, at.first_row + row, lane);
+    if (p.dropout.key != nullptr) apply_dropout(branch, p.dropout, key, at.first_row + at.row(r), lane);
 #pragma unroll
     for (int e = 0; e < kRowVector; ++e) stream[r].v[0][e] += branch.v[0][e];
-    leave_normed(p, 1, memory, stream[r], row, at.first_row + row, row < at.rows, lane);
   }
-  if (last_chunks == 0) return;
-  __syncthreads();
+  leave_normed(p, 1, memory, stream, at, lane);
 
-  FragmentPlace next_place(p.next, p.next_width, column, at);
-  for (int chunk = 0; chunk < last_chunks; ++chunk) {
-    typename Columns<false, kRows>::Halves halves = {};
-    columns.add(halves, tile, pipeline.slot(pipeline.take()));
-    float sums[S::kTiles][4];
-    columns.join(sums, halves);
-#pragma unroll
-    for (int k = 0; k < S::kPairs; ++k) {
-      uint32_t words[4];
-      as_terms(words, sums[2 * k], sums[2 * k + 1]);
-      store_fragment(next_place, 16 * k, words, at.lane);
-    }
-    next_place.advance(kChunk);
-  }
+  store_columns<false>(maps.next, last_chunks, pipeline, tile, at);
+#endif
 }
 
 }  // namespace
@@ -185,9 +172,23 @@ cudaError_t launch_token_chain(const TokenChainParams& p, cudaStream_t stream) {
     return cudaErrorInvalidValue;
   }
   if (p.rows == 0) return cudaSuccess;
-  return token_chain_block_rows(p.rows) == 32
-             ? launch_blocks<32>(token_chain_kernel<32>, p, stream)
-             : launch_blocks<64>(token_chain_kernel<64>, p, stream);
+  const auto block_rows = static_cast<int>(token_chain_block_rows(p.rows));
+  ForwardMaps maps;
+  cudaError_t error =
+      make_weight_maps(maps.weights, p.weights, p.inner, p.hidden_width, p.next_width);
+  if (error == cudaSuccess) error = make_tensor_map(maps.y, p.y, p.rows, p.inner, block_rows);
+  if (error == cudaSuccess) {
+    error = make_tensor_map(maps.hidden, p.hidden, p.rows, p.hidden_width, block_rows);
+  }
+  if (error == cudaSuccess) {
+    error = make_tensor_map(maps.slope, p.slope, p.rows, p.hidden_width, block_rows);
+  }
+  if (error == cudaSuccess && p.weights.in_proj != nullptr) {
+    error = make_tensor_map(maps.next, p.next, p.rows, p.next_width, block_rows);
+  }
+  if (error != cudaSuccess) return error;
+  return block_rows == 32 ? launch_blocks<32>(token_chain_kernel<32>, p, maps, stream)
+                          : launch_blocks<64>(token_chain_kernel<64>, p, maps, stream);
 }
 
 }  // namespace dmamba::kernels

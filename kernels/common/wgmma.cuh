@@ -1,0 +1,96 @@
+// Products of matrices in shared memory by a warpgroup (four warps) on Hopper's tensor cores:
+// bfloat16 with float32 sums (PTX ISA, wgmma.mma_async). For compute capability 9.0a alone.
+//
+// Both matrices lie in panels: rows of 64 numbers (128 bytes), pack of 16 bytes p of row r at
+// p ^ (r % 8), a panel's first byte on 1024. The warp has of the sums 16 rows: a lane rows lane / 4
+// and lane / 4 + 8, of each eight columns 2 (lane % 4) and the next.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace dmamba::kernels {
+
+/// A matrix from this address on: 8 rows of a panel are 1024 bytes, and the next 8 follow. A
+/// constant number of bytes further is the descriptor and a 16th of them.
+__device__ __forceinline__ uint64_t panel_descriptor(uint32_t address) {
+  constexpr uint64_t kSwizzle128 = uint64_t{1} << 62, kNextRows = uint64_t{1024 / 16} << 32;
+  return kSwizzle128 | kNextRows | uint64_t{1} << 16 | address >> 4;  // shared memory: below 2^18
+}
+
+/// Before a warpgroup's first product, and after its registers have been used otherwise.
+__device__ __forceinline__ void begin_products() {
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void commit_products() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+/// Waits until at most `kLeft` groups of products are on their way; then the sums may be read.
+template <int kLeft, int kTiles>
+__device__ __forceinline__ void wait_for_products(float (&sums)[kTiles][4]) {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
+#pragma unroll
+  for (int c = 0; c < kTiles; ++c) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) asm volatile("" : "+f"(sums[c][e])::"memory");
+  }
+}
+
+/// What was written to shared memory becomes visible to products; before the barrier after which
+/// they begin.
+__device__ __forceinline__ void publish_to_products() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+/// sums (64 x 32) += or = a (64 x 16) b (16 x 32). b: panel rows are its columns. a: panel rows are
+/// its rows or (kByTerm) its columns.
+template <bool kByTerm>
+__device__ __forceinline__ void multiply_panels(float (&s)[4][4], uint64_t a, uint64_t b,
+                                                bool add) {
+  asm volatile(
+      "{\n"
+      ".reg .pred add;\n"
+      "setp.ne.b32 add, %18, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, "
+      "%9, %10, %11, %12, %13, %14, %15}, %16, %17, add, 1, 1, %19, 0;\n"
+      "}\n"
+      : "+f"(s[0][0]), "+f"(s[0][1]), "+f"(s[0][2]), "+f"(s[0][3]), "+f"(s[1][0]), "+f"(s[1][1]),
+        "+f"(s[1][2]), "+f"(s[1][3]), "+f"(s[2][0]), "+f"(s[2][1]), "+f"(s[2][2]), "+f"(s[2][3]),
+        "+f"(s[3][0]), "+f"(s[3][1]), "+f"(s[3][2]), "+f"(s[3][3])
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(kByTerm ? 1 : 0));
+}
+
+/// The same, 64 columns.
+template <bool kByTerm>
+__device__ __forceinline__ void multiply_panels(float (&s)[8][4], uint64_t a, uint64_t b,
+                                                bool add) {
+  asm volatile(
+      "{\n"
+      ".reg .pred add;\n"
+      "setp.ne.b32 add, %34, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, "
+      "%9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, "
+      "%27, %28, %29, %30, %31}, %32, %33, add, 1, 1, %35, 0;\n"
+      "}\n"
+      : "+f"(s[0][0]), "+f"(s[0][1]), "+f"(s[0][2]), "+f"(s[0][3]), "+f"(s[1][0]), "+f"(s[1][1]),
+        "+f"(s[1][2]), "+f"(s[1][3]), "+f"(s[2][0]), "+f"(s[2][1]), "+f"(s[2][2]), "+f"(s[2][3]),
+        "+f"(s[3][0]), "+f"(s[3][1]), "+f"(s[3][2]), "+f"(s[3][3]), "+f"(s[4][0]), "+f"(s[4][1]),
+        "+f"(s[4][2]), "+f"(s[4][3]), "+f"(s[5][0]), "+f"(s[5][1]), "+f"(s[5][2]), "+f"(s[5][3]),
+        "+f"(s[6][0]), "+f"(s[6][1]), "+f"(s[6][2]), "+f"(s[6][3]), "+f"(s[7][0]), "+f"(s[7][1]),
+        "+f"(s[7][2]), "+f"(s[7][3])
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(kByTerm ? 1 : 0));
+}
+
+/// Stores four 8 x 8 tiles of 16-bit values transposed: lane i names row i % 8 of tile i / 8, 16
+/// bytes at an address in shared memory; a lane gives of each tile rows 2 (lane % 4) and the next,
+/// column lane / 4.
+__device__ __forceinline__ void store_tiles_transposed(uint32_t at, uint32_t v0, uint32_t v1,
+                                                       uint32_t v2, uint32_t v3) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at),
+               "r"(v0), "r"(v1), "r"(v2), "r"(v3)
+               : "memory");
+}
+
+}  // namespace dmamba::kernels
