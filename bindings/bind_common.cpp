@@ -72,6 +72,10 @@ void bind_common(py::module_& m) {
   m.def("set_cuda_scan_plan", &ops::set_cuda_scan_plan, py::arg("chunk_length") = 0,
         "Forces how the CUDA kernels cut a scan, for tests and measurements; 0 is the measured "
         "rule.");
+  m.def("set_token_chain", &ops::set_token_chain, py::arg("on") = true,
+        "Whether layers compute all that lies between two scans in one launch where they can, as "
+        "they do from the start; for tests and measurements.");
+  m.def("token_chain_enabled", &ops::token_chain_enabled, "Whether they do.");
 }
 
 }  // namespace dmamba::bindings

@@ -73,6 +73,53 @@ AddNormGradients add_norm_backward(const Tensor& dnormed, const Tensor& dsum, co
                                    const Tensor& statistics, const Tensor& weight,
                                    const Dropout& dropout, bool has_bias, bool wants_branch);
 
+// ---- Between the scans of two layers: kernels/token_chain/params.h ----
+
+struct TokenChainNorm {
+  Tensor weight, bias;  // (width,)
+  double epsilon = 0.0;
+};
+
+struct TokenChainInputs {
+  Tensor y;                    // (batch, L, inner) bfloat16
+  Tensor residual;             // (batch, L, width) float32
+  Tensor out_proj;             // (width, inner); all four matrices bfloat16
+  Tensor first, first_bias;    // (hidden, width), (hidden,)
+  Tensor second, second_bias;  // (width, hidden), (width,)
+  Tensor in_proj;              // (next, width), or undefined: there is none
+  std::array<TokenChainNorm, 2> norms;
+  Dropout dropout;
+};
+
+/// What only the backward pass needs is undefined where it was not asked for.
+struct TokenChain {
+  std::array<Tensor, 2> sums;        // (batch, L, width) float32; the second is a result
+  std::array<Tensor, 2> statistics;  // (rows, 2)
+  std::array<Tensor, 2> normed;      // (batch, L, width) bfloat16; without in_proj a result
+  Tensor hidden, slope;              // (batch, L, hidden) bfloat16
+  Tensor next;                       // (batch, L, next) bfloat16, where there is an in_proj
+};
+
+/// Whether the chain takes layers of these widths on the device of x (..., width) on CUDA; a `next`
+/// of 0: no in_proj.
+bool token_chain_fits(const Tensor& x, int64_t inner, int64_t hidden, int64_t next);
+
+/// keep: also what the backward pass needs.
+TokenChain token_chain(const TokenChainInputs& in, bool keep);
+
+struct TokenChainGradients {
+  Tensor dy, dresidual;
+  Tensor dhidden;                 // (batch, L, hidden) bfloat16, before the GELU
+  std::array<Tensor, 2> dbranch;  // (batch, L, width) bfloat16: of out_proj y, of second hidden
+  Tensor parts;                   // (blocks, columns): kernels::TokenChainBackwardParams
+};
+
+/// dnext (batch, L, next), or of the second norm, bfloat16; dsum (batch, L, width) float32 of
+/// sums[1], or undefined: zero. `in` needs no biases and no residual, `saved` no hidden and no
+/// normed.
+TokenChainGradients token_chain_backward(const Tensor& dnext, const Tensor& dsum,
+                                         const TokenChainInputs& in, const TokenChain& saved);
+
 // ---- The token embedding: kernels/embedding/params.h ----
 
 struct EmbeddingInputs {

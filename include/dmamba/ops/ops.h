@@ -91,4 +91,13 @@ bool built_with_cuda();
 /// CUDA.
 void set_cuda_scan_plan(int64_t chunk_length);
 
+/// Whether layers whose widths fit compute on CUDA, in bfloat16, all that lies between two scans in
+/// one launch each way; it does from the start. For tests and measurements: both ways differ in
+/// roundings alone. Graphs that were recorded stay as they are. Throws dmamba::Error where the
+/// library was built without CUDA.
+void set_token_chain(bool on);
+
+/// Whether they do; false in a library without CUDA.
+bool token_chain_enabled();
+
 }  // namespace dmamba::ops

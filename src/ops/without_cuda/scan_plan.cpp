@@ -11,4 +11,10 @@ void set_cuda_scan_plan(int64_t chunk_length) {
       "set_cuda_scan_plan: this dmamba was built without CUDA kernels; dmamba info says why");
 }
 
+void set_token_chain(bool) {
+  throw Error("set_token_chain: this dmamba was built without CUDA kernels; dmamba info says why");
+}
+
+bool token_chain_enabled() { return false; }
+
 }  // namespace dmamba::ops
