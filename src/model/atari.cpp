@@ -6,6 +6,7 @@
 #include "dmamba/common/error.h"
 #include "src/model/layers.h"
 #include "src/nn/game_embedding.h"
+#include "src/nn/layer_stack.h"
 #include "src/nn/plain_dispatch.h"
 #include "src/nn/residual_stream.h"
 #include "src/nn/step_context.h"
@@ -149,12 +150,11 @@ Tensor AtariDMambaImpl::run(const AtariWindow& window) {
   check_inputs(window);
   const int64_t batch = window.states.size(0), K = window.states.size(1);
   const Tokens embedded = embed(window);
-  nn::ResidualStream x(embedded.tokens);
   ops::TokenFlags flags;
   if (embedded.mask.defined()) flags.mask = embedded.mask;
-  for (auto& block : blocks_) block->forward(x, flags);
-  return logits(
-      x.norm(*ln_f_).view({batch, K, kinds_.count(), config_.d_model}).select(2, kinds_.state()));
+  return logits(nn::run_layers(blocks_, *ln_f_, embedded.tokens, flags)
+                    .view({batch, K, kinds_.count(), config_.d_model})
+                    .select(2, kinds_.state()));
 }
 
 Tensor AtariDMambaImpl::encode(const Tensor& stacks) {

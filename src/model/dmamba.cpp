@@ -5,6 +5,7 @@
 
 #include "src/model/layers.h"
 #include "src/nn/action_loss.h"
+#include "src/nn/layer_stack.h"
 #include "src/nn/residual_stream.h"
 #include "src/nn/step_context.h"
 #include "src/nn/token_embedding.h"
@@ -196,11 +197,9 @@ Tensor DMambaImpl::run_window(const Tensor& states, const Tensor& actions,
   const bool masked = config_.padding == "masked" && mask.has_value();
   const Window window =
       embed_window(states, actions, returns_to_go, timesteps, masked ? *mask : Tensor());
-  nn::ResidualStream x(window.tokens);
   ops::TokenFlags flags;
   if (window.mask.defined()) flags.mask = window.mask;
-  for (auto& block : blocks_) block->forward(x, flags);
-  return x.norm(*ln_f_);
+  return nn::run_layers(blocks_, *ln_f_, window.tokens, flags);
 }
 
 Tensor DMambaImpl::forward(const Tensor& states, const Tensor& actions, const Tensor& returns_to_go,

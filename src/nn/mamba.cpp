@@ -93,7 +93,11 @@ MambaImpl::MambaImpl(const MambaOptions& options) : options_(checked(options)) {
 
 torch::Tensor MambaImpl::forward(const Tensor& x, const ops::TokenFlags& flags) {
   check_tokens("Mamba", x, options_.d_model);
-  return linear(*out_proj, mamba_inner(linear(*in_proj, x), inner_parameters(*this), flags));
+  return linear(*out_proj, inner(linear(*in_proj, x), flags));
+}
+
+torch::Tensor MambaImpl::inner(const Tensor& xz, const ops::TokenFlags& flags) const {
+  return mamba_inner(xz, inner_parameters(*this), flags);
 }
 
 std::unique_ptr<MixerState> MambaImpl::initial_state(int64_t batch) const {

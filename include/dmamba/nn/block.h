@@ -29,6 +29,12 @@ class BlockImpl : public torch::nn::Module {
   std::unique_ptr<MixerState> initial_state(int64_t batch) const;
   void step(ResidualStream& x, const ops::TokenFlags& flags, MixerState& state);
 
+  /// The submodules, for what computes several layers together; empty where there is none.
+  std::shared_ptr<TokenMixer> mixer() const { return mixer_; }
+  torch::nn::LayerNorm norm() const { return norm_; }
+  torch::nn::LayerNorm channel_norm() const { return ln_2_; }
+  torch::nn::Sequential mlp() const { return mlp_; }
+
  private:
   void mix_channels(ResidualStream& x);
 

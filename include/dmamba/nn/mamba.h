@@ -39,6 +39,9 @@ class MambaImpl : public TokenMixer {
   torch::Tensor step(const torch::Tensor& x, const ops::TokenFlags& flags,
                      MixerState& state) override;
 
+  /// What lies between in_proj and out_proj: (batch, L, 2 d_inner) -> (batch, L, d_inner).
+  torch::Tensor inner(const torch::Tensor& xz, const ops::TokenFlags& flags) const;
+
   const MambaOptions& options() const { return options_; }
 
   torch::nn::Linear in_proj{nullptr}, x_proj{nullptr}, dt_proj{nullptr}, out_proj{nullptr};
