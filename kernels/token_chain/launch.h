@@ -8,9 +8,9 @@
 
 namespace dmamba::kernels {
 
-/// Compute capability, and bytes of shared memory that a block can ask for, from which on the chain
-/// works.
-constexpr int kTokenChainArchitecture = 80, kTokenChainSharedBytes = 160 * 1024;
+/// The compute capability that the chain works on, and no other: its kernels are made of Hopper's
+/// own instructions.
+constexpr int kTokenChainArchitecture = 90;
 
 /// Whether the kernels take a layer of these widths.
 constexpr bool token_chain_fits(int64_t width, int64_t inner, int64_t hidden, int64_t next) {
