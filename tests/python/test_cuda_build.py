@@ -24,3 +24,16 @@ def test_the_scans_plan_needs_cuda():
     else:
         _C.set_cuda_scan_plan(64)
         _C.set_cuda_scan_plan()
+
+
+def test_the_token_chain_needs_cuda():
+    if _build_info.cuda_reason:
+        assert not _C.token_chain_enabled()
+        with pytest.raises(dmamba.Error, match="set_token_chain: .* built without CUDA"):
+            _C.set_token_chain(False)
+    else:
+        assert _C.token_chain_enabled()
+        _C.set_token_chain(False)
+        assert not _C.token_chain_enabled()
+        _C.set_token_chain()
+        assert _C.token_chain_enabled()
