@@ -1,5 +1,5 @@
-// Matrices in global memory as the copy engine of Hopper's multiprocessors takes them (tensor maps):
-// one thread asks for a panel of 64 columns, which lies in shared memory as products want it
+// Matrices in global memory as the copy engine of Hopper's multiprocessors takes them (tensor
+// maps): one thread asks for a panel of 64 columns, which lies in shared memory as products want it
 // (wgmma.cuh); rows beyond the matrix become zero, and are not written.
 #pragma once
 
@@ -19,10 +19,10 @@ constexpr int kPanelColumns = 64;
 inline cudaError_t make_tensor_map(CUtensorMap& map, const void* data, int64_t rows,
                                    int64_t columns, int box_rows) {
   if (data == nullptr) return cudaSuccess;
-  using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*,
-                              const cuuint64_t*, const cuuint64_t*, const cuuint32_t*,
-                              const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
-                              CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+  using Encode =
+      CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
+                   const cuuint64_t*, const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave,
+                   CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
   static Encode encode = nullptr;  // found once; a race finds it twice
   if (encode == nullptr) {
     void* found = nullptr;
@@ -36,11 +36,16 @@ inline cudaError_t make_tensor_map(CUtensorMap& map, const void* data, int64_t r
   const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
   const cuuint64_t row_bytes[1] = {static_cast<cuuint64_t>(2 * columns)};
   const cuuint32_t box[2] = {kPanelColumns, static_cast<cuuint32_t>(box_rows)}, ones[2] = {1, 1};
-  const CUresult result = encode(
-      &map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(data), sizes, row_bytes, box,
-      ones, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result =
+      encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(data), sizes, row_bytes,
+             box, ones, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+/// Begins to fetch a map, which is a kernel's parameter.
+__device__ __forceinline__ void prefetch_map(const CUtensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
 
 /// By one thread, before the others use the barriers: one arrival each.
@@ -83,10 +88,10 @@ __device__ __forceinline__ void load_panel(uint32_t to, const CUtensorMap& map, 
 /// A panel from shared memory; a group of this thread's until commit_stores().
 __device__ __forceinline__ void store_panel(const CUtensorMap& map, int column, int row,
                                             uint32_t from) {
-  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(
-                   &map),
-               "r"(column), "r"(row), "r"(from)
-               : "memory");
+  asm volatile(
+      "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(&map),
+      "r"(column), "r"(row), "r"(from)
+      : "memory");
 }
 __device__ __forceinline__ void commit_stores() {
   asm volatile("cp.async.bulk.commit_group;" ::: "memory");

@@ -12,6 +12,16 @@ __device__ __forceinline__ float sum_warp(float value) {
   return value;
 }
 
+/// The sums of several values, which need not wait for one another.
+template <int kCount>
+__device__ __forceinline__ void sum_warp(float (&values)[kCount]) {
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) values[i] += __shfl_xor_sync(~0U, values[i], lanes);
+  }
+}
+
 /// Sums v over kLanes lanes (a power of two) that lie kStride apart, and leaves the sums spread
 /// over those lanes: a lane ends with the kLeft / kLanes sums (at least one) from the returned
 /// index on, in v[0...]. With fewer values than lanes several lanes hold the same sum.

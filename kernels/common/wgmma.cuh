@@ -27,10 +27,16 @@ __device__ __forceinline__ void commit_products() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
 
-/// Waits until at most `kLeft` groups of products are on their way; then the sums may be read.
+/// Waits until at most `kLeft` groups of products are on their way.
+template <int kLeft>
+__device__ __forceinline__ void wait_for_products() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
+}
+
+/// The same; then these sums may be read.
 template <int kLeft, int kTiles>
 __device__ __forceinline__ void wait_for_products(float (&sums)[kTiles][4]) {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
+  wait_for_products<kLeft>();
 #pragma unroll
   for (int c = 0; c < kTiles; ++c) {
 #pragma unroll

@@ -2,13 +2,13 @@
 //
 // A block takes kRows tokens through all of the chain, eight warps. The weights pass through shared
 // memory in slots of 128 x 128 numbers, each asked for some products before it is needed, by one
-// thread (tensor_map.cuh); with a slot may come 128 columns of the block's rows of another matrix. A
-// product is one of tensor cores from shared memory to registers (wgmma.cuh), and the other way
+// thread (tensor_map.cuh); with a slot may come 128 columns of the block's rows of another matrix.
+// A product is one of tensor cores from shared memory to registers (wgmma.cuh), and the other way
 // round than it is written: (outputs, tokens) = weights (outputs, terms) x activations (terms,
 // tokens), since the hardware wants 64 rows of the first matrix and as few columns as there are
 // tokens. Each of the two warpgroups has 64 of a slot's outputs. Results go back to shared memory
-// by stmatrix, which turns them, so that a token's numbers lie side by side again, and from there to
-// global memory as whole panels.
+// by stmatrix, which turns them, so that a token's numbers lie side by side again, and from there
+// to global memory as whole panels.
 //
 // Between the products a warp has whole rows (kernels/normalization/row.cuh).
 #pragma once
@@ -18,22 +18,22 @@
 #include "kernels/common/storage.cuh"
 #include "kernels/common/tensor_map.cuh"
 #include "kernels/common/wgmma.cuh"
+#include "kernels/elementwise/params.h"
 #include "kernels/normalization/row.cuh"
 #include "kernels/token_chain/params.h"
 
 namespace dmamba::kernels::chain {
 
 constexpr int kWidth = kChainWidth, kChunk = kChainChunk, kWarps = 8, kThreads = 32 * kWarps;
+constexpr int kRows = kChainRows, kRowsOfWarp = kRows / kWarps, kSlots = 3;
 constexpr int kPack = 8;  // numbers of 16 bytes
 static_assert(kChunk == kWidth && kChunk == 2 * kPanelColumns);
 
-/// Bytes of a matrix of kRows rows and 128 columns.
-template <int kRows>
-constexpr uint32_t kTileBytes = 2 * kRows * kChunk;
+/// Bytes of a matrix of kCount rows and 128 columns.
+template <int kCount>
+constexpr uint32_t kTileBytes = 2 * kCount * kChunk;
 
-template <int kRows>
 struct Memory {
-  static constexpr int kSlots = kRows == 32 ? 4 : 3;
   alignas(1024) unsigned char slots[kSlots][kTileBytes<kChunk>];
   unsigned char terms[kSlots][kTileBytes<kRows>];  // what came with the slots
   unsigned char tile[kTileBytes<kRows>];           // what the next product takes
@@ -46,15 +46,12 @@ struct Memory {
 };
 
 /// Where a pack lies, in bytes, in a matrix of kRows rows.
-template <int kRows>
 __device__ __forceinline__ uint32_t pack_at(int row, int pack) {
   return pack / 8 * (kRows * 128) + row * 128 + ((pack % 8) ^ (row & 7)) * 16;
 }
 
 /// The block's place, and the thread's in it.
-template <int kRows>
 struct Place {
-  static constexpr int kRowsOfWarp = kRows / kWarps;
   int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   int64_t first_row = int64_t{blockIdx.x} * kRows;
   int rows;  // of the block that exist
@@ -69,13 +66,21 @@ struct Place {
 };
 
 /// The sums of a lane: its two outputs for every eight tokens 2 (lane % 4) and the next.
-template <int kRows>
 using Sums = float[kRows / 8][4];
+
+/// So that other sums can take the first's registers.
+__device__ __forceinline__ void copy(Sums& to, const Sums& from) {
+#pragma unroll
+  for (int j = 0; j < kRows / 8; ++j) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) to[j][e] = from[j][e];
+  }
+}
 
 /// Begins sums (+)= weights x activations for the warpgroup's 64 outputs and all tokens; a row of
 /// the slot is an output's terms or (kByTerm) a term's outputs.
-template <bool kByTerm, int kRows>
-__device__ __forceinline__ void multiply(Sums<kRows>& sums, uint32_t slot, uint32_t activations,
+template <bool kByTerm>
+__device__ __forceinline__ void multiply(Sums& sums, uint32_t slot, uint32_t activations,
                                          bool add) {
   constexpr uint32_t kPanel = 128 * kChunk, kTokens = 128 * kRows;
   const uint32_t group = __shfl_sync(~0U, threadIdx.x / 128, 0);  // known to be the warp's
@@ -97,30 +102,26 @@ __device__ __forceinline__ uint32_t two_words(float low, float high) {
 }
 
 /// Leaves the warp's 16 outputs of all tokens, rounded, in a matrix in shared memory.
-template <int kRows>
-__device__ __forceinline__ void leave_rounded(uint32_t matrix, const Sums<kRows>& sums,
-                                              const Place<kRows>& at) {
+__device__ __forceinline__ void leave_rounded(uint32_t matrix, const Sums& sums, const Place& at) {
   const int token = at.lane / 16 * 8 + at.lane % 8, pack = at.outputs() / kPack + at.lane / 8 % 2;
-  const uint32_t to = matrix + pack_at<kRows>(token, pack);
+  const uint32_t to = matrix + pack_at(token, pack);
 #pragma unroll
   for (int j = 0; j < kRows / 8; j += 2) {
-    store_tiles_transposed(to + j * 8 * 128, two_words(sums[j][0], sums[j][1]),
-                           two_words(sums[j][2], sums[j][3]),
-                           two_words(sums[j + 1][0], sums[j + 1][1]),
-                           two_words(sums[j + 1][2], sums[j + 1][3]));
+    store_tiles_transposed(
+        to + j * 8 * 128, two_words(sums[j][0], sums[j][1]), two_words(sums[j][2], sums[j][3]),
+        two_words(sums[j + 1][0], sums[j + 1][1]), two_words(sums[j + 1][2], sums[j + 1][3]));
   }
 }
 
 /// Both panels of such a matrix to global memory, from this column on; by one thread.
-template <int kRows>
 __device__ __forceinline__ void store_tile(const CUtensorMap& map, int column, uint32_t matrix,
-                                           const Place<kRows>& at) {
+                                           const Place& at) {
   const int row = static_cast<int>(at.first_row);
   store_panel(map, column, row, matrix);
   store_panel(map, column + kPanelColumns, row, matrix + 128 * kRows);
 }
 
-/// And there from global memory; `row` may be another matrix's.
+/// A matrix of kCount rows from global memory, from this column and row of it on; by one thread.
 template <int kCount>
 __device__ __forceinline__ void load_tile(uint32_t to, const CUtensorMap& map, int column, int row,
                                           uint32_t barrier) {
@@ -134,9 +135,7 @@ __device__ __forceinline__ int product_at(int token, int output) {
 }
 
 /// Leaves the warp's outputs for whole rows to be read.
-template <int kRows>
-__device__ __forceinline__ void leave_products(Memory<kRows>& memory, const Sums<kRows>& sums,
-                                               const Place<kRows>& at) {
+__device__ __forceinline__ void leave_products(Memory& memory, const Sums& sums, const Place& at) {
 #pragma unroll
   for (int j = 0; j < kRows / 8; ++j) {
 #pragma unroll
@@ -147,29 +146,30 @@ __device__ __forceinline__ void leave_products(Memory<kRows>& memory, const Sums
   }
 }
 
-template <int kRows>
-__device__ __forceinline__ Row<1> take_products(const Memory<kRows>& memory, int row,
-                                                const Lane& lane) {
+__device__ __forceinline__ Row<1> take_products(const Memory& memory, int row, const Lane& lane) {
   Row<1> products;
   load_pack<float, kRowVector>(memory.products + product_at(row, lane.column(0)), products.v[0]);
   return products;
 }
 
 /// A row into the tile.
-template <int kRows>
-__device__ __forceinline__ void leave_row(Memory<kRows>& memory, int row, const Row<1>& values,
+__device__ __forceinline__ void leave_row(Memory& memory, int row, const Row<1>& values,
                                           const Lane& lane) {
   const int column = lane.column(0);
   store_pack<bfloat16, kRowVector>(
-      reinterpret_cast<bfloat16*>(memory.tile + pack_at<kRows>(row, column / kPack)) +
-          column % kPack,
+      reinterpret_cast<bfloat16*>(memory.tile + pack_at(row, column / kPack)) + column % kPack,
       values.v[0]);
 }
 
 /// The first of the warp's rows of a matrix in global memory, 128 columns.
-template <class T, int kRows>
-__device__ __forceinline__ T* rows_of_warp(T* matrix, const Place<kRows>& at) {
+template <class T>
+__device__ __forceinline__ T* rows_of_warp(T* matrix, const Place& at) {
   return matrix + (at.first_row + at.row(0)) * kWidth;
+}
+
+/// A vector of the norms, or zeros where there is none.
+__device__ __forceinline__ Row<1> vector_or_zero(const float* vector, const Lane& lane) {
+  return vector != nullptr ? load_row<1>(vector, lane) : Row<1>{};
 }
 
 /// Fetches a row, or zeros.
@@ -186,11 +186,20 @@ struct Request {
   int terms_column;
 };
 
+/// The order of the channel mixer's products: the first of a chunk comes before the second of the
+/// chunk before. With the first of chunk 0: 0; 1, 0'; 2, 1'; ...
+struct MixerStep {
+  bool first;
+  int chunk;
+  __device__ __forceinline__ MixerStep(int step, int chunks)
+      : first(step == 0 || (step % 2 == 1 && step != 2 * chunks - 1)),
+        chunk(first ? (step + 1) / 2 : (step - 1) / 2) {}
+};
+
 /// The block's slots in their turn. `request(step)` says what a step needs. The thread that `leads`
 /// asks for it.
-template <int kRows, class F>
+template <class F>
 struct Pipeline {
-  static constexpr int kSlots = Memory<kRows>::kSlots;
   uint32_t slots, terms, arrived;
   int first_row, steps;
   F request;
@@ -209,14 +218,14 @@ struct Pipeline {
     const uint32_t barrier = arrived + 8 * i;
     expect_bytes(barrier, kTileBytes<kChunk> + (r.terms != nullptr ? kTileBytes<kRows> : 0));
     load_tile<kChunk>(slot(i), *r.weights, r.column, r.row, barrier);
-    if (r.terms != nullptr) load_tile<kRows>(terms_of(i), *r.terms, r.terms_column, first_row, barrier);
+    if (r.terms == nullptr) return;
+    load_tile<kRows>(terms_of(i), *r.terms, r.terms_column, first_row, barrier);
   }
   __device__ __forceinline__ void begin() {
-    if (leads()) {
-      for (int i = 0; i < kSlots; ++i) make_barrier(arrived + 8 * i);
-      publish_barriers();
-      for (int step = 0; step < kSlots - 2; ++step) ask(step, step);
-    }
+    if (!leads()) return;
+    for (int i = 0; i < kSlots; ++i) make_barrier(arrived + 8 * i);
+    publish_barriers();
+    for (int step = 0; step < kSlots - 2; ++step) ask(step, step);
   }
   /// The number of the next step's slot, there for all, as is what else was written to shared
   /// memory; what is stored from there may be written over after the next take(). The products of
@@ -238,10 +247,9 @@ struct Pipeline {
   }
 };
 
-template <int kRows, class F>
-__device__ __forceinline__ Pipeline<kRows, F> make_pipeline(const Memory<kRows>& memory,
-                                                            const Place<kRows>& at, int steps,
-                                                            F request) {
+template <class F>
+__device__ __forceinline__ Pipeline<F> make_pipeline(const Memory& memory, const Place& at,
+                                                     int steps, F request) {
   return {shared_address(memory.slots),
           shared_address(memory.terms),
           shared_address(memory.arrived),
@@ -250,35 +258,73 @@ __device__ __forceinline__ Pipeline<kRows, F> make_pipeline(const Memory<kRows>&
           request};
 }
 
-/// The last product: the tile times the rest of the slots, rounded, to global memory. Two tiles of
-/// the terms' memory take turns: the one before is stored while this one is computed.
-template <bool kByTerm, int kRows, class F>
+/// Which elements of the warp's rows a dropout keeps, a word a row; all where there is none. The
+/// factor of those that are kept.
+__device__ __forceinline__ float keep_rows(uint32_t (&keep)[kRowsOfWarp], const DropoutMask& mask,
+                                           const Place& at) {
+  const uint64_t key = mask.key != nullptr ? static_cast<uint64_t>(*mask.key) : 0;
+  const auto first =
+      static_cast<uint64_t>(mask.first + (at.first_row + at.row(0)) * kWidth) / kDropoutStretch;
+#pragma unroll 1  // a copy of the generator is enough
+  for (int r = 0; r < kRowsOfWarp; ++r) {
+    const uint32_t bits = mask.key == nullptr
+                              ? ~0U
+                              : keep_bits<kRowVector>(first + r * (kWidth / kDropoutStretch), key,
+                                                      mask.threshold, at.lane);
+#pragma unroll
+    for (int i = 0; i < kRowsOfWarp; ++i) {
+      if (i == r) keep[i] = bits;
+    }
+  }
+  return mask.key != nullptr ? mask.scale : 1.0F;
+}
+
+__device__ __forceinline__ void drop(Row<1>& row, uint32_t keep, float scale) {
+#pragma unroll
+  for (int e = 0; e < kRowVector; ++e) {
+    row.v[0][e] = (keep >> e & 1U) != 0 ? row.v[0][e] * scale : 0.0F;
+  }
+}
+
+/// The last product: the tile times the rest of the slots, rounded, to global memory, by three
+/// tiles of the terms' memory in turn: while a chunk is computed, the one before is rounded and the
+/// one before that is stored.
+template <bool kByTerm, class F>
 __device__ __forceinline__ void store_columns(const CUtensorMap& map, int chunks,
-                                              Pipeline<kRows, F>& pipeline, uint32_t tile,
-                                              const Place<kRows>& at) {
+                                              Pipeline<F>& pipeline, uint32_t tile,
+                                              const Place& at) {
   const auto store = [&](int chunk) {
     if (chunk < 0 || !pipeline.leads()) return;
-    store_tile(map, chunk * kChunk, pipeline.terms_of(chunk % 2), at);
+    store_tile(map, chunk * kChunk, pipeline.terms_of(chunk % 3), at);
     commit_stores();
   };
+  if (chunks == 0) return;
+  Sums next;
+  const auto begin = [&] { multiply<kByTerm>(next, pipeline.slot(pipeline.take()), tile, false); };
+  begin();
+  wait_for_products<0>(next);
   for (int chunk = 0; chunk < chunks; ++chunk) {
-    Sums<kRows> sums;
-    multiply<kByTerm, kRows>(sums, pipeline.slot(pipeline.take()), tile, false);
-    store(chunk - 1);
-    wait_for_products<0>(sums);
-    leave_rounded<kRows>(pipeline.terms_of(chunk % 2), sums, at);
+    Sums sums;
+    copy(sums, next);
+    if (chunk + 1 < chunks) {
+      begin();
+      store(chunk - 1);
+    }
+    leave_rounded(pipeline.terms_of(chunk % 3), sums, at);
+    wait_for_products<0>(next);
   }
   publish_to_products();
   __syncthreads();
+  store(chunks - 2);
   store(chunks - 1);
   if (pipeline.leads()) wait_for_stores();
 }
 
 /// Launches a kernel for blocks of kRows rows.
-template <int kRows, class Params, class Maps>
+template <class Params, class Maps>
 cudaError_t launch_blocks(void (*kernel)(Params, Maps), const Params& p, const Maps& maps,
                           cudaStream_t stream) {
-  constexpr int kBytes = sizeof(Memory<kRows>);
+  constexpr int kBytes = sizeof(Memory);
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (error != cudaSuccess) return error;
@@ -295,8 +341,12 @@ inline cudaError_t make_weight_maps(WeightMaps& maps, const ChainWeights& w, int
                                     int64_t hidden, int64_t next) {
   cudaError_t error = make_tensor_map(maps.out_proj, w.out_proj, kWidth, inner, kChunk);
   if (error == cudaSuccess) error = make_tensor_map(maps.first, w.first, hidden, kWidth, kChunk);
-  if (error == cudaSuccess) error = make_tensor_map(maps.second, w.second, kWidth, hidden, kChunk);
-  if (error == cudaSuccess) error = make_tensor_map(maps.in_proj, w.in_proj, next, kWidth, kChunk);
+  if (error == cudaSuccess) {
+    error = make_tensor_map(maps.second, w.second, kWidth, hidden, kChunk);
+  }
+  if (error == cudaSuccess) {
+    error = make_tensor_map(maps.in_proj, w.in_proj, next, kWidth, kChunk);
+  }
   return error;
 }
 

@@ -12,10 +12,12 @@ namespace dmamba::kernels {
 /// own instructions.
 constexpr int kTokenChainArchitecture = 90;
 
-/// Whether the kernels take a layer of these widths.
-constexpr bool token_chain_fits(int64_t width, int64_t inner, int64_t hidden, int64_t next) {
-  return width == kChainWidth && inner > 0 && inner % kChainChunk == 0 && hidden > 0 &&
-         hidden % kChainChunk == 0 && next % kChainChunk == 0;
+/// Whether the kernels take so many rows of a layer of these widths.
+constexpr bool token_chain_fits(int64_t rows, int64_t width, int64_t inner, int64_t hidden,
+                                int64_t next) {
+  return rows > 0 && rows <= kChainMostRows && width == kChainWidth && inner > 0 &&
+         inner % kChainChunk == 0 && hidden > 0 && hidden % kChainChunk == 0 &&
+         next % kChainChunk == 0;
 }
 
 cudaError_t launch_token_chain(const TokenChainParams& p, cudaStream_t stream);

@@ -77,12 +77,12 @@ struct TokenChainBackwardParams {
   float* parts;
 };
 
-/// Rows of a block: with many rows more of them share a block's reading of the weights. From sizes
-/// alone, so that sums have one order on any device.
-constexpr int64_t token_chain_block_rows(int64_t rows) { return rows > 8192 ? 64 : 32; }
-constexpr int64_t token_chain_blocks(int64_t rows) {
-  return (rows + token_chain_block_rows(rows) - 1) / token_chain_block_rows(rows);
-}
+/// Rows of a block.
+constexpr int64_t kChainRows = 32;
+constexpr int64_t token_chain_blocks(int64_t rows) { return (rows + kChainRows - 1) / kChainRows; }
+
+/// More rows take longer than the single ops do: a block reads all of the weights for its few rows.
+constexpr int64_t kChainMostRows = 132 * kChainRows;
 
 /// Columns of `parts`: those of norms and second_bias, and with the hidden layer's all.
 constexpr int64_t kChainColumns = 5 * kChainWidth;

@@ -71,7 +71,8 @@ Params sized_params(const TokenChainInputs& in) {
 }  // namespace
 
 bool token_chain_fits(const Tensor& x, int64_t inner, int64_t hidden, int64_t next) {
-  return kernels::token_chain_fits(x.size(-1), inner, hidden, next) &&
+  const int64_t width = x.size(-1), rows = x.numel() / width;
+  return kernels::token_chain_fits(rows, width, inner, hidden, next) &&
          architecture_of(x) == kernels::kTokenChainArchitecture;
 }
 
