@@ -1,0 +1,156 @@
+// How the policy's step lies in shared memory, and the stream of weights through it.
+#pragma once
+
+#include <algorithm>
+
+#include "kernels/policy_step/cluster.cuh"
+#include "kernels/policy_step/params.h"
+
+namespace dmamba::kernels {
+
+#ifndef DMAMBA_POLICY_THREADS
+#define DMAMBA_POLICY_THREADS 256
+#endif
+constexpr int kPolicyThreads = DMAMBA_POLICY_THREADS;
+constexpr int kPolicyWidest = 256;  // d_model
+constexpr int kMostSlots = 6;
+
+/// The tokens of kEnvs environments, and how many of them a thread multiplies at once.
+template <int kEnvs>
+struct PolicyTokens {
+  static constexpr int kAll = kPolicyTokens * kEnvs;
+  static constexpr int kMine = kEnvs == 1 ? 3 : 6;
+  static constexpr int kGroups = kAll / kMine;
+  static constexpr int kPitch = kEnvs == 1 ? 4 : kAll;  // of a row of activations
+};
+
+/// Offsets in floats.
+struct PolicyStepMemory {
+  int x;            // (tokens, d_model): the residual stream
+  int wide;         // (d_model or inputs, pitch): what all ranks have alike, tokens innermost
+  int own;          // (channels or units, pitch): what this one has
+  int gate;         // (tokens, channels)
+  int sums;         // (splits, tokens, columns of a product)
+  int x_parts;      // (ranks, tokens, columns of x_proj): written by all ranks
+  int projected;    // (tokens, columns of x_proj)
+  int parts;        // (ranks, tokens, columns of this rank): written by all ranks
+  int conv_states;  // (envs, d_conv - 1, channels)
+  int ssm_states;   // (envs, d_state, channels)
+  int vectors;      // (2, layer_stride): of this layer and the next one
+  int ends;
+  int facts;     // (3, envs) int: rows of the action's time and of the others', whether it is first
+  int barriers;  // slots, then the two of vectors, then that of ends; 8 bytes each
+  int weights;   // (slots, kPolicySlot)
+  int slots;
+  int bytes;
+};
+
+/// With as many slots as fit; fewer than 2 is too few.
+template <int kEnvs>
+PolicyStepMemory policy_step_memory(const PolicyStepSizes& s, const PolicyStepLayout& l,
+                                    int vectors_size, int most_bytes) {
+  using Tokens = PolicyTokens<kEnvs>;
+  PolicyStepMemory m{};
+  int size = 0;
+  const auto take = [&](int& where, int count) {
+    where = size;
+    size += round_up_to_4(count);
+  };
+  take(m.x, Tokens::kAll * s.d_model);
+  take(m.wide, std::max(s.d_model, l.embed.rows) * Tokens::kPitch);
+  take(m.own, std::max(l.channels, l.units) * Tokens::kPitch);
+  take(m.gate, Tokens::kAll * l.channels);
+  take(m.sums, kPolicyThreads * 4 * Tokens::kMine);
+  take(m.x_parts, l.ranks * Tokens::kAll * l.x.cols);
+  take(m.projected, Tokens::kAll * l.x.cols);
+  take(m.parts, Tokens::kAll * s.d_model);
+  take(m.conv_states, kEnvs * (kPolicyTaps - 1) * l.channels);
+  take(m.ssm_states, kEnvs * kPolicyStates * l.channels);
+  take(m.vectors, 2 * vectors_size);
+  take(m.ends, l.ends_size);
+  take(m.facts, 3 * kEnvs);
+  take(m.barriers, 2 * (kMostSlots + 3));
+  size = (size + 31) / 32 * 32;
+  m.weights = size;
+  m.slots = std::min((most_bytes / 4 - size) / kPolicySlot, kMostSlots);
+  m.bytes = 4 * (size + std::max(m.slots, 0) * kPolicySlot);
+  return m;
+}
+
+/// All matrices of a rank on their way through the slots, in pieces of as many rows as fit.
+class PolicyWeights {
+ public:
+  __device__ PolicyWeights(const PolicyStepParams& p, const PolicyStepMemory& m, float* shared,
+                           int rank)
+      : p_(p),
+        slots_(shared + m.weights),
+        barriers_(reinterpret_cast<uint64_t*>(shared + m.barriers)),
+        count_(m.slots),
+        next_(p.packed + rank * p.layout.rank_stride),
+        stages_(2 + p.sizes.n_layer * stages_of_layer()) {}
+
+  /// Rows of the piece that begins at `row`.
+  __device__ static int rows_from(const PolicyStepShape& shape, int row) {
+    return min(shape.rows - row, kPolicySlot / shape.cols);
+  }
+
+  /// Thread 0: sends for the first pieces.
+  __device__ void begin() {
+    for (int i = 0; i < count_; ++i) send();
+  }
+
+  /// The next piece, once it is there.
+  __device__ const float* take() {
+    wait_for_phase(barriers_ + slot_, phase_);
+    return slots_ + slot_ * kPolicySlot;
+  }
+
+  /// After the block's barrier: nobody reads the last piece any more.
+  __device__ void give_back() {
+    if (threadIdx.x == 0) send();
+    if (++slot_ == count_) {
+      slot_ = 0;
+      phase_ ^= 1U;
+    }
+  }
+
+ private:
+  __device__ int stages_of_layer() const { return p_.sizes.hidden > 0 ? 5 : 3; }
+
+  __device__ const PolicyStepShape& shape() const {
+    const PolicyStepLayout& l = p_.layout;
+    if (stage_ == 0) return l.embed;
+    if (stage_ == stages_ - 1) return l.head;
+    const int of_layer = (stage_ - 1) % stages_of_layer();
+    if (of_layer == 0) return l.in;
+    if (of_layer == 1) return l.x;
+    if (of_layer == 2) return l.out;
+    return of_layer == 3 ? l.wide : l.back;
+  }
+
+  /// Thread 0 alone knows what comes next.
+  __device__ void send() {
+    if (stage_ == stages_) return;
+    const PolicyStepShape& of = shape();
+    const int rows = rows_from(of, row_);
+    copy_in_bulk(slots_ + to_ * kPolicySlot, next_, rows * of.cols, barriers_ + to_);
+    next_ += rows * of.cols;
+    to_ = to_ + 1 == count_ ? 0 : to_ + 1;
+    row_ += rows;
+    if (row_ == of.rows) {
+      row_ = 0;
+      ++stage_;
+    }
+  }
+
+  const PolicyStepParams& p_;
+  float* slots_;
+  uint64_t* barriers_;
+  int count_;
+  int slot_ = 0;
+  uint32_t phase_ = 0;
+  const float* next_;
+  int stages_, stage_ = 0, row_ = 0, to_ = 0;
+};
+
+}  // namespace dmamba::kernels
