@@ -99,8 +99,8 @@ double error_of(const DeviceArray& array, const std::vector<double>& reference) 
 
 std::vector<PolicyStepPlan> plans_for(const PolicyStepSizes& sizes) {
   std::vector<PolicyStepPlan> plans;
-  for (const int ranks : {2, 4, 8}) {
-    for (const int envs : {1, 2, 4, 8}) {
+  for (const int ranks : {1, 2, 4, 8}) {
+    for (const int envs : {1, 2, 3, 4, 8}) {
       if (policy_step_fits(sizes, {ranks, envs})) plans.push_back({ranks, envs});
     }
   }

@@ -11,11 +11,6 @@ namespace dmamba::kernels {
 /// Compute capability from which on it works: clusters of blocks, bulk copies.
 constexpr int kPolicyStepArchitecture = 90;
 
-/// How the environments are shared out: `ranks` blocks for every `envs` environments.
-struct PolicyStepPlan {
-  int ranks, envs;
-};
-
 /// Whether a plan's blocks fit into the device's memory, and the threads have enough to do.
 bool policy_step_fits(const PolicyStepSizes& sizes, const PolicyStepPlan& plan);
 

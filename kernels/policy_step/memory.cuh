@@ -19,9 +19,16 @@ constexpr int kMostSlots = 6;
 template <int kEnvs>
 struct PolicyTokens {
   static constexpr int kAll = kPolicyTokens * kEnvs;
-  static constexpr int kMine = kEnvs == 1 ? 3 : 6;
+  static constexpr int kMine = std::min(kAll, 12);
   static constexpr int kGroups = kAll / kMine;
-  static constexpr int kPitch = kEnvs == 1 ? 4 : kAll;  // of a row of activations
+  static constexpr int kPitch = (kAll + 3) / 4 * 4;  // of a row of activations
+};
+
+/// Barriers in shared memory.
+struct PolicyBarriers {
+  uint64_t weights[kMostSlots];
+  uint64_t vectors[2], ends;
+  uint64_t projected, parts, stream;  // what is sent
 };
 
 /// Offsets in floats.
@@ -39,7 +46,7 @@ struct PolicyStepMemory {
   int vectors;      // (2, layer_stride): of this layer and the next one
   int ends;
   int facts;     // (3, envs) int: rows of the action's time and of the others', whether it is first
-  int barriers;  // slots, then the two of vectors, then that of ends; 8 bytes each
+  int barriers;  // PolicyBarriers
   int weights;   // (slots, kPolicySlot)
   int slots;
   int bytes;
@@ -69,7 +76,7 @@ PolicyStepMemory policy_step_memory(const PolicyStepSizes& s, const PolicyStepLa
   take(m.vectors, 2 * vectors_size);
   take(m.ends, l.ends_size);
   take(m.facts, 3 * kEnvs);
-  take(m.barriers, 2 * (kMostSlots + 3));
+  take(m.barriers, sizeof(PolicyBarriers) / 4);
   size = (size + 31) / 32 * 32;
   m.weights = size;
   m.slots = std::min((most_bytes / 4 - size) / kPolicySlot, kMostSlots);
@@ -84,7 +91,7 @@ class PolicyWeights {
                            int rank)
       : p_(p),
         slots_(shared + m.weights),
-        barriers_(reinterpret_cast<uint64_t*>(shared + m.barriers)),
+        barriers_(reinterpret_cast<PolicyBarriers*>(shared + m.barriers)->weights),
         count_(m.slots),
         next_(p.packed + rank * p.layout.rank_stride),
         stages_(2 + p.sizes.n_layer * stages_of_layer()) {}

@@ -16,6 +16,11 @@ struct PolicyStepSizes {
   int state_dim, act_dim, max_timestep;
 };
 
+/// How the environments are shared out: a cluster of `ranks` blocks for every `envs` environments.
+struct PolicyStepPlan {
+  int ranks, envs;
+};
+
 /// A matrix as a block reads it: inputs in rows, outputs side by side, a multiple of 4.
 struct PolicyStepShape {
   int rows, cols;
@@ -110,7 +115,7 @@ struct PolicyStepParams {
   PolicyStepLayout layout;
   PolicyStepVectors vectors;
   int num_envs;
-  int envs;             // of a cluster: 1, 2, 4 or 8
+  int envs;             // of a cluster: 1, 2, 3, 4 or 8
   const float* packed;  // see PolicyStepLayout and pack.h; on 16 bytes, as all of these
   const float* time;    // (max_timestep, d_model)
   // (num_envs, state_dim + 3): the state, standardised; return-to-go, scaled; the timestep; 1 where

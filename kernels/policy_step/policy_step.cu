@@ -5,7 +5,7 @@
 // in_proj and everything in between, which needs no other, and its channels' rows of x_proj and
 // out_proj, of which it makes a part of each sum. So the parts of x_proj go to all ranks, those of
 // out_proj to the rank that owns the column, which adds them up to the residual stream and hands
-// the sum round. The mixer's hidden units are shared in the same way. Five barriers a layer.
+// the sum round. The mixer's hidden units are shared in the same way. Five such rounds a layer.
 //
 // Weights come in the order in which they are read, in bulk copies far ahead of the arithmetic. A
 // thread multiplies four columns with a few tokens and every n-th row; those n sums are added up in
@@ -39,6 +39,8 @@ auto with_envs(int envs, F&& f) {
       return f(std::integral_constant<int, 1>{});
     case 2:
       return f(std::integral_constant<int, 2>{});
+    case 3:
+      return f(std::integral_constant<int, 3>{});
     case 4:
       return f(std::integral_constant<int, 4>{});
     default:
@@ -80,11 +82,11 @@ cudaError_t with_config(const PolicyStepSizes& sizes, const PolicyStepPlan& plan
 }  // namespace
 
 bool policy_step_fits(const PolicyStepSizes& s, const PolicyStepPlan& plan) {
-  const int ranks = plan.ranks, groups = plan.envs == 8 ? 4 : plan.envs == 4 ? 2 : 1;
+  const int ranks = plan.ranks, groups = plan.envs == 8 ? 2 : 1;
   if (s.d_model % 32 != 0 || s.d_model < 32 || s.d_model > kPolicyWidest) return false;
   if (s.d_inner != 2 * s.d_model || (s.hidden != 0 && s.hidden != 4 * s.d_model)) return false;
   if (s.dt_rank < 1 || s.dt_rank > 2 * kPolicyStates) return false;
-  if (ranks != 2 && ranks != 4 && ranks != 8) return false;
+  if (ranks != 1 && ranks != 2 && ranks != 4 && ranks != 8) return false;
   // A stage's quads of columns for all groups of tokens are at most one for each thread.
   const int widest = s.d_model > 2 * s.d_inner / ranks ? s.d_model : 2 * s.d_inner / ranks;
   if (widest / 4 * groups > kPolicyThreads) return false;
@@ -99,20 +101,26 @@ cudaError_t policy_step_clusters(const PolicyStepSizes& sizes, const PolicyStepP
   });
 }
 
+/// What it takes a cluster, as measured with d_model 128 and three layers: microseconds.
+double time_of_wave(const PolicyStepPlan& plan) {
+  return 20 + (20 + 30.0 * plan.envs) / plan.ranks;
+}
+
 cudaError_t plan_policy_step(const PolicyStepSizes& sizes, int num_envs, PolicyStepPlan* plan) {
   *plan = {0, 0};
-  int fewest_rounds = 0;
-  for (const int ranks : {8, 4}) {
-    for (const int envs : {1, 2, 4, 8}) {
+  double shortest = 0;
+  for (const int ranks : {1, 2, 4, 8}) {
+    for (const int envs : {1, 2, 3, 4, 8}) {
       const PolicyStepPlan candidate{ranks, envs};
       if (!policy_step_fits(sizes, candidate)) continue;
-      int clusters = 0;
-      const cudaError_t error = policy_step_clusters(sizes, candidate, &clusters);
+      int at_once = 0;
+      const cudaError_t error = policy_step_clusters(sizes, candidate, &at_once);
       if (error != cudaSuccess) return error;
-      if (clusters == 0) continue;
-      const int at_once = clusters * envs, rounds = (num_envs + at_once - 1) / at_once;
-      if (fewest_rounds == 0 || rounds < fewest_rounds) {
-        fewest_rounds = rounds;
+      if (at_once == 0) continue;
+      const int clusters = (num_envs + envs - 1) / envs;
+      const double time = (clusters + at_once - 1) / at_once * time_of_wave(candidate);
+      if (shortest == 0 || time < shortest) {
+        shortest = time;
         *plan = candidate;
       }
     }

@@ -1,43 +1,22 @@
-// A block's way through the model.
+// The way through the model.
 #pragma once
 
-#include "kernels/common/math.cuh"
-#include "kernels/common/warp.cuh"
-#include "kernels/policy_step/memory.cuh"
+#include "kernels/policy_step/block.cuh"
 
 namespace dmamba::kernels {
 
-__device__ __forceinline__ float4 operator+(float4 a, float4 b) {
-  return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w};
-}
-
-__device__ __forceinline__ float4& quad_at(float* place) {
-  return *reinterpret_cast<float4*>(place);
-}
-
-__device__ __forceinline__ float4 quad_at(const float* place) {
-  return *reinterpret_cast<const float4*>(place);
-}
-
-/// In shared memory, token `k` of environment `e` is token 3 e + k.
 template <int kEnvs>
-class PolicyWalk {
+class PolicyWalk : PolicyBlock<kEnvs> {
  public:
   __device__ PolicyWalk(const PolicyStepParams& p, const PolicyStepMemory& m, float* shared)
-      : p_(p),
-        m_(m),
-        shared_(shared),
-        rank_(cluster_rank()),
-        first_env_(static_cast<int>(blockIdx.x) / p.layout.ranks * kEnvs),
-        thread_(static_cast<int>(threadIdx.x)),
-        weights_(p, m, shared, rank_) {}
+      : Block(p, m, shared) {}
 
   __device__ void run() {
     const PolicyStepLayout& l = p_.layout;
     begin();
     embed();
     for (int layer = 0; layer < p_.sizes.n_layer; ++layer) {
-      wait_for_phase(vector_barrier(layer), static_cast<uint32_t>(layer / 2) & 1U);
+      wait_for_phase(barriers()->vectors + layer % 2, static_cast<uint32_t>(layer / 2) & 1U);
       norm(vectors(layer) + p_.vectors.norm);
       wait_for_copies();
       __syncthreads();
@@ -45,7 +24,7 @@ class PolicyWalk {
       convolve(layer);
       __syncthreads();
       multiply(at(m_.own), l.x);
-      share_projected();
+      share_projected(layer);
       scan(layer);
       __syncthreads();
       multiply(at(m_.own), l.out);
@@ -58,18 +37,15 @@ class PolicyWalk {
   }
 
  private:
-  using Tokens = PolicyTokens<kEnvs>;
-  static constexpr int kAll = Tokens::kAll, kMine = Tokens::kMine, kPitch = Tokens::kPitch;
-  static constexpr int kWarps = kPolicyThreads / 32;
+  using Block = PolicyBlock<kEnvs>;
+  using Block::at, Block::barriers, Block::facts, Block::begins, Block::exists;
+  using Block::kAll, Block::kPitch, Block::kWarps;
+  using Block::multiply, Block::sum_at, Block::quad_sum_at, Block::normed;
+  using Block::p_, Block::m_, Block::rank_, Block::first_env_, Block::thread_, Block::weights_;
+  using Block::send_to_all, Block::expect, Block::share_projected, Block::add_to_stream;
+  using Block::wait_for_stream_columns;
+  using Row = typename Block::Row;
 
-  __device__ float* at(int offset) const { return shared_ + offset; }
-  __device__ const int* facts() const { return reinterpret_cast<const int*>(at(m_.facts)); }
-  __device__ bool begins(int env) const { return facts()[2 * kEnvs + env] != 0; }
-  __device__ bool exists(int env) const { return first_env_ + env < p_.num_envs; }
-  __device__ uint64_t* barrier(int index) const {
-    return reinterpret_cast<uint64_t*>(at(m_.barriers)) + index;
-  }
-  __device__ uint64_t* vector_barrier(int layer) const { return barrier(kMostSlots + layer % 2); }
   __device__ const float* vectors(int layer) const {
     return at(m_.vectors) + layer % 2 * p_.layout.layer_stride;
   }
@@ -80,37 +56,48 @@ class PolicyWalk {
     const int64_t index = int64_t{rank_} * p_.sizes.n_layer + layer;
     copy_in_bulk(at(m_.vectors) + layer % 2 * l.layer_stride,
                  p_.packed + l.layers + index * l.layer_stride, l.layer_stride,
-                 vector_barrier(layer));
+                 barriers()->vectors + layer % 2);
   }
 
   /// Sends for weights and states; what was seen, as inputs of the embedding.
   __device__ void begin() {
     const PolicyStepLayout& l = p_.layout;
     if (thread_ == 0) {
-      for (int i = 0; i < kMostSlots + 3; ++i) init_barrier(barrier(i));
+      auto* all = reinterpret_cast<uint64_t*>(barriers());
+      for (size_t i = 0; i < sizeof(PolicyBarriers) / sizeof(uint64_t); ++i) init_barrier(all + i);
       publish_barriers();
       weights_.begin();
       send_vectors(0);
       send_vectors(1);
-      copy_in_bulk(at(m_.ends), p_.packed + l.ends, l.ends_size, barrier(kMostSlots + 2));
+      copy_in_bulk(at(m_.ends), p_.packed + l.ends, l.ends_size, &barriers()->ends);
     }
-    arrive_in_cluster();
     const int state_dim = p_.sizes.state_dim, width = state_dim + 3;
     if (thread_ < kEnvs) {
       const float* row = p_.seen + int64_t{first_env_ + thread_} * width + state_dim;
       const int last = p_.sizes.max_timestep - 1;
       const int time = exists(thread_) ? min(max(static_cast<int>(row[1]), 0), last) : 0;
-      int* facts = reinterpret_cast<int*>(at(m_.facts));
-      facts[thread_] = max(time - 1, 0);
-      facts[kEnvs + thread_] = time;
-      facts[2 * kEnvs + thread_] = exists(thread_) && row[2] != 0.0F;
+      facts()[thread_] = max(time - 1, 0);
+      facts()[kEnvs + thread_] = time;
+      facts()[2 * kEnvs + thread_] = exists(thread_) && row[2] != 0.0F;
     }
     for (int i = thread_; i < l.embed.rows * kAll; i += kPolicyThreads) {
       at(m_.wide)[i / kAll * kPitch + i % kAll] = input(i / kAll, i % kAll);
     }
-    wait_for_cluster();
+    meet_cluster();
     __syncthreads();
+    fetch_times();
     fetch_states(0);
+  }
+
+  /// The tokens' times into this rank's columns of the stream.
+  __device__ void fetch_times() const {
+    const int d = p_.sizes.d_model, width = p_.layout.columns, quads = width / 4;
+    for (int i = thread_; i < kAll * quads; i += kPolicyThreads) {
+      const int token = i / quads, column = rank_ * width + i % quads * 4;
+      const bool action = token % kPolicyTokens == 0;
+      const int row = facts()[(action ? 0 : kEnvs) + token / kPolicyTokens];
+      copy_or_zero(at(m_.x) + token * d + column, p_.time + int64_t{row} * d + column, true);
+    }
   }
 
   /// Row `row` of the embedding's inputs for a token; zero where the row is another kind's.
@@ -155,105 +142,19 @@ class PolicyWalk {
            rank_ * p_.layout.channels;
   }
 
-  __device__ static void load_tokens(const float* row, float (&values)[kMine]) {
-    if constexpr (kMine == 3) {
-      const float4 v = quad_at(row);
-      values[0] = v.x, values[1] = v.y, values[2] = v.z;
-    } else {
-#pragma unroll
-      for (int i = 0; i < kMine; i += 2) {
-        const float2 v = *reinterpret_cast<const float2*>(row + i);
-        values[i] = v.x, values[i + 1] = v.y;
-      }
-    }
-  }
-
-  /// The next matrix times `activations` (rows, pitch): its sums in parts, see sum_at(). Begins
-  /// after a barrier of the block, ends with one.
-  __device__ void multiply(const float* activations, const PolicyStepShape& shape) {
-    const int quads = shape.cols / 4, places = quads * Tokens::kGroups;
-    splits_ = min(kPolicyThreads / places, shape.rows);
-    columns_ = shape.cols;
-    const int quad = thread_ % quads, group = thread_ / quads % Tokens::kGroups,
-              split = thread_ / places;
-    const bool works = split < splits_;
-    float sums[kMine][4] = {};
-    for (int begin = 0; begin < shape.rows;) {
-      const int rows = PolicyWeights::rows_from(shape, begin);
-      const float* weights = weights_.take() + 4 * quad;
-      const float* tokens = activations + begin * kPitch + group * kMine;
-      if (works) {
-#pragma unroll 4
-        for (int row = split; row < rows; row += splits_) {
-          const float4 w = quad_at(weights + row * shape.cols);
-          float values[kMine];
-          load_tokens(tokens + row * kPitch, values);
-#pragma unroll
-          for (int i = 0; i < kMine; ++i) {
-            sums[i][0] = fmaf(w.x, values[i], sums[i][0]);
-            sums[i][1] = fmaf(w.y, values[i], sums[i][1]);
-            sums[i][2] = fmaf(w.z, values[i], sums[i][2]);
-            sums[i][3] = fmaf(w.w, values[i], sums[i][3]);
-          }
-        }
-      }
-      begin += rows;
-      if (begin == shape.rows && works) {
-#pragma unroll
-        for (int i = 0; i < kMine; ++i) {
-          const int token = group * kMine + i;
-          quad_at(at(m_.sums) + (split * kAll + token) * shape.cols + 4 * quad) = {
-              sums[i][0], sums[i][1], sums[i][2], sums[i][3]};
-        }
-      }
-      __syncthreads();
-      weights_.give_back();
-    }
-  }
-
-  /// What multiply() left for a token and column.
-  __device__ float sum_at(int token, int column) const {
-    const float* part = at(m_.sums) + token * columns_ + column;
-    float sum = 0.0F;
-#pragma unroll 8
-    for (int i = 0; i < splits_; ++i) sum += part[i * kAll * columns_];
-    return sum;
-  }
-
-  __device__ float4 quad_sum_at(int token, int column) const {
-    const float* part = at(m_.sums) + token * columns_ + column;
-    float4 sum{};
-#pragma unroll 4
-    for (int i = 0; i < splits_; ++i) sum = sum + quad_at(part + i * kAll * columns_);
-    return sum;
-  }
-
-  /// Stores at the same place in all ranks.
-  __device__ void store_in_all(const float* place, float4 value) const {
-    const int ranks = p_.layout.ranks;
-    for (int i = 0; i < ranks; ++i) store_in((rank_ + i) & (ranks - 1), place, value);
-  }
-
-  __device__ void meet() const {
-    arrive_in_cluster();
-    wait_for_cluster();
-  }
-
   /// Inputs to the stream: linear layers, times, LayerNorm.
   __device__ void embed() {
-    multiply(at(m_.wide), p_.layout.embed);
     const int d = p_.sizes.d_model, width = p_.layout.columns, quads = width / 4;
+    wait_for_copies();
+    multiply(at(m_.wide), p_.layout.embed);
+    expect(&barriers()->stream, kAll * d);
     for (int i = thread_; i < kAll * quads; i += kPolicyThreads) {
       const int token = i / quads, column = i % quads * 4;
-      const bool action = token % kPolicyTokens == 0;
-      const int row = facts()[(action ? 0 : kEnvs) + token / kPolicyTokens];
-      const float4 time = __ldg(
-          reinterpret_cast<const float4*>(p_.time + int64_t{row} * d + rank_ * width + column));
-      store_in_all(at(m_.x) + token * d + rank_ * width + column,
-                   quad_sum_at(token, column) + time);
+      float* place = at(m_.x) + token * d + rank_ * width + column;
+      send_to_all(place, quad_sum_at(token, column) + quad_at(place), &barriers()->stream);
     }
-    meet();
-    wait_for_phase(barrier(kMostSlots + 2), 0);
+    wait_for_stream_columns();
+    wait_for_phase(&barriers()->ends, 0);
     for (int token = thread_ / 32; token < kAll; token += kWarps) {
       float* x = at(m_.x) + token * d;
       const Row row = normed(x, at(m_.ends));
@@ -262,36 +163,6 @@ class PolicyWalk {
       }
     }
     __syncwarp();  // norm() gives a token to the same warp
-  }
-
-  struct Row {
-    float v[kPolicyWidest / 32];  // every 32nd column
-  };
-
-  /// By a warp: the row's LayerNorm, with weight and then bias at `parameters`.
-  __device__ Row normed(const float* x, const float* parameters) const {
-    constexpr float kEpsilon = 1e-5F;
-    const int d = p_.sizes.d_model, lane = thread_ % 32;
-    Row row{};
-    float sum = 0.0F, squares = 0.0F;
-#pragma unroll
-    for (int i = 0; i < kPolicyWidest / 32; ++i) {
-      if (32 * i < d) sum += row.v[i] = x[32 * i + lane];
-    }
-    const float mean = sum_warp(sum) / static_cast<float>(d);
-#pragma unroll
-    for (int i = 0; i < kPolicyWidest / 32; ++i) {
-      if (32 * i < d) squares = fmaf(row.v[i] - mean, row.v[i] - mean, squares);
-    }
-    const float scale = rsqrtf(sum_warp(squares) / static_cast<float>(d) + kEpsilon);
-#pragma unroll
-    for (int i = 0; i < kPolicyWidest / 32; ++i) {
-      const int c = 32 * i + lane;
-      if (32 * i < d) {
-        row.v[i] = fmaf((row.v[i] - mean) * scale, parameters[c], parameters[d + c]);
-      }
-    }
-    return row;
   }
 
   /// The stream's LayerNorm into `wide`.
@@ -344,23 +215,6 @@ class PolicyWalk {
         at(m_.own)[c * kPitch + kPolicyTokens * env + k] = u * sigmoid(u);
       }
     }
-  }
-
-  /// Adds x_proj's parts of all ranks up, in all ranks.
-  __device__ void share_projected() {
-    const int quads = columns_ / 4, size = kAll * columns_;
-    for (int i = thread_; i < kAll * quads; i += kPolicyThreads) {
-      const int token = i / quads, column = i % quads * 4;
-      store_in_all(at(m_.x_parts) + rank_ * size + token * columns_ + column,
-                   quad_sum_at(token, column));
-    }
-    meet();
-    for (int i = thread_; i < size; i += kPolicyThreads) {
-      float sum = 0.0F;
-      for (int rank = 0; rank < p_.layout.ranks; ++rank) sum += at(m_.x_parts)[rank * size + i];
-      at(m_.projected)[i] = sum;
-    }
-    __syncthreads();
   }
 
   /// Four lanes have a channel of an environment, four states each; eight channels lie side by
@@ -441,28 +295,6 @@ class PolicyWalk {
     add_to_stream(v + p_.vectors.back_bias);
   }
 
-  /// Every rank adds the parts of its own columns to the stream and hands the sums round.
-  __device__ void add_to_stream(const float* bias) {
-    const int d = p_.sizes.d_model, width = p_.layout.columns;
-    for (int i = thread_; i < kAll * (d / 4); i += kPolicyThreads) {
-      const int token = i / (d / 4), column = i % (d / 4) * 4;
-      store_in(column / width, at(m_.parts) + (rank_ * kAll + token) * width + column % width,
-               quad_sum_at(token, column));
-    }
-    meet();
-    for (int i = thread_; i < kAll * (width / 4); i += kPolicyThreads) {
-      const int token = i / (width / 4), column = i % (width / 4) * 4;
-      float* place = at(m_.x) + token * d + rank_ * width + column;
-      float4 sum = quad_at(place);
-      if (bias != nullptr) sum = sum + quad_at(bias + column);
-      for (int rank = 0; rank < p_.layout.ranks; ++rank) {
-        sum = sum + quad_at(at(m_.parts) + (rank * kAll + token) * width + column);
-      }
-      store_in_all(place, sum);
-    }
-    meet();
-  }
-
   /// Actions off the state's tokens; an environment is one rank's, an action one warp's.
   __device__ void predict() {
     const int d = p_.sizes.d_model, act_dim = p_.sizes.act_dim, lane = thread_ % 32;
@@ -484,13 +316,6 @@ class PolicyWalk {
       }
     }
   }
-
-  const PolicyStepParams& p_;
-  const PolicyStepMemory& m_;
-  float* shared_;
-  int rank_, first_env_, thread_;
-  int splits_ = 0, columns_ = 0;  // of the last product
-  PolicyWeights weights_;
 };
 
 }  // namespace dmamba::kernels

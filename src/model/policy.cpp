@@ -8,6 +8,7 @@
 #include "src/model/evaluation_mode.h"
 #include "src/model/policy_on_device.h"
 #include "src/model/recurrent_cpu.h"
+#include "src/model/recurrent_cuda.h"
 #include "src/model/window.h"
 
 namespace dmamba::model {
@@ -106,7 +107,12 @@ Policy::Policy(std::unique_ptr<ActingModel> acting, DMamba model, PolicyOptions 
                       options_.kind + " and " + options_.weights);
   }
   check_memory("Policy", options_.kind, options_.context_length, options_.forget_after);
-  if (model_) engine_ = make_engine(model_, options_);
+  if (model_) {
+    engine_ = make_engine(model_, options_);
+    if (options_.kind == "recurrent" && device_.is_cuda()) {
+      cuda_engine_ = RecurrentCuda::make(model_, options_.num_envs);
+    }
+  }
   const int64_t n = options_.num_envs;
   const int64_t K = options_.context_length > 0 ? options_.context_length : acting_->context_length;
   const int64_t state_dim = acting_->state_dim, act_dim = acting_->act_dim;
@@ -119,14 +125,16 @@ Policy::Policy(std::unique_ptr<ActingModel> acting, DMamba model, PolicyOptions 
     return torch::zeros(sizes, torch::TensorOptions().dtype(type).device(device_));
   };
   last_action_ = zeros({n, act_dim}, torch::kFloat);
-  if (device_.is_cuda()) on_device_ = std::make_unique<PolicyOnDevice>(n, state_dim, device_);
+  if (device_.is_cuda()) {
+    on_device_ = std::make_unique<PolicyOnDevice>(n, state_dim, act_dim, device_);
+  }
   if (options_.kind == "windowed") {
     states_ = zeros({n, K, state_dim}, torch::kFloat);
     actions_ = zeros({n, K, act_dim}, torch::kFloat);
     rtgs_ = zeros({n, K, 1}, torch::kFloat);
     timesteps_ = zeros({n, K}, torch::kLong);
     mask_ = zeros({n, K}, torch::kBool);
-  } else if (engine_ == nullptr) {
+  } else if (engine_ == nullptr && cuda_engine_ == nullptr) {
     state_ = model_->initial_state(n);
   }
 }
@@ -168,20 +176,23 @@ Tensor Policy::act(const Tensor& observations) {
   TORCH_CHECK(acting_->device() == device_, "Policy.act: the model moved from ", device_, " to ",
               acting_->device(), " after the policy was made; make a new one");
   const Seen seen = as_trained(observations);
-  if (on_device_) {
-    on_device_->copy_in(seen.states, seen.rtg, seen.timesteps, seen.first);
-    const auto work = [this] { last_action_.copy_(answer(on_device_->seen())); };
-    if (model_) {
-      on_device_->run(*model_, work);
-    } else {
-      work();
-    }
-  } else {
-    last_action_ = answer(seen);
-  }
   acted_ = true;
-  return last_action_.to(last_action_.options().device(torch::kCPU), /*non_blocking=*/false,
-                         /*copy=*/true);
+  if (on_device_) return answer_on_device(seen);
+  last_action_ = answer(seen);
+  return last_action_.clone();
+}
+
+Tensor Policy::answer_on_device(const Seen& seen) {
+  on_device_->copy_in(seen.states, seen.rtg, seen.timesteps, seen.first);
+  const auto work = [this] { last_action_.copy_(answer(on_device_->seen())); };
+  if (cuda_engine_) {
+    cuda_engine_->act(on_device_->rows(), last_action_);
+  } else if (model_) {
+    on_device_->run(*model_, work);
+  } else {
+    work();
+  }
+  return on_device_->copy_out(last_action_);
 }
 
 Tensor Policy::answer(const Seen& seen) {

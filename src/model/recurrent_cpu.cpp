@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <iterator>
 
 #include "src/ops/cpu/tensors.h"
 
@@ -90,7 +89,7 @@ RecurrentCpu::RecurrentCpu(DMamba model, int64_t num_envs, kernels::Storage stor
     : model_(std::move(model)),
       num_envs_(num_envs),
       storage_(storage),
-      parameters_(model_->parameters()) {
+      watch_(*model_) {
   repack_if_changed();
   for (const auto& layer : weights_->layers) {
     const int64_t d_inner = layer.D.size(0);
@@ -100,15 +99,11 @@ RecurrentCpu::RecurrentCpu(DMamba model, int64_t num_envs, kernels::Storage stor
 }
 
 void RecurrentCpu::repack_if_changed() {
-  const auto source = [](const Tensor& t) -> Source {
-    return {t.unsafeGetTensorImpl()->data(), t.is_inference() ? 0 : t._version()};
-  };
-  if (std::ranges::equal(parameters_, packed_from_, {}, source)) return;
+  if (!watch_.changed()) return;
   TORCH_CHECK(supports(*model_),
               "Policy: the model's parameters are no longer float32 on the CPU; make a new policy");
   weights_ = std::make_unique<const RecurrentWeights>(*model_, storage_);
-  packed_from_.clear();
-  std::ranges::transform(parameters_, std::back_inserter(packed_from_), source);
+  watch_.copied();
 }
 
 Tensor RecurrentCpu::act(const Tensor& returns_to_go, const Tensor& states, const Tensor& timesteps,

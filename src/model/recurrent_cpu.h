@@ -8,15 +8,14 @@
 #pragma once
 
 #include <memory>
-#include <utility>
 #include <vector>
 
+#include "src/model/parameter_watch.h"
 #include "src/model/recurrent_weights.h"
 
 namespace dmamba::model {
 
-/// Weights are copied, and copied again in the first call after a parameter changed in place or got
-/// other memory. A change that torch does not count (through `.data` in Python) is not seen.
+/// Weights are copied, and copied again in the first call after a ParameterWatch has seen a change.
 class RecurrentCpu {
  public:
   /// Whether this model can be computed here: float32 on the CPU, `mamba` in every layer.
@@ -38,7 +37,6 @@ class RecurrentCpu {
  private:
   struct Tokens;
   struct Group;
-  using Source = std::pair<const void*, int64_t>;  // a parameter's memory and version
 
   void repack_if_changed();
   size_t scratch_bytes() const;
@@ -52,8 +50,7 @@ class RecurrentCpu {
   DMamba model_;
   int64_t num_envs_;
   kernels::Storage storage_;
-  std::vector<torch::Tensor> parameters_;
-  std::vector<Source> packed_from_;
+  ParameterWatch watch_;
   std::unique_ptr<const RecurrentWeights> weights_;
   // A layer's: (num_envs, d_conv - 1, d_inner) and (num_envs, d_state, d_inner).
   std::vector<torch::Tensor> conv_states_, ssm_states_;

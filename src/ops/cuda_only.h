@@ -12,6 +12,7 @@
 #include "dmamba/common/learning_rate.h"
 #include "kernels/game_embedding/params.h"
 #include "kernels/normalization/params.h"
+#include "kernels/policy_step/params.h"
 
 namespace dmamba::ops::cuda_only {
 
@@ -200,6 +201,26 @@ struct GameEmbeddingGradients {
 };
 
 GameEmbeddingGradients game_embed_backward(const Tensor& dout, const GameInputs& in);
+
+// ---- The recurrent policy's step: kernels/policy_step/params.h ----
+
+/// float32, contiguous, as in kernels::PolicyStepParams.
+struct PolicyStep {
+  kernels::PolicyStepSizes sizes;
+  kernels::PolicyStepPlan plan;
+  Tensor packed;       // (PolicyStepLayout::size,)
+  Tensor time;         // (max_timestep, d_model)
+  Tensor conv_states;  // (n_layer, num_envs, d_conv - 1, d_inner)
+  Tensor ssm_states;   // (n_layer, num_envs, d_state, d_inner)
+};
+
+/// The plan for a model of these sizes on a device; {0, 0} where the step cannot run there.
+kernels::PolicyStepPlan policy_step_plan(const kernels::PolicyStepSizes& sizes, int64_t num_envs,
+                                         at::Device device);
+
+/// seen (num_envs, state_dim + 3); actions (num_envs, act_dim), those of the step before, become
+/// this one's. Moves the states.
+void policy_step(const PolicyStep& step, const Tensor& seen, const Tensor& actions);
 
 // ---- Between an image encoder's convolutions: kernels/frames/params.h ----
 

@@ -13,6 +13,7 @@ namespace dmamba::model {
 class ActingModel;
 class PolicyOnDevice;
 class RecurrentCpu;
+class RecurrentCuda;
 struct Seen;
 
 /// What a policy needs beside the model; rtg_scale and the statistics are those of training.
@@ -38,7 +39,9 @@ struct PolicyOptions {
 /// The model computes where its parameters are, which must not change; tensors come and go on the
 /// CPU. A step copies once to the device and once back: returns-to-go, times and the standardised
 /// states are the CPU's, the windows and the layers' states stay on the device, where the step is
-/// one CUDA graph.
+/// one CUDA graph. It is one launch of a kernel of its own for a recurrent policy of a float32 model
+/// with `mamba` layers of d_state 16, d_conv 4, expand 2, d_model a multiple of 32 up to 256, from
+/// compute capability 9.0 on; its arithmetic is float32 whatever autocast and TF32 are set to.
 ///
 /// A recurrent policy of a float32 model with `mamba` layers on a CPU with AVX2 or AVX-512 doesn't
 /// go through torch's operators (autocast says nothing to it): it keeps its own copy of the
@@ -69,6 +72,7 @@ class Policy {
   Policy(std::unique_ptr<ActingModel> acting, DMamba model, PolicyOptions options);
   Seen as_trained(const torch::Tensor& observations) const;
   torch::Tensor answer(const Seen& seen);
+  torch::Tensor answer_on_device(const Seen& seen);
   torch::Tensor act_windowed(const Seen& seen);
   torch::Tensor act_recurrent(const Seen& seen);
 
@@ -84,8 +88,9 @@ class Policy {
   torch::Tensor last_action_;  // (num_envs, act_dim)
   // windowed: the last K steps, (num_envs, K, ...), newest last
   torch::Tensor states_, actions_, rtgs_, timesteps_, mask_;
-  RecurrentState state_;  // recurrent, unless it is the engine's
+  RecurrentState state_;  // recurrent, unless it is an engine's
   std::unique_ptr<RecurrentCpu> engine_;
+  std::unique_ptr<RecurrentCuda> cuda_engine_;
   std::unique_ptr<PolicyOnDevice> on_device_;  // on CUDA
   bool acted_ = false;                         // since the last observe()
 };

@@ -58,6 +58,10 @@ GameEmbedding game_embed(const GameInputs&) { refuse("game_embed"); }
 GameEmbeddingGradients game_embed_backward(const Tensor&, const GameInputs&) {
   refuse("game_embed_backward");
 }
+kernels::PolicyStepPlan policy_step_plan(const kernels::PolicyStepSizes&, int64_t, at::Device) {
+  refuse("policy_step");
+}
+void policy_step(const PolicyStep&, const Tensor&, const Tensor&) { refuse("policy_step"); }
 Tensor fold_frames(const Tensor&, at::ScalarType) { refuse("fold_frames"); }
 Tensor bias_relu_fold(const Tensor&, const Tensor&, int64_t) { refuse("bias_relu_fold"); }
 Tensor first_convolution(const Tensor&, const Tensor&, const Tensor&) {
