@@ -11,6 +11,7 @@
 
 namespace dmamba::bench {
 
+using kernels::kPolicyStateRows;
 using kernels::kPolicyStates;
 using kernels::kPolicyTaps;
 using kernels::kPolicyTokens;
@@ -86,8 +87,7 @@ class PolicyStepReference {
         s_(model.sizes),
         time_(model.time),
         actions(static_cast<size_t>(num_envs) * model.sizes.act_dim),
-        conv_states(count(num_envs, kPolicyTaps - 1)),
-        ssm_states(count(num_envs, kPolicyStates)),
+        states(static_cast<size_t>(model.sizes.n_layer) * num_envs * state_size()),
         num_envs_(num_envs) {}
 
   /// `seen` as in PolicyStepParams; actions in and out.
@@ -101,12 +101,13 @@ class PolicyStepReference {
   const float* time_;
 
  public:
-  Row actions;                  // (num_envs, act_dim)
-  Row conv_states, ssm_states;  // as in PolicyStepParams
+  Row actions;  // (num_envs, act_dim)
+  Row states;   // as in PolicyStepParams
 
  private:
-  size_t count(int num_envs, int width) const {
-    return static_cast<size_t>(s_.n_layer) * num_envs * width * s_.d_inner;
+  size_t state_size() const { return static_cast<size_t>(kPolicyStateRows) * s_.d_inner; }
+  double* states_of(int layer, int env) {
+    return states.data() + (static_cast<size_t>(layer) * num_envs_ + env) * state_size();
   }
 
   static Row apply(const PolicyStepModel::Linear& linear, const Row& x, int outputs,
@@ -157,20 +158,15 @@ class PolicyStepReference {
 
   void forget(int env) {
     for (int layer = 0; layer < s_.n_layer; ++layer) {
-      const size_t index = static_cast<size_t>(layer) * num_envs_ + env;
-      std::fill_n(conv_states.data() + index * (kPolicyTaps - 1) * s_.d_inner,
-                  (kPolicyTaps - 1) * s_.d_inner, 0.0);
-      std::fill_n(ssm_states.data() + index * kPolicyStates * s_.d_inner,
-                  kPolicyStates * s_.d_inner, 0.0);
+      std::fill_n(states_of(layer, env), state_size(), 0.0);
     }
   }
 
   void mix(int layer, int env, Row& x, bool masked) {
     const auto& l = m_.layers[static_cast<size_t>(layer)];
     const int inner = s_.d_inner, rank = s_.dt_rank;
-    const size_t index = static_cast<size_t>(layer) * num_envs_ + env;
-    double* before = conv_states.data() + index * (kPolicyTaps - 1) * inner;
-    double* h = ssm_states.data() + index * kPolicyStates * inner;
+    double* before = states_of(layer, env);
+    double* h = before + (kPolicyTaps - 1) * inner;
     const Row xz = apply(l.in_proj, normed(l.norm, x), 2 * inner, false);
     Row u(static_cast<size_t>(inner));
     for (int c = 0; c < inner; ++c) {

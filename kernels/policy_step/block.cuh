@@ -20,13 +20,29 @@ __device__ __forceinline__ float4 quad_at(const float* place) {
   return *reinterpret_cast<const float4*>(place);
 }
 
+struct Quotient {
+  int whole, rest;
+};
+
+/// i / by for i up to 2^20, without the 25 instructions of an integer division: the quotient is
+/// never as near to the next integer as rounding reaches.
+__device__ __forceinline__ Quotient divide(int i, int by) {
+  const float exact = (static_cast<float>(i) + 0.5F) * reciprocal_fast(static_cast<float>(by));
+  const int whole = __float2int_rz(exact);
+  return {whole, i - whole * by};
+}
+
 /// In shared memory, token `k` of environment `e` is token 3 e + k.
+///
+/// Loops over items are not unrolled, and a product has one place in the code: the step walks
+/// through all of it once a layer, and the instruction cache must hold it.
 template <int kEnvs>
 class PolicyBlock {
  protected:
   using Tokens = PolicyTokens<kEnvs>;
   static constexpr int kAll = Tokens::kAll, kMine = Tokens::kMine, kPitch = Tokens::kPitch;
   static constexpr int kWarps = kPolicyThreads / 32;
+  static constexpr int kTurns = kPolicyWidest / 32;
 
   __device__ PolicyBlock(const PolicyStepParams& p, const PolicyStepMemory& m, float* shared)
       : p_(p),
@@ -55,24 +71,25 @@ class PolicyBlock {
     }
   }
 
-  /// The next matrix times `activations` (rows, pitch): its sums in parts, see sum_at(). Begins
-  /// after a barrier of the block, ends with one.
+  /// The next matrix times `activations` (rows, pitch): its sums in parts, see quad_sum_at().
+  /// Begins after a barrier of the block, ends with one.
   __device__ void multiply(const float* activations, const PolicyStepShape& shape) {
-    const int quads = shape.cols / 4, places = quads * Tokens::kGroups;
-    splits_ = min(kPolicyThreads / places, shape.rows);
-    columns_ = shape.cols;
-    const int quad = thread_ % quads, group = thread_ / quads % Tokens::kGroups,
-              split = thread_ / places;
+    const int cols = shape.cols, quads = cols / 4, places = quads * Tokens::kGroups;
+    splits_ = min(divide(kPolicyThreads, places).whole, shape.rows);
+    columns_ = cols;
+    const Quotient place = divide(thread_, places), mine = divide(place.rest, quads);
+    const int split = place.whole, group = mine.whole, quad = mine.rest;
     const bool works = split < splits_;
     float sums[kMine][4] = {};
+#pragma unroll 1
     for (int begin = 0; begin < shape.rows;) {
-      const int rows = PolicyWeights::rows_from(shape, begin);
+      const int rows = min(shape.rows - begin, shape.piece);
       const float* weights = weights_.take() + 4 * quad;
       const float* tokens = activations + begin * kPitch + group * kMine;
       if (works) {
 #pragma unroll 4
         for (int row = split; row < rows; row += splits_) {
-          const float4 w = quad_at(weights + row * shape.cols);
+          const float4 w = quad_at(weights + row * cols);
           float values[kMine];
           load_tokens(tokens + row * kPitch, values);
 #pragma unroll
@@ -86,11 +103,10 @@ class PolicyBlock {
       }
       begin += rows;
       if (begin == shape.rows && works) {
+        float* part = at(m_.sums) + (split * kAll + group * kMine) * cols + 4 * quad;
 #pragma unroll
         for (int i = 0; i < kMine; ++i) {
-          const int token = group * kMine + i;
-          quad_at(at(m_.sums) + (split * kAll + token) * shape.cols + 4 * quad) = {
-              sums[i][0], sums[i][1], sums[i][2], sums[i][3]};
+          quad_at(part + i * cols) = {sums[i][0], sums[i][1], sums[i][2], sums[i][3]};
         }
       }
       __syncthreads();
@@ -98,45 +114,52 @@ class PolicyBlock {
     }
   }
 
-  /// What multiply() left for a token and column.
-  __device__ float sum_at(int token, int column) const {
+  /// What multiply() left for a token and four columns.
+  __device__ float4 quad_sum_at(int token, int column) const {
     const float* part = at(m_.sums) + token * columns_ + column;
-    float sum = 0.0F;
-#pragma unroll 8
-    for (int i = 0; i < splits_; ++i) sum += part[i * kAll * columns_];
+    const int stride = kAll * columns_;
+    float4 sum{};
+#pragma unroll 4
+    for (int i = 0; i < splits_; ++i, part += stride) sum = sum + quad_at(part);
     return sum;
   }
 
-  __device__ float4 quad_sum_at(int token, int column) const {
-    const float* part = at(m_.sums) + token * columns_ + column;
-    float4 sum{};
+  /// The same for an environment's tokens and one column.
+  __device__ void sums_at(int env, int column, float (&sums)[kPolicyTokens]) const {
+    const float* part = at(m_.sums) + kPolicyTokens * env * columns_ + column;
+    const int stride = kAll * columns_;
+#pragma unroll
+    for (float& sum : sums) sum = 0.0F;
 #pragma unroll 4
-    for (int i = 0; i < splits_; ++i) sum = sum + quad_at(part + i * kAll * columns_);
-    return sum;
+    for (int i = 0; i < splits_; ++i, part += stride) {
+#pragma unroll
+      for (int k = 0; k < kPolicyTokens; ++k) sums[k] += part[k * columns_];
+    }
   }
 
   struct Row {
-    float v[kPolicyWidest / 32];  // every 32nd column
+    float v[kTurns];  // every 32nd column
   };
 
   /// By a warp: the row's LayerNorm, with weight and then bias at `parameters`.
   __device__ Row normed(const float* x, const float* parameters) const {
     constexpr float kEpsilon = 1e-5F;
     const int d = p_.sizes.d_model, lane = thread_ % 32;
+    const float share = 1.0F / static_cast<float>(d);
     Row row{};
     float sum = 0.0F, squares = 0.0F;
 #pragma unroll
-    for (int i = 0; i < kPolicyWidest / 32; ++i) {
+    for (int i = 0; i < kTurns; ++i) {
       if (32 * i < d) sum += row.v[i] = x[32 * i + lane];
     }
-    const float mean = sum_warp(sum) / static_cast<float>(d);
+    const float mean = sum_warp(sum) * share;
 #pragma unroll
-    for (int i = 0; i < kPolicyWidest / 32; ++i) {
+    for (int i = 0; i < kTurns; ++i) {
       if (32 * i < d) squares = fmaf(row.v[i] - mean, row.v[i] - mean, squares);
     }
-    const float scale = rsqrtf(sum_warp(squares) / static_cast<float>(d) + kEpsilon);
+    const float scale = rsqrtf(fmaf(sum_warp(squares), share, kEpsilon));
 #pragma unroll
-    for (int i = 0; i < kPolicyWidest / 32; ++i) {
+    for (int i = 0; i < kTurns; ++i) {
       const int c = 32 * i + lane;
       if (32 * i < d) {
         row.v[i] = fmaf((row.v[i] - mean) * scale, parameters[c], parameters[d + c]);
@@ -156,57 +179,71 @@ class PolicyBlock {
 
   __device__ void send_to_all(const float* here, float4 value, const uint64_t* barrier) const {
     const int ranks = p_.layout.ranks;
+#pragma unroll 1
     for (int i = 0; i < ranks; ++i) send((rank_ + i) & (ranks - 1), here, value, barrier);
   }
 
   /// x_proj's sums of all ranks, in all ranks.
   __device__ void share_projected(int layer) {
-    const int quads = columns_ / 4, size = kAll * columns_;
+    const int quads = columns_ / 4, size = kAll * columns_, ranks = p_.layout.ranks;
     uint64_t* barrier = &barriers()->projected;
-    expect(barrier, p_.layout.ranks * size);
+    expect(barrier, ranks * size);
+#pragma unroll 1
     for (int i = thread_; i < kAll * quads; i += kPolicyThreads) {
-      const int token = i / quads, column = i % quads * 4;
-      send_to_all(at(m_.x_parts) + rank_ * size + token * columns_ + column,
-                  quad_sum_at(token, column), barrier);
+      const Quotient item = divide(i, quads);
+      send_to_all(at(m_.x_parts) + rank_ * size + 4 * i, quad_sum_at(item.whole, 4 * item.rest),
+                  barrier);
     }
     wait_for_phase(barrier, static_cast<uint32_t>(layer) & 1U);
+#pragma unroll 1
     for (int i = thread_; i < size; i += kPolicyThreads) {
       float sum = 0.0F;
-      for (int rank = 0; rank < p_.layout.ranks; ++rank) sum += at(m_.x_parts)[rank * size + i];
+#pragma unroll 2
+      for (int rank = 0; rank < ranks; ++rank) sum += at(m_.x_parts)[rank * size + i];
       at(m_.projected)[i] = sum;
     }
     __syncthreads();
   }
 
-  /// The product's sums of all ranks and the bias, added to the stream in all ranks: a rank adds up
-  /// its own columns and hands them round.
-  __device__ void add_to_stream(const float* bias) {
-    const int d = p_.sizes.d_model, width = p_.layout.columns, ranks = p_.layout.ranks;
+  /// Sends the product's sums to the ranks that own the columns.
+  __device__ void send_parts() {
+    const int d = p_.sizes.d_model, width = p_.layout.columns;
     uint64_t* barrier = &barriers()->parts;
     expect(barrier, kAll * d);
+#pragma unroll 1
     for (int i = thread_; i < kAll * (d / 4); i += kPolicyThreads) {
-      const int token = i / (d / 4), column = i % (d / 4) * 4;
-      send(column / width, at(m_.parts) + (rank_ * kAll + token) * width + column % width,
-           quad_sum_at(token, column), barrier);
+      const Quotient item = divide(i, d / 4), owner = divide(4 * item.rest, width);
+      send(owner.whole, at(m_.parts) + (rank_ * kAll + item.whole) * width + owner.rest,
+           quad_sum_at(item.whole, 4 * item.rest), barrier);
     }
     wait_for_phase(barrier, parts_phase_);
     parts_phase_ ^= 1U;
+  }
+
+  /// Adds to the stream: sums of all the columns over the inputs of this rank (then `bias` too), or
+  /// those of this rank's columns over all inputs. A rank adds up its own columns and hands them
+  /// round.
+  __device__ void add_to_stream(bool own_inputs, const float* bias) {
+    const int d = p_.sizes.d_model, width = p_.layout.columns, ranks = p_.layout.ranks;
+    if (own_inputs) send_parts();
     expect(&barriers()->stream, kAll * d);
+#pragma unroll 1
     for (int i = thread_; i < kAll * (width / 4); i += kPolicyThreads) {
-      const int token = i / (width / 4), column = i % (width / 4) * 4;
+      const Quotient item = divide(i, width / 4);
+      const int token = item.whole, column = 4 * item.rest;
       float* place = at(m_.x) + token * d + rank_ * width + column;
       float4 sum = quad_at(place);
       if (bias != nullptr) sum = sum + quad_at(bias + column);
-      for (int rank = 0; rank < ranks; ++rank) {
-        sum = sum + quad_at(at(m_.parts) + (rank * kAll + token) * width + column);
+      if (own_inputs) {
+#pragma unroll 2
+        for (int rank = 0; rank < ranks; ++rank) {
+          sum = sum + quad_at(at(m_.parts) + (rank * kAll + token) * width + column);
+        }
+      } else {
+        sum = sum + quad_sum_at(token, column);
       }
       send_to_all(place, sum, &barriers()->stream);
     }
-    wait_for_stream_columns();
-  }
-
-  /// All columns of the stream have come.
-  __device__ void wait_for_stream_columns() {
     wait_for_phase(&barriers()->stream, stream_phase_);
     stream_phase_ ^= 1U;
   }

@@ -14,6 +14,7 @@ namespace dmamba::kernels {
 constexpr int kPolicyThreads = DMAMBA_POLICY_THREADS;
 constexpr int kPolicyWidest = 256;  // d_model
 constexpr int kMostSlots = 6;
+constexpr int kPolicySender = kPolicyThreads - 32;  // a thread of a warp that often has less to do
 
 /// The tokens of kEnvs environments, and how many of them a thread multiplies at once.
 template <int kEnvs>
@@ -33,17 +34,16 @@ struct PolicyBarriers {
 
 /// Offsets in floats.
 struct PolicyStepMemory {
-  int x;            // (tokens, d_model): the residual stream
-  int wide;         // (d_model or inputs, pitch): what all ranks have alike, tokens innermost
-  int own;          // (channels or units, pitch): what this one has
-  int gate;         // (tokens, channels)
-  int sums;         // (splits, tokens, columns of a product)
-  int x_parts;      // (ranks, tokens, columns of x_proj): written by all ranks
-  int projected;    // (tokens, columns of x_proj)
-  int parts;        // (ranks, tokens, columns of this rank): written by all ranks
-  int conv_states;  // (envs, d_conv - 1, channels)
-  int ssm_states;   // (envs, d_state, channels)
-  int vectors;      // (2, layer_stride): of this layer and the next one
+  int x;          // (tokens, d_model): the residual stream
+  int wide;       // (d_model or inputs, pitch): what all ranks have alike, tokens innermost
+  int own;        // (channels or units, pitch): what this one has
+  int gate;       // (tokens, channels)
+  int sums;       // (splits, tokens, columns of a product)
+  int x_parts;    // (ranks, tokens, columns of x_proj): written by all ranks
+  int projected;  // (tokens, columns of x_proj)
+  int parts;      // (ranks, tokens, columns of this rank): written by all ranks
+  int states;     // (envs, kPolicyStateRows, channels)
+  int vectors;    // (2, layer_stride): of this layer and the next one
   int ends;
   int facts;     // (3, envs) int: rows of the action's time and of the others', whether it is first
   int barriers;  // PolicyBarriers
@@ -64,15 +64,14 @@ PolicyStepMemory policy_step_memory(const PolicyStepSizes& s, const PolicyStepLa
     size += round_up_to_4(count);
   };
   take(m.x, Tokens::kAll * s.d_model);
-  take(m.wide, std::max(s.d_model, l.embed.rows) * Tokens::kPitch);
+  take(m.wide, std::max(s.d_model, l.shapes[kPolicyEmbed].rows) * Tokens::kPitch);
   take(m.own, std::max(l.channels, l.units) * Tokens::kPitch);
   take(m.gate, Tokens::kAll * l.channels);
   take(m.sums, kPolicyThreads * 4 * Tokens::kMine);
-  take(m.x_parts, l.ranks * Tokens::kAll * l.x.cols);
-  take(m.projected, Tokens::kAll * l.x.cols);
+  take(m.x_parts, l.ranks * Tokens::kAll * l.shapes[kPolicyX].cols);
+  take(m.projected, Tokens::kAll * l.shapes[kPolicyX].cols);
   take(m.parts, Tokens::kAll * s.d_model);
-  take(m.conv_states, kEnvs * (kPolicyTaps - 1) * l.channels);
-  take(m.ssm_states, kEnvs * kPolicyStates * l.channels);
+  take(m.states, kEnvs * kPolicyStateRows * l.channels);
   take(m.vectors, 2 * vectors_size);
   take(m.ends, l.ends_size);
   take(m.facts, 3 * kEnvs);
@@ -84,7 +83,24 @@ PolicyStepMemory policy_step_memory(const PolicyStepSizes& s, const PolicyStepLa
   return m;
 }
 
-/// All matrices of a rank on their way through the slots, in pieces of as many rows as fit.
+/// A product's place in the step.
+struct PolicyStage {
+  int matrix = kPolicyEmbed, layer = 0;
+
+  __device__ bool ends_layer(const PolicyStepSizes& s) const {
+    return matrix == (s.hidden > 0 ? kPolicyBack : kPolicyOut);
+  }
+  __device__ void advance(const PolicyStepSizes& s) {
+    if (!ends_layer(s)) {
+      ++matrix;
+    } else {
+      matrix = ++layer < s.n_layer ? kPolicyIn : kPolicyHead;
+    }
+  }
+};
+
+/// All matrices of a rank on their way through the slots, in pieces of as many rows as fit. One
+/// thread sends for them.
 class PolicyWeights {
  public:
   __device__ PolicyWeights(const PolicyStepParams& p, const PolicyStepMemory& m, float* shared,
@@ -93,17 +109,12 @@ class PolicyWeights {
         slots_(shared + m.weights),
         barriers_(reinterpret_cast<PolicyBarriers*>(shared + m.barriers)->weights),
         count_(m.slots),
-        next_(p.packed + rank * p.layout.rank_stride),
-        stages_(2 + p.sizes.n_layer * stages_of_layer()) {}
+        next_(p.packed + rank * p.layout.rank_stride) {}
 
-  /// Rows of the piece that begins at `row`.
-  __device__ static int rows_from(const PolicyStepShape& shape, int row) {
-    return min(shape.rows - row, kPolicySlot / shape.cols);
-  }
-
-  /// Thread 0: sends for the first pieces.
+  /// The sender: sends for the first pieces.
   __device__ void begin() {
-    for (int i = 0; i < count_; ++i) send();
+#pragma unroll 1
+    for (int i = 0; i < count_; ++i) send_for_next();
   }
 
   /// The next piece, once it is there.
@@ -114,7 +125,7 @@ class PolicyWeights {
 
   /// After the block's barrier: nobody reads the last piece any more.
   __device__ void give_back() {
-    if (threadIdx.x == 0) send();
+    if (threadIdx.x == kPolicySender) send_for_next();
     if (++slot_ == count_) {
       slot_ = 0;
       phase_ ^= 1U;
@@ -122,31 +133,17 @@ class PolicyWeights {
   }
 
  private:
-  __device__ int stages_of_layer() const { return p_.sizes.hidden > 0 ? 5 : 3; }
-
-  __device__ const PolicyStepShape& shape() const {
-    const PolicyStepLayout& l = p_.layout;
-    if (stage_ == 0) return l.embed;
-    if (stage_ == stages_ - 1) return l.head;
-    const int of_layer = (stage_ - 1) % stages_of_layer();
-    if (of_layer == 0) return l.in;
-    if (of_layer == 1) return l.x;
-    if (of_layer == 2) return l.out;
-    return of_layer == 3 ? l.wide : l.back;
-  }
-
-  /// Thread 0 alone knows what comes next.
-  __device__ void send() {
-    if (stage_ == stages_) return;
-    const PolicyStepShape& of = shape();
-    const int rows = rows_from(of, row_);
-    copy_in_bulk(slots_ + to_ * kPolicySlot, next_, rows * of.cols, barriers_ + to_);
-    next_ += rows * of.cols;
+  __device__ void send_for_next() {
+    if (stage_.matrix == kPolicyMatrices) return;
+    const PolicyStepShape& shape = p_.layout.shapes[stage_.matrix];
+    const int rows = min(shape.rows - row_, shape.piece);
+    copy_in_bulk(slots_ + to_ * kPolicySlot, next_, rows * shape.cols, barriers_ + to_);
+    next_ += rows * shape.cols;
     to_ = to_ + 1 == count_ ? 0 : to_ + 1;
     row_ += rows;
-    if (row_ == of.rows) {
+    if (row_ == shape.rows) {
       row_ = 0;
-      ++stage_;
+      stage_.advance(p_.sizes);
     }
   }
 
@@ -156,8 +153,10 @@ class PolicyWeights {
   int count_;
   int slot_ = 0;
   uint32_t phase_ = 0;
+  // Of the sender:
   const float* next_;
-  int stages_, stage_ = 0, row_ = 0, to_ = 0;
+  PolicyStage stage_;
+  int row_ = 0, to_ = 0;
 };
 
 }  // namespace dmamba::kernels

@@ -51,35 +51,40 @@ class PolicyStepPacker {
   void vector(const float* from, int count) { packed_.insert(packed_.end(), from, from + count); }
 
   template <class At>
-  void matrix(const PolicyStepShape& shape, At at) {
-    for (int row = 0; row < shape.rows; ++row) {
-      for (int column = 0; column < shape.cols; ++column) packed_.push_back(at(row, column));
+  void table(int rows, int columns, At at) {
+    for (int row = 0; row < rows; ++row) {
+      for (int column = 0; column < columns; ++column) packed_.push_back(at(row, column));
     }
   }
 
+  template <class At>
+  void matrix(const PolicyStepShape& shape, At at) {
+    table(shape.rows, shape.cols, at);
+  }
+
   void pack_matrices(int rank) {
-    matrix(l_.embed,
+    matrix(l_.shapes[kPolicyEmbed],
            [&](int row, int column) { return embedding(row, rank * l_.columns + column); });
     for (const auto& layer : m_.layers) {
       const int d = s_.d_model, inner = s_.d_inner, first = rank * l_.channels;
-      matrix(l_.in, [&](int row, int column) {
+      matrix(l_.shapes[kPolicyIn], [&](int row, int column) {
         const bool z = column >= l_.channels;
         const int output = z ? inner + first + column - l_.channels : first + column;
         return layer.in_proj.weight[output * d + row];
       });
-      matrix(l_.x, [&](int row, int column) {
+      matrix(l_.shapes[kPolicyX], [&](int row, int column) {
         const int states = 2 * kPolicyStates;  // dt comes first in x_proj, and last here
         if (column >= states + s_.dt_rank) return 0.0F;
         const int output = column < states ? s_.dt_rank + column : column - states;
         return layer.x_proj.weight[output * inner + first + row];
       });
-      matrix(l_.out, [&](int row, int column) {
+      matrix(l_.shapes[kPolicyOut], [&](int row, int column) {
         return layer.out_proj.weight[column * inner + first + row];
       });
-      matrix(l_.wide, [&](int row, int column) {
+      matrix(l_.shapes[kPolicyWide], [&](int row, int column) {
         return layer.wide.weight[(rank * l_.units + column) * d + row];
       });
-      matrix(l_.back, [&](int row, int column) {
+      matrix(l_.shapes[kPolicyBack], [&](int row, int column) {
         return layer.back.weight[column * s_.hidden + rank * l_.units + row];
       });
     }
@@ -103,13 +108,13 @@ class PolicyStepPacker {
     const int n = l_.channels, first = rank * n;
     vector(layer.norm.weight, s_.d_model);
     vector(layer.norm.bias, s_.d_model);
-    matrix({kPolicyTaps, n},
-           [&](int tap, int c) { return layer.conv.weight[(first + c) * kPolicyTaps + tap]; });
+    table(kPolicyTaps, n,
+          [&](int tap, int c) { return layer.conv.weight[(first + c) * kPolicyTaps + tap]; });
     vector(layer.conv.bias + first, n);
-    matrix({s_.dt_rank, n},
-           [&](int row, int c) { return layer.dt_proj.weight[(first + c) * s_.dt_rank + row]; });
+    table(s_.dt_rank, n,
+          [&](int row, int c) { return layer.dt_proj.weight[(first + c) * s_.dt_rank + row]; });
     vector(layer.dt_proj.bias + first, n);
-    matrix({kPolicyStates, n}, [&](int state, int c) {
+    table(kPolicyStates, n, [&](int state, int c) {
       return -kLog2e * std::exp(layer.A_log[(first + c) * kPolicyStates + state]);
     });
     vector(layer.D + first, n);

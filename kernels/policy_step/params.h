@@ -6,8 +6,9 @@
 namespace dmamba::kernels {
 
 constexpr int kPolicyStates = 16, kPolicyTaps = 4;  // d_state and d_conv of what is compiled
-constexpr int kPolicyTokens = 3;                    // of a step: what was done, return-to-go, state
-constexpr int kPolicySlot = 8192;                   // floats of weights that come in one copy
+constexpr int kPolicyStateRows = kPolicyTaps - 1 + kPolicyStates;
+constexpr int kPolicyTokens = 3;   // of a step: what was done, return-to-go, state
+constexpr int kPolicySlot = 8192;  // floats of weights that come in one copy
 
 /// A model whose layers are all `mamba`, without biases at in_proj and out_proj.
 struct PolicyStepSizes {
@@ -21,9 +22,23 @@ struct PolicyStepPlan {
   int ranks, envs;
 };
 
+/// The matrices in the order in which they are read; those from kPolicyIn to kPolicyBack again for
+/// every layer, the last two where there is a mixer.
+enum PolicyMatrix : int {
+  kPolicyEmbed,  // act_dim + 1 + state_dim inputs, a bias for each kind of token -> columns
+  kPolicyIn,     // d_model -> x and then z of the channels
+  kPolicyX,      // channels -> B, C, dt and nothing up to a multiple of 4
+  kPolicyOut,    // channels -> d_model
+  kPolicyWide,   // d_model -> units
+  kPolicyBack,   // units -> d_model
+  kPolicyHead,   // the other way round: (act_dim, d_model), all of it in every rank
+  kPolicyMatrices
+};
+
 /// A matrix as a block reads it: inputs in rows, outputs side by side, a multiple of 4.
 struct PolicyStepShape {
   int rows, cols;
+  int piece;  // rows that come in one copy
 };
 
 /// The blocks of a cluster ("ranks") share the channels, the mixer's hidden units, and what is
@@ -32,20 +47,11 @@ struct PolicyStepShape {
 struct PolicyStepLayout {
   int ranks;
   int channels, units, columns;  // of a rank: of d_inner, of hidden, of d_model
-  // act_dim + 1 + state_dim inputs and a bias for each kind of token -> columns
-  PolicyStepShape embed;
-  PolicyStepShape in;    // d_model -> x and then z of the channels
-  PolicyStepShape x;     // channels -> B, C, dt and nothing up to a multiple of 4
-  PolicyStepShape out;   // channels -> d_model
-  PolicyStepShape wide;  // d_model -> units
-  PolicyStepShape back;  // units -> d_model
-  PolicyStepShape head;  // the other way round: (act_dim, d_model), all of it in every rank
-  int64_t rank_stride;   // of those matrices: (ranks, rank_stride)
-  // (ranks, n_layer, layer_stride): for a layer the vectors of PolicyStepVectors
-  int64_t layers;
+  PolicyStepShape shapes[kPolicyMatrices];
+  int64_t rank_stride;  // of the matrices: (ranks, rank_stride)
+  int64_t layers;       // (ranks, n_layer, layer_stride): the vectors of PolicyStepVectors
   int layer_stride;
-  // embed_ln's weight and bias, ln_f's, the head's bias
-  int64_t ends;
+  int64_t ends;  // embed_ln's weight and bias, ln_f's, the head's bias
   int ends_size;
   int64_t size;
 };
@@ -91,16 +97,19 @@ inline PolicyStepLayout policy_step_layout(const PolicyStepSizes& s, int ranks) 
   l.channels = s.d_inner / ranks;
   l.units = s.hidden / ranks;
   l.columns = s.d_model / ranks;
-  l.embed = {s.act_dim + 1 + s.state_dim + kPolicyTokens, l.columns};
-  l.in = {s.d_model, 2 * l.channels};
-  l.x = {l.channels, round_up_to_4(2 * kPolicyStates + s.dt_rank)};
-  l.out = {l.channels, s.d_model};
-  l.wide = {s.d_model, l.units};
-  l.back = {l.units, s.d_model};
-  l.head = {s.act_dim, s.d_model};
-  const auto size = [](const PolicyStepShape& shape) { return int64_t{shape.rows} * shape.cols; };
-  l.rank_stride = size(l.embed) + size(l.head) +
-                  s.n_layer * (size(l.in) + size(l.x) + size(l.out) + size(l.wide) + size(l.back));
+  const auto set = [&](PolicyMatrix matrix, int rows, int cols) {
+    l.shapes[matrix] = {rows, cols,
+                        cols == 0 || rows < kPolicySlot / cols ? rows : kPolicySlot / cols};
+    const bool of_layer = matrix != kPolicyEmbed && matrix != kPolicyHead;
+    l.rank_stride += int64_t{rows} * cols * (of_layer ? s.n_layer : 1);
+  };
+  set(kPolicyEmbed, s.act_dim + 1 + s.state_dim + kPolicyTokens, l.columns);
+  set(kPolicyIn, s.d_model, 2 * l.channels);
+  set(kPolicyX, l.channels, round_up_to_4(2 * kPolicyStates + s.dt_rank));
+  set(kPolicyOut, l.channels, s.d_model);
+  set(kPolicyWide, s.d_model, l.units);
+  set(kPolicyBack, l.units, s.d_model);
+  set(kPolicyHead, s.act_dim, s.d_model);
   l.layers = ranks * l.rank_stride;
   l.layer_stride = policy_step_vectors(s, ranks).size;
   l.ends = l.layers + int64_t{ranks} * s.n_layer * l.layer_stride;
@@ -122,9 +131,9 @@ struct PolicyStepParams {
   // an episode begins
   const float* seen;
   float* actions;  // (num_envs, act_dim): those of the step before, and then of this one
-  // (n_layer, num_envs, d_conv - 1, d_inner), oldest first, (n_layer, num_envs, d_state, d_inner):
-  // read but where an episode begins, and written
-  float *conv_states, *ssm_states;
+  // (n_layer, num_envs, kPolicyStateRows, d_inner): the convolution's last inputs, oldest first,
+  // then the scan's states. Read but where an episode begins, and written.
+  float* states;
 };
 
 }  // namespace dmamba::kernels

@@ -12,46 +12,49 @@ class PolicyWalk : PolicyBlock<kEnvs> {
       : Block(p, m, shared) {}
 
   __device__ void run() {
-    const PolicyStepLayout& l = p_.layout;
     begin();
-    embed();
-    for (int layer = 0; layer < p_.sizes.n_layer; ++layer) {
-      wait_for_phase(barriers()->vectors + layer % 2, static_cast<uint32_t>(layer / 2) & 1U);
-      norm(vectors(layer) + p_.vectors.norm);
-      wait_for_copies();
-      __syncthreads();
-      multiply(at(m_.wide), l.in);
-      convolve(layer);
-      __syncthreads();
-      multiply(at(m_.own), l.x);
-      share_projected(layer);
-      scan(layer);
-      __syncthreads();
-      multiply(at(m_.own), l.out);
-      fetch_states(layer + 1);
-      add_to_stream(nullptr);
-      if (p_.sizes.hidden > 0) mix(layer);
-      send_vectors(layer + 2);
+#pragma unroll 1
+    for (PolicyStage stage; stage.matrix != kPolicyHead;) {
+      const int matrix = stage.matrix, layer = stage.layer;
+      const bool own_inputs = matrix == kPolicyX || matrix == kPolicyOut || matrix == kPolicyBack;
+      if (matrix == kPolicyIn || matrix == kPolicyWide) norm(stage);
+      multiply(at(own_inputs ? m_.own : m_.wide), p_.layout.shapes[matrix]);
+      if (matrix == kPolicyIn) {
+        convolve(layer);
+      } else if (matrix == kPolicyX) {
+        share_projected(layer);
+        scan(layer);
+      } else if (matrix == kPolicyWide) {
+        activate(vectors(layer) + p_.vectors.wide_bias);
+      } else {
+        if (matrix == kPolicyOut) fetch_states(layer + 1);
+        add_to_stream(own_inputs,
+                      matrix == kPolicyBack ? vectors(layer) + p_.vectors.back_bias : nullptr);
+      }
+      if (stage.ends_layer(p_.sizes)) send_for_vectors(layer + 2);
+      stage.advance(p_.sizes);
     }
     predict();
   }
 
  private:
   using Block = PolicyBlock<kEnvs>;
+  using Block::add_to_stream, Block::share_projected;
   using Block::at, Block::barriers, Block::facts, Block::begins, Block::exists;
-  using Block::kAll, Block::kPitch, Block::kWarps;
-  using Block::multiply, Block::sum_at, Block::quad_sum_at, Block::normed;
+  using Block::kAll, Block::kPitch, Block::kTurns, Block::kWarps;
+  using Block::multiply, Block::normed, Block::sums_at;
   using Block::p_, Block::m_, Block::rank_, Block::first_env_, Block::thread_, Block::weights_;
-  using Block::send_to_all, Block::expect, Block::share_projected, Block::add_to_stream;
-  using Block::wait_for_stream_columns;
   using Row = typename Block::Row;
+
+  static constexpr int kConv = kPolicyTaps - 1;
+  static_assert(kConv == kPolicyTokens, "a step replaces the convolution's whole state");
 
   __device__ const float* vectors(int layer) const {
     return at(m_.vectors) + layer % 2 * p_.layout.layer_stride;
   }
 
-  __device__ void send_vectors(int layer) {
-    if (thread_ != 0 || layer >= p_.sizes.n_layer) return;
+  __device__ void send_for_vectors(int layer) {
+    if (thread_ != kPolicySender || layer >= p_.sizes.n_layer) return;
     const PolicyStepLayout& l = p_.layout;
     const int64_t index = int64_t{rank_} * p_.sizes.n_layer + layer;
     copy_in_bulk(at(m_.vectors) + layer % 2 * l.layer_stride,
@@ -61,43 +64,34 @@ class PolicyWalk : PolicyBlock<kEnvs> {
 
   /// Sends for weights and states; what was seen, as inputs of the embedding.
   __device__ void begin() {
-    const PolicyStepLayout& l = p_.layout;
-    if (thread_ == 0) {
+    if (thread_ == kPolicySender) {
       auto* all = reinterpret_cast<uint64_t*>(barriers());
       for (size_t i = 0; i < sizeof(PolicyBarriers) / sizeof(uint64_t); ++i) init_barrier(all + i);
       publish_barriers();
       weights_.begin();
-      send_vectors(0);
-      send_vectors(1);
-      copy_in_bulk(at(m_.ends), p_.packed + l.ends, l.ends_size, &barriers()->ends);
+      send_for_vectors(0);
+      send_for_vectors(1);
+      copy_in_bulk(at(m_.ends), p_.packed + p_.layout.ends, p_.layout.ends_size, &barriers()->ends);
     }
-    const int state_dim = p_.sizes.state_dim, width = state_dim + 3;
+    const int state_dim = p_.sizes.state_dim;
     if (thread_ < kEnvs) {
-      const float* row = p_.seen + int64_t{first_env_ + thread_} * width + state_dim;
+      const float* row = p_.seen + int64_t{first_env_ + thread_} * (state_dim + 3) + state_dim;
       const int last = p_.sizes.max_timestep - 1;
       const int time = exists(thread_) ? min(max(static_cast<int>(row[1]), 0), last) : 0;
       facts()[thread_] = max(time - 1, 0);
       facts()[kEnvs + thread_] = time;
       facts()[2 * kEnvs + thread_] = exists(thread_) && row[2] != 0.0F;
     }
-    for (int i = thread_; i < l.embed.rows * kAll; i += kPolicyThreads) {
+    const int inputs = p_.layout.shapes[kPolicyEmbed].rows;
+#pragma unroll 1
+    for (int i = thread_; i < inputs * kAll; i += kPolicyThreads) {
       at(m_.wide)[i / kAll * kPitch + i % kAll] = input(i / kAll, i % kAll);
     }
     meet_cluster();
     __syncthreads();
     fetch_times();
     fetch_states(0);
-  }
-
-  /// The tokens' times into this rank's columns of the stream.
-  __device__ void fetch_times() const {
-    const int d = p_.sizes.d_model, width = p_.layout.columns, quads = width / 4;
-    for (int i = thread_; i < kAll * quads; i += kPolicyThreads) {
-      const int token = i / quads, column = rank_ * width + i % quads * 4;
-      const bool action = token % kPolicyTokens == 0;
-      const int row = facts()[(action ? 0 : kEnvs) + token / kPolicyTokens];
-      copy_or_zero(at(m_.x) + token * d + column, p_.time + int64_t{row} * d + column, true);
-    }
+    wait_for_copies();  // the product's barrier shows them to all
   }
 
   /// Row `row` of the embedding's inputs for a token; zero where the row is another kind's.
@@ -114,134 +108,130 @@ class PolicyWalk : PolicyBlock<kEnvs> {
     return row - s.state_dim == kind ? 1.0F : 0.0F;
   }
 
-  /// A layer's states of this rank's channels; zeros where an episode begins.
-  __device__ void fetch_states(int layer) {
-    if (layer >= p_.sizes.n_layer) return;
-    constexpr int kConv = kPolicyTaps - 1, kRows = kConv + kPolicyStates;
-    const int quads = p_.layout.channels / 4;
-    for (int i = thread_; i < kEnvs * kRows * quads; i += kPolicyThreads) {
-      const int quad = i % quads, row = i / quads % kRows, env = i / quads / kRows;
-      const bool conv = row < kConv;
-      const float* from = (conv ? conv_state(layer, env, row) : ssm_state(layer, env, row - kConv));
-      float* to = conv ? at(m_.conv_states) + (env * kConv + row) * 4 * quads
-                       : at(m_.ssm_states) + (env * kPolicyStates + row - kConv) * 4 * quads;
-      const bool there = exists(env) && !begins(env);
-      copy_or_zero(to + 4 * quad, there ? from + 4 * quad : p_.packed, there);
-    }
-  }
-
-  __device__ float* conv_state(int layer, int env, int row) const {
-    const int64_t index = int64_t{layer} * p_.num_envs + first_env_ + env;
-    return p_.conv_states + (index * (kPolicyTaps - 1) + row) * p_.sizes.d_inner +
-           rank_ * p_.layout.channels;
-  }
-
-  __device__ float* ssm_state(int layer, int env, int state) const {
-    const int64_t index = int64_t{layer} * p_.num_envs + first_env_ + env;
-    return p_.ssm_states + (index * kPolicyStates + state) * p_.sizes.d_inner +
-           rank_ * p_.layout.channels;
-  }
-
-  /// Inputs to the stream: linear layers, times, LayerNorm.
-  __device__ void embed() {
+  /// The tokens' times into this rank's columns of the stream.
+  __device__ void fetch_times() const {
     const int d = p_.sizes.d_model, width = p_.layout.columns, quads = width / 4;
-    wait_for_copies();
-    multiply(at(m_.wide), p_.layout.embed);
-    expect(&barriers()->stream, kAll * d);
+#pragma unroll 1
     for (int i = thread_; i < kAll * quads; i += kPolicyThreads) {
-      const int token = i / quads, column = i % quads * 4;
-      float* place = at(m_.x) + token * d + rank_ * width + column;
-      send_to_all(place, quad_sum_at(token, column) + quad_at(place), &barriers()->stream);
+      const Quotient item = divide(i, quads);
+      const int token = item.whole, column = rank_ * width + 4 * item.rest;
+      const bool action = token % kPolicyTokens == 0;
+      const int row = facts()[(action ? 0 : kEnvs) + token / kPolicyTokens];
+      copy_or_zero(at(m_.x) + token * d + column, p_.time + int64_t{row} * d + column, true);
     }
-    wait_for_stream_columns();
-    wait_for_phase(&barriers()->ends, 0);
+  }
+
+  /// A layer's states of this rank's channels; zeros where an episode begins.
+  __device__ void fetch_states(int layer) const {
+    if (layer >= p_.sizes.n_layer) return;
+    const int channels = p_.layout.channels, quads = channels / 4;
+#pragma unroll 1
+    for (int i = thread_; i < kEnvs * kPolicyStateRows * quads; i += kPolicyThreads) {
+      const Quotient item = divide(i, quads);
+      const int env = item.whole / kPolicyStateRows, row = item.whole % kPolicyStateRows;
+      const bool there = exists(env) && !begins(env);
+      copy_or_zero(at(m_.states) + 4 * i,
+                   there ? state(layer, env, row) + 4 * item.rest : p_.packed, there);
+    }
+  }
+
+  /// A row of an environment's states, from this rank's channels on.
+  __device__ float* state(int layer, int env, int row) const {
+    const int64_t index = int64_t{layer} * p_.num_envs + first_env_ + env;
+    return p_.states + (index * kPolicyStateRows + row) * p_.sizes.d_inner +
+           rank_ * p_.layout.channels;
+  }
+
+  /// The stream's LayerNorm into `wide`; the embedding's comes before the first layer's.
+  __device__ void norm(const PolicyStage& stage) {
+    const int d = p_.sizes.d_model, layer = stage.layer, lane = thread_ % 32;
+    const bool in = stage.matrix == kPolicyIn, first = in && layer == 0;
+    if (first) wait_for_phase(&barriers()->ends, 0);
+    if (in) wait_for_phase(barriers()->vectors + layer % 2, static_cast<uint32_t>(layer / 2) & 1U);
+    const float* parameters = vectors(layer) + (in ? p_.vectors.norm : p_.vectors.mixer_norm);
+#pragma unroll 1
     for (int token = thread_ / 32; token < kAll; token += kWarps) {
       float* x = at(m_.x) + token * d;
-      const Row row = normed(x, at(m_.ends));
-      for (int i = 0; i < kPolicyWidest / 32; ++i) {
-        if (32 * i < d) x[32 * i + thread_ % 32] = row.v[i];
-      }
-    }
-    __syncwarp();  // norm() gives a token to the same warp
-  }
-
-  /// The stream's LayerNorm into `wide`.
-  __device__ void norm(const float* parameters) {
-    const int d = p_.sizes.d_model;
-    for (int token = thread_ / 32; token < kAll; token += kWarps) {
-      const Row row = normed(at(m_.x) + token * d, parameters);
+#pragma unroll 1
+      for (int last = first ? 0 : 1; last < 2; ++last) {
+        const Row row = normed(x, last != 0 ? parameters : at(m_.ends));
+        float* to = last != 0 ? at(m_.wide) + token + lane * kPitch : x + lane;
+        const int stride = last != 0 ? 32 * kPitch : 32;
 #pragma unroll
-      for (int i = 0; i < kPolicyWidest / 32; ++i) {
-        if (32 * i < d) at(m_.wide)[(32 * i + thread_ % 32) * kPitch + token] = row.v[i];
+        for (int i = 0; i < kTurns; ++i) {
+          if (32 * i < d) to[i * stride] = row.v[i];
+        }
       }
     }
+    wait_for_copies();
+    __syncthreads();
   }
 
   /// Sums of in_proj to u (into `own`) and SiLU(z).
   __device__ void convolve(int layer) {
-    constexpr int kConv = kPolicyTaps - 1;
-    static_assert(kConv == kPolicyTokens, "a step replaces the whole state");
     const int channels = p_.layout.channels, half = kEnvs * channels;
     const float* taps = vectors(layer) + p_.vectors.conv;
+#pragma unroll 1
     for (int i = thread_; i < 2 * half; i += kPolicyThreads) {
       const bool is_z = i >= half;
-      const int env = (is_z ? i - half : i) / channels, c = (is_z ? i - half : i) % channels;
-      float values[kConv + kPolicyTokens];  // what came before, then the tokens
-#pragma unroll
-      for (int k = 0; k < kPolicyTokens; ++k) {
-        values[kConv + k] = sum_at(kPolicyTokens * env + k, is_z ? channels + c : c);
-      }
+      const Quotient item = divide(is_z ? i - half : i, channels);
+      const int env = item.whole, c = item.rest, first_token = kPolicyTokens * env;
+      float now[kPolicyTokens];
+      sums_at(env, is_z ? channels + c : c, now);
       if (is_z) {
 #pragma unroll
         for (int k = 0; k < kPolicyTokens; ++k) {
-          const float z = values[kConv + k];
-          at(m_.gate)[(kPolicyTokens * env + k) * channels + c] = z * sigmoid(z);
+          at(m_.gate)[(first_token + k) * channels + c] = now[k] * sigmoid(now[k]);
         }
         continue;
       }
-      if (begins(env)) values[kConv] = 0.0F;
+      if (begins(env)) now[0] = 0.0F;
+      float window[kConv + kPolicyTokens];  // what came before, then the tokens
 #pragma unroll
       for (int k = 0; k < kConv; ++k) {
-        values[k] = at(m_.conv_states)[(env * kConv + k) * channels + c];
-        if (exists(env)) conv_state(layer, env, k)[c] = values[kConv + k];
+        window[k] = at(m_.states)[(env * kPolicyStateRows + k) * channels + c];
+        window[kConv + k] = now[k];
+        if (exists(env)) state(layer, env, k)[c] = now[k];
       }
 #pragma unroll
       for (int k = 0; k < kPolicyTokens; ++k) {
         float u = taps[kPolicyTaps * channels + c];
 #pragma unroll
         for (int tap = 0; tap < kPolicyTaps; ++tap) {
-          u = fmaf(taps[tap * channels + c], values[k + tap], u);
+          u = fmaf(taps[tap * channels + c], window[k + tap], u);
         }
-        at(m_.own)[c * kPitch + kPolicyTokens * env + k] = u * sigmoid(u);
+        at(m_.own)[c * kPitch + first_token + k] = u * sigmoid(u);
       }
     }
+    __syncthreads();
   }
 
   /// Four lanes have a channel of an environment, four states each; eight channels lie side by
   /// side. u in `own` becomes y.
   __device__ void scan(int layer) {
     constexpr int kLanes = 4, kMyStates = kPolicyStates / kLanes;
-    const int channels = p_.layout.channels;
+    const int channels = p_.layout.channels, cols = p_.layout.shapes[kPolicyX].cols;
     const float* v = vectors(layer);
+#pragma unroll 1
     for (int i = thread_; i < kEnvs * channels * kLanes; i += kPolicyThreads) {
-      const int env = i / (kLanes * channels), place = i % (kLanes * channels);
+      const Quotient item = divide(i, kLanes * channels);
+      const int env = item.whole, place = item.rest;
       const int c = place / 32 * 8 + place % 8, part = place / 8 % kLanes;
       const int first_token = kPolicyTokens * env;
       const float my_dt = part < kPolicyTokens ? step_size(v, first_token + part, c) : 0.0F;
+      const int first_row = kConv + kMyStates * part;
       float A[kMyStates], h[kMyStates], u[kPolicyTokens], y[kPolicyTokens];
 #pragma unroll
       for (int n = 0; n < kMyStates; ++n) {
-        const int state = kMyStates * part + n;
-        A[n] = v[p_.vectors.A + state * channels + c];
-        h[n] = at(m_.ssm_states)[(env * kPolicyStates + state) * channels + c];
+        A[n] = v[p_.vectors.A + (kMyStates * part + n) * channels + c];
+        h[n] = at(m_.states)[(env * kPolicyStateRows + first_row + n) * channels + c];
       }
       const bool skips = begins(env);
 #pragma unroll
       for (int k = 0; k < kPolicyTokens; ++k) {
         const float dt = __shfl_sync(~0U, my_dt, place % 8 + 8 * k);
-        const float* projected = at(m_.projected) + (first_token + k) * p_.layout.x.cols;
-        const float4 B = quad_at(projected + kMyStates * part),
-                     C = quad_at(projected + kPolicyStates + kMyStates * part);
+        const float* projected = at(m_.projected) + (first_token + k) * cols + kMyStates * part;
+        const float4 B = quad_at(projected), C = quad_at(projected + kPolicyStates);
         const float Bs[] = {B.x, B.y, B.z, B.w}, Cs[] = {C.x, C.y, C.z, C.w};
         u[k] = at(m_.own)[c * kPitch + first_token + k];
         y[k] = 0.0F;
@@ -252,9 +242,9 @@ class PolicyWalk : PolicyBlock<kEnvs> {
           y[k] = fmaf(Cs[n], h[n], y[k]);
         }
       }
+      if (exists(env)) {
 #pragma unroll
-      for (int n = 0; n < kMyStates; ++n) {
-        if (exists(env)) ssm_state(layer, env, kMyStates * part + n)[c] = h[n];
+        for (int n = 0; n < kMyStates; ++n) state(layer, env, first_row + n)[c] = h[n];
       }
 #pragma unroll
       for (int k = 0; k < kPolicyTokens; ++k) {
@@ -265,12 +255,14 @@ class PolicyWalk : PolicyBlock<kEnvs> {
             fmaf(v[p_.vectors.D + c], u[k], y[k]) * at(m_.gate)[(first_token + k) * channels + c];
       }
     }
+    __syncthreads();
   }
 
   /// softplus(dt_proj(dt) + bias) of a token and channel.
   __device__ float step_size(const float* v, int token, int c) const {
     const int channels = p_.layout.channels, rank = p_.sizes.dt_rank;
-    const float* dt = at(m_.projected) + token * p_.layout.x.cols + 2 * kPolicyStates;
+    const float* dt =
+        at(m_.projected) + token * p_.layout.shapes[kPolicyX].cols + 2 * kPolicyStates;
     const float* weights = v + p_.vectors.dt + c;
     float sum = weights[rank * channels];
 #pragma unroll 4
@@ -278,21 +270,23 @@ class PolicyWalk : PolicyBlock<kEnvs> {
     return softplus(sum);
   }
 
-  __device__ void mix(int layer) {
-    const float* v = vectors(layer);
-    norm(v + p_.vectors.mixer_norm);
-    __syncthreads();
-    multiply(at(m_.wide), p_.layout.wide);
+  /// GELU of the mixer's hidden units, into `own`.
+  __device__ void activate(const float* bias) {
+    constexpr float kRootHalf = 0.70710678118654752F;
     const int units = p_.layout.units;
-    for (int i = thread_; i < kAll * units; i += kPolicyThreads) {
-      const int token = i / units, unit = i % units;
-      const float x = sum_at(token, unit) + v[p_.vectors.wide_bias + unit];
-      constexpr float kRootHalf = 0.70710678118654752F;
-      at(m_.own)[unit * kPitch + token] = 0.5F * x * (1.0F + erff(x * kRootHalf));
+#pragma unroll 1
+    for (int i = thread_; i < kEnvs * units; i += kPolicyThreads) {
+      const Quotient item = divide(i, units);
+      float sums[kPolicyTokens];
+      sums_at(item.whole, item.rest, sums);
+#pragma unroll
+      for (int k = 0; k < kPolicyTokens; ++k) {
+        const float x = sums[k] + bias[item.rest];
+        at(m_.own)[item.rest * kPitch + kPolicyTokens * item.whole + k] =
+            0.5F * x * (1.0F + erff(x * kRootHalf));
+      }
     }
     __syncthreads();
-    multiply(at(m_.own), p_.layout.back);
-    add_to_stream(v + p_.vectors.back_bias);
   }
 
   /// Actions off the state's tokens; an environment is one rank's, an action one warp's.
@@ -300,13 +294,14 @@ class PolicyWalk : PolicyBlock<kEnvs> {
     const int d = p_.sizes.d_model, act_dim = p_.sizes.act_dim, lane = thread_ % 32;
     const float* weights = weights_.take();
     const float *norm = at(m_.ends) + 2 * d, *bias = norm + 2 * d;
-    for (int env = rank_; env < kEnvs; env += p_.layout.ranks) {
-      if (!exists(env)) break;
+#pragma unroll 1
+    for (int env = rank_; env < kEnvs && exists(env); env += p_.layout.ranks) {
       const Row x = normed(at(m_.x) + (kPolicyTokens * env + kPolicyTokens - 1) * d, norm);
+#pragma unroll 1
       for (int action = thread_ / 32; action < act_dim; action += kWarps) {
         float sum = 0.0F;
 #pragma unroll
-        for (int i = 0; i < kPolicyWidest / 32; ++i) {
+        for (int i = 0; i < kTurns; ++i) {
           if (32 * i < d) sum = fmaf(x.v[i], weights[action * d + 32 * i + lane], sum);
         }
         sum = sum_warp(sum);

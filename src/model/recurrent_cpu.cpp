@@ -86,10 +86,7 @@ bool RecurrentCpu::supports(const DMambaImpl& model) {
 }
 
 RecurrentCpu::RecurrentCpu(DMamba model, int64_t num_envs, kernels::Storage storage)
-    : model_(std::move(model)),
-      num_envs_(num_envs),
-      storage_(storage),
-      watch_(*model_) {
+    : model_(std::move(model)), num_envs_(num_envs), storage_(storage), watch_(*model_) {
   repack_if_changed();
   for (const auto& layer : weights_->layers) {
     const int64_t d_inner = layer.D.size(0);

@@ -19,8 +19,7 @@ using torch::Tensor;
 bool is_plain(const DMambaImpl& model) {
   const config::ModelConfig& c = model.config();
   return nn::TokenKinds(c).all() && c.channel_mixing != "ssm" &&
-         c.d_state == kernels::kPolicyStates && c.d_conv == kernels::kPolicyTaps &&
-         c.expand == 2 &&
+         c.d_state == kernels::kPolicyStates && c.d_conv == kernels::kPolicyTaps && c.expand == 2 &&
          std::ranges::all_of(c.token_mixer,
                              [](const std::string& name) { return name == "mamba"; }) &&
          std::ranges::all_of(model.parameters(), [](const Tensor& t) {
@@ -112,24 +111,19 @@ std::unique_ptr<RecurrentCuda> RecurrentCuda::make(const DMamba& model, int64_t 
 RecurrentCuda::RecurrentCuda(DMamba model, const PolicyStepSizes& sizes,
                              const kernels::PolicyStepPlan& plan, int64_t num_envs)
     : model_(std::move(model)), watch_(*model_) {
-  const auto options = torch::TensorOptions(model_->device()).dtype(torch::kFloat);
-  const auto states = [&](int64_t width) {
-    return torch::zeros({sizes.n_layer, num_envs, width, sizes.d_inner}, options);
-  };
   step_.sizes = sizes;
   step_.plan = plan;
-  step_.conv_states = states(kernels::kPolicyTaps - 1);
-  step_.ssm_states = states(kernels::kPolicyStates);
+  step_.states = torch::zeros({sizes.n_layer, num_envs, kernels::kPolicyStateRows, sizes.d_inner},
+                              torch::TensorOptions(model_->device()).dtype(torch::kFloat));
   repack_if_changed();
 }
 
 void RecurrentCuda::repack_if_changed() {
   if (!watch_.changed()) return;
   const torch::NoGradGuard no_grad;
-  TORCH_CHECK(
-      is_plain(*model_) && model_->device() == step_.ssm_states.device(),
-      "Policy: the model's parameters are no longer float32 on ", step_.ssm_states.device(),
-      "; make a new policy");
+  TORCH_CHECK(is_plain(*model_) && model_->device() == step_.states.device(),
+              "Policy: the model's parameters are no longer float32 on ", step_.states.device(),
+              "; make a new policy");
   const std::vector<float> packed = pack(*model_, step_.sizes, step_.plan.ranks);
   step_.packed = torch::tensor(at::ArrayRef<float>(packed), torch::kFloat).to(model_->device());
   step_.time = model_->named_parameters()["embed_timestep.weight"].detach().clone(

@@ -208,10 +208,9 @@ GameEmbeddingGradients game_embed_backward(const Tensor& dout, const GameInputs&
 struct PolicyStep {
   kernels::PolicyStepSizes sizes;
   kernels::PolicyStepPlan plan;
-  Tensor packed;       // (PolicyStepLayout::size,)
-  Tensor time;         // (max_timestep, d_model)
-  Tensor conv_states;  // (n_layer, num_envs, d_conv - 1, d_inner)
-  Tensor ssm_states;   // (n_layer, num_envs, d_state, d_inner)
+  Tensor packed;  // (PolicyStepLayout::size,)
+  Tensor time;    // (max_timestep, d_model)
+  Tensor states;  // (n_layer, num_envs, kPolicyStateRows, d_inner)
 };
 
 /// The plan for a model of these sizes on a device; {0, 0} where the step cannot run there.

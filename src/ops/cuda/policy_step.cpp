@@ -34,8 +34,7 @@ void policy_step(const PolicyStep& step, const Tensor& seen, const Tensor& actio
   p.time = step.time.const_data_ptr<float>();
   p.seen = seen.const_data_ptr<float>();
   p.actions = actions.mutable_data_ptr<float>();
-  p.conv_states = step.conv_states.mutable_data_ptr<float>();
-  p.ssm_states = step.ssm_states.mutable_data_ptr<float>();
+  p.states = step.states.mutable_data_ptr<float>();
   call.check(kernels::launch_policy_step(p, call.stream()));
 }
 
