@@ -43,6 +43,7 @@ class PolicyBlock {
   static constexpr int kAll = Tokens::kAll, kMine = Tokens::kMine, kPitch = Tokens::kPitch;
   static constexpr int kWarps = kPolicyThreads / 32;
   static constexpr int kTurns = kPolicyWidest / 32;
+  static constexpr int kMostSplits = 16;  // of a product's rows: there is a sum to add up for each
 
   __device__ PolicyBlock(const PolicyStepParams& p, const PolicyStepMemory& m, float* shared)
       : p_(p),
@@ -71,34 +72,59 @@ class PolicyBlock {
     }
   }
 
+  /// kRows rows of a matrix, `step` rows apart, times their inputs: all loads, then all products.
+  template <int kRows>
+  __device__ static void multiply_rows(const float* weights, int weights_step, const float* tokens,
+                                       int tokens_step, float (&sums)[kMine][4]) {
+    float4 w[kRows];
+    float values[kRows][kMine];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      w[r] = quad_at(weights + r * weights_step);
+      load_tokens(tokens + r * tokens_step, values[r]);
+    }
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+      for (int i = 0; i < kMine; ++i) {
+        sums[i][0] = fmaf(w[r].x, values[r][i], sums[i][0]);
+        sums[i][1] = fmaf(w[r].y, values[r][i], sums[i][1]);
+        sums[i][2] = fmaf(w[r].z, values[r][i], sums[i][2]);
+        sums[i][3] = fmaf(w[r].w, values[r][i], sums[i][3]);
+      }
+    }
+  }
+
   /// The next matrix times `activations` (rows, pitch): its sums in parts, see quad_sum_at().
   /// Begins after a barrier of the block, ends with one.
   __device__ void multiply(const float* activations, const PolicyStepShape& shape) {
+    constexpr int kRows = kMine <= 6 ? 4 : 2;  // at once
     const int cols = shape.cols, quads = cols / 4, places = quads * Tokens::kGroups;
-    splits_ = min(divide(kPolicyThreads, places).whole, shape.rows);
+    splits_ = min(min(divide(kPolicyThreads, places).whole, kMostSplits), shape.rows);
     columns_ = cols;
     const Quotient place = divide(thread_, places), mine = divide(place.rest, quads);
     const int split = place.whole, group = mine.whole, quad = mine.rest;
+    const int weights_step = splits_ * cols, tokens_step = splits_ * kPitch;
     const bool works = split < splits_;
     float sums[kMine][4] = {};
 #pragma unroll 1
     for (int begin = 0; begin < shape.rows;) {
       const int rows = min(shape.rows - begin, shape.piece);
-      const float* weights = weights_.take() + 4 * quad;
-      const float* tokens = activations + begin * kPitch + group * kMine;
+      const float* weights = weights_.take() + split * cols + 4 * quad;
+      const float* tokens = activations + (begin + split) * kPitch + group * kMine;
       if (works) {
-#pragma unroll 4
-        for (int row = split; row < rows; row += splits_) {
-          const float4 w = quad_at(weights + row * cols);
-          float values[kMine];
-          load_tokens(tokens + row * kPitch, values);
-#pragma unroll
-          for (int i = 0; i < kMine; ++i) {
-            sums[i][0] = fmaf(w.x, values[i], sums[i][0]);
-            sums[i][1] = fmaf(w.y, values[i], sums[i][1]);
-            sums[i][2] = fmaf(w.z, values[i], sums[i][2]);
-            sums[i][3] = fmaf(w.w, values[i], sums[i][3]);
-          }
+        int row = split;
+#pragma unroll 1
+        for (; row + (kRows - 1) * splits_ < rows; row += kRows * splits_) {
+          multiply_rows<kRows>(weights, weights_step, tokens, tokens_step, sums);
+          weights += kRows * weights_step;
+          tokens += kRows * tokens_step;
+        }
+#pragma unroll 1
+        for (; row < rows; row += splits_) {
+          multiply_rows<1>(weights, weights_step, tokens, tokens_step, sums);
+          weights += weights_step;
+          tokens += tokens_step;
         }
       }
       begin += rows;
