@@ -2,7 +2,7 @@
 #pragma once
 
 #include <cmath>
-#include <functional>
+#include <utility>
 #include <vector>
 
 #include "kernels/policy_step/params.h"
@@ -48,7 +48,13 @@ class PolicyStepPacker {
   }
 
  private:
-  void vector(const float* from, int count) { packed_.insert(packed_.end(), from, from + count); }
+  void vector(const float* from, int64_t count) {
+    packed_.insert(packed_.end(), from, from + count);
+  }
+
+  static float entry(const float* matrix, int64_t row, int64_t width, int64_t column) {
+    return matrix[row * width + column];
+  }
 
   template <class At>
   void table(int rows, int columns, At at) {
@@ -70,34 +76,34 @@ class PolicyStepPacker {
       matrix(l_.shapes[kPolicyIn], [&](int row, int column) {
         const bool z = column >= l_.channels;
         const int output = z ? inner + first + column - l_.channels : first + column;
-        return layer.in_proj.weight[output * d + row];
+        return entry(layer.in_proj.weight, output, d, row);
       });
       matrix(l_.shapes[kPolicyX], [&](int row, int column) {
         const int states = 2 * kPolicyStates;  // dt comes first in x_proj, and last here
         if (column >= states + s_.dt_rank) return 0.0F;
         const int output = column < states ? s_.dt_rank + column : column - states;
-        return layer.x_proj.weight[output * inner + first + row];
+        return entry(layer.x_proj.weight, output, inner, first + row);
       });
       matrix(l_.shapes[kPolicyOut], [&](int row, int column) {
-        return layer.out_proj.weight[column * inner + first + row];
+        return entry(layer.out_proj.weight, column, inner, first + row);
       });
       matrix(l_.shapes[kPolicyWide], [&](int row, int column) {
-        return layer.wide.weight[(rank * l_.units + column) * d + row];
+        return entry(layer.wide.weight, rank * l_.units + column, d, row);
       });
       matrix(l_.shapes[kPolicyBack], [&](int row, int column) {
-        return layer.back.weight[column * s_.hidden + rank * l_.units + row];
+        return entry(layer.back.weight, column, s_.hidden, rank * l_.units + row);
       });
     }
-    vector(m_.head.weight, s_.act_dim * s_.d_model);
+    vector(m_.head.weight, int64_t{s_.act_dim} * s_.d_model);
   }
 
   /// Of the inputs of all kinds side by side, and then of a one for the token's kind.
   float embedding(int row, int column) const {
-    if (row < s_.act_dim) return m_.embed_action.weight[column * s_.act_dim + row];
+    if (row < s_.act_dim) return entry(m_.embed_action.weight, column, s_.act_dim, row);
     row -= s_.act_dim;
     if (row < 1) return m_.embed_return.weight[column];
     row -= 1;
-    if (row < s_.state_dim) return m_.embed_state.weight[column * s_.state_dim + row];
+    if (row < s_.state_dim) return entry(m_.embed_state.weight, column, s_.state_dim, row);
     row -= s_.state_dim;
     const auto& kind = row == 0 ? m_.embed_action : row == 1 ? m_.embed_return : m_.embed_state;
     return kind.bias[column];
@@ -109,20 +115,20 @@ class PolicyStepPacker {
     vector(layer.norm.weight, s_.d_model);
     vector(layer.norm.bias, s_.d_model);
     table(kPolicyTaps, n,
-          [&](int tap, int c) { return layer.conv.weight[(first + c) * kPolicyTaps + tap]; });
+          [&](int tap, int c) { return entry(layer.conv.weight, first + c, kPolicyTaps, tap); });
     vector(layer.conv.bias + first, n);
     table(s_.dt_rank, n,
-          [&](int row, int c) { return layer.dt_proj.weight[(first + c) * s_.dt_rank + row]; });
+          [&](int row, int c) { return entry(layer.dt_proj.weight, first + c, s_.dt_rank, row); });
     vector(layer.dt_proj.bias + first, n);
     table(kPolicyStates, n, [&](int state, int c) {
-      return -kLog2e * std::exp(layer.A_log[(first + c) * kPolicyStates + state]);
+      return -kLog2e * std::exp(entry(layer.A_log, first + c, kPolicyStates, state));
     });
     vector(layer.D + first, n);
     if (s_.hidden == 0) return;
     vector(layer.mixer_norm.weight, s_.d_model);
     vector(layer.mixer_norm.bias, s_.d_model);
-    vector(layer.wide.bias + rank * l_.units, l_.units);
-    vector(layer.back.bias + rank * l_.columns, l_.columns);
+    vector(layer.wide.bias + int64_t{rank} * l_.units, l_.units);
+    vector(layer.back.bias + int64_t{rank} * l_.columns, l_.columns);
   }
 
   const PolicyStepSizes& s_;

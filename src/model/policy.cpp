@@ -184,10 +184,12 @@ Tensor Policy::act(const Tensor& observations) {
 
 Tensor Policy::answer_on_device(const Seen& seen) {
   on_device_->copy_in(seen.states, seen.rtg, seen.timesteps, seen.first);
-  const auto work = [this] { last_action_.copy_(answer(on_device_->seen())); };
   if (cuda_engine_) {
     cuda_engine_->act(on_device_->rows(), last_action_);
-  } else if (model_) {
+    return on_device_->copy_out(last_action_);
+  }
+  const auto work = [this] { last_action_.copy_(answer(on_device_->seen())); };
+  if (model_) {
     on_device_->run(*model_, work);
   } else {
     work();

@@ -39,9 +39,9 @@ struct PolicyOptions {
 /// The model computes where its parameters are, which must not change; tensors come and go on the
 /// CPU. A step copies once to the device and once back: returns-to-go, times and the standardised
 /// states are the CPU's, the windows and the layers' states stay on the device, where the step is
-/// one CUDA graph. It is one launch of a kernel of its own for a recurrent policy of a float32 model
-/// with `mamba` layers of d_state 16, d_conv 4, expand 2, d_model a multiple of 32 up to 256, from
-/// compute capability 9.0 on; its arithmetic is float32 whatever autocast and TF32 are set to.
+/// one CUDA graph. It is one launch of a kernel of its own for a recurrent policy of a float32
+/// model with `mamba` layers of d_state 16, d_conv 4, expand 2, d_model a multiple of 32 up to 256,
+/// from compute capability 9.0 on; its arithmetic is float32 whatever autocast and TF32 are set to.
 ///
 /// A recurrent policy of a float32 model with `mamba` layers on a CPU with AVX2 or AVX-512 doesn't
 /// go through torch's operators (autocast says nothing to it): it keeps its own copy of the
