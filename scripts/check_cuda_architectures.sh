@@ -3,7 +3,8 @@
 #
 #   scripts/check_cuda_architectures.sh [ARCHITECTURE ...]     default: sm_80 sm_90 sm_100
 #
-# A spill to local memory is shown as ptxas words it, and is no failure.
+# The token chain is made of Hopper's own instructions: it exists for sm_90a alone, which stands in for
+# sm_90. A spill to local memory is shown as ptxas words it, and is no failure.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -15,11 +16,17 @@ command -v nvcc >/dev/null || {
 object=$(mktemp --suffix=.o)
 trap 'rm -f "$object"' EXIT
 failed=0
+tried=0
 mapfile -t sources < <(find kernels -name '*.cu' | sort)
 for source in "${sources[@]}"; do
   for architecture in "$@"; do
+    if [[ $source == kernels/token_chain/* ]]; then
+      [[ $architecture == sm_90 ]] || continue
+      architecture=sm_90a
+    fi
+    tried=$((tried + 1))
     started=$SECONDS
-    if nvcc -std=c++20 -arch="$architecture" -I . -Xptxas -warn-spills -c "$source" -o "$object"; then
+    if nvcc -std=c++20 -gencode "arch=compute_${architecture#sm_},code=$architecture" -I . -Xptxas -warn-spills -c "$source" -o "$object"; then
       echo "ok      $architecture  $source ($((SECONDS - started)) s)"
     else
       echo "FAILED  $architecture  $source"
@@ -27,5 +34,5 @@ for source in "${sources[@]}"; do
     fi
   done
 done
-echo "$((${#sources[@]} * $# - failed)) passed, $failed failed"
+echo "$((tried - failed)) passed, $failed failed"
 ((failed == 0))

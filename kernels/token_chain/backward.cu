@@ -36,7 +36,7 @@ __device__ __forceinline__ void load_saved(SavedRow (&saved)[kRowsOfWarp],
   }
 }
 
-[[maybe_unused]] __device__ __forceinline__ void add(Row<1>& to, const Row<1>& other) {
+__device__ __forceinline__ void add(Row<1>& to, const Row<1>& other) {
 #pragma unroll
   for (int e = 0; e < kRowVector; ++e) to.v[0][e] += other.v[0][e];
 }
@@ -127,7 +127,7 @@ struct BackwardMaps {
 __global__ void __launch_bounds__(kThreads, 2)
     token_chain_backward_kernel(const __grid_constant__ TokenChainBackwardParams p,
                                 const __grid_constant__ BackwardMaps maps) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(1024) unsigned char bytes[];
   auto& memory = *reinterpret_cast<Memory*>(bytes);
   const Place at(p.rows);

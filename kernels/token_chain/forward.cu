@@ -92,7 +92,7 @@ struct ForwardMaps {
 __global__ void __launch_bounds__(kThreads, 2)
     token_chain_kernel(const __grid_constant__ TokenChainParams p,
                        const __grid_constant__ ForwardMaps maps) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(1024) unsigned char bytes[];
   auto& memory = *reinterpret_cast<Memory*>(bytes);
   const Place at(p.rows);
