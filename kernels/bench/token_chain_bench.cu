@@ -1,8 +1,7 @@
 // Checks and times the token chain alone, without torch:
 //
-//   nvcc -std=c++20 -O3 -arch=sm_90 -I . kernels/token_chain/*.cu
-//   kernels/bench/token_chain_bench.cu
-//        -o token_chain_bench
+//   nvcc -std=c++20 -O3 -gencode arch=compute_90a,code=sm_90a -I . kernels/token_chain/*.cu
+//        kernels/bench/token_chain_bench.cu -o token_chain_bench
 //   ./token_chain_bench check | time | all | once forward|backward
 //
 // `once` runs a direction once at 64 x 60 tokens, for a profiler.
