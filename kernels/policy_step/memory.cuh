@@ -8,10 +8,7 @@
 
 namespace dmamba::kernels {
 
-#ifndef DMAMBA_POLICY_THREADS
-#define DMAMBA_POLICY_THREADS 256
-#endif
-constexpr int kPolicyThreads = DMAMBA_POLICY_THREADS;
+constexpr int kPolicyThreads = 256;
 constexpr int kPolicyWidest = 256;  // d_model
 constexpr int kMostSlots = 6;
 constexpr int kPolicySender = kPolicyThreads - 32;  // a thread of a warp that often has less to do
