@@ -18,6 +18,17 @@ __device__ __forceinline__ void wait_for_stream() {
 #endif
 }
 
+/// Asks L2 for an array, each thread of the grid for its share, by lines of 128 bytes. Whatever it
+/// holds by then, so that it may come before wait_for_stream(): the weights of a step have left L2
+/// since they were used last.
+__device__ __forceinline__ void fetch_early(const void* array, int64_t bytes) {
+  const int64_t stride = int64_t{gridDim.x} * blockDim.x * 128;
+  for (int64_t at = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * 128; at < bytes;
+       at += stride) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(static_cast<const char*>(array) + at));
+  }
+}
+
 /// `kernel<<<grid, block, bytes, stream>>>(args...)`, early. For kernels that begin with
 /// wait_for_stream() and wait for nothing but their own stream.
 template <class... Args>

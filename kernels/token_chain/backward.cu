@@ -156,6 +156,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       prefetch_map(*map);
     }
   }
+  fetch_weights(p);
   wait_for_stream();
   pipeline.begin();
 

@@ -320,6 +320,16 @@ __device__ __forceinline__ void store_columns(const CUtensorMap& map, int chunks
   if (pipeline.leads()) wait_for_stores();
 }
 
+/// While the kernel before this one still runs.
+template <class Params>
+__device__ __forceinline__ void fetch_weights(const Params& p) {
+  constexpr int64_t kRowBytes = 2 * kWidth;
+  fetch_early(p.weights.out_proj, p.inner * kRowBytes);
+  fetch_early(p.weights.first, p.hidden_width * kRowBytes);
+  fetch_early(p.weights.second, p.hidden_width * kRowBytes);
+  if (p.weights.in_proj != nullptr) fetch_early(p.weights.in_proj, p.next_width * kRowBytes);
+}
+
 /// Launches a kernel for blocks of kRows rows.
 template <class Params, class Maps>
 cudaError_t launch_blocks(void (*kernel)(Params, Maps), const Params& p, const Maps& maps,

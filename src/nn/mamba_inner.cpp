@@ -16,6 +16,7 @@ using torch::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 namespace calls = ops::calls;
+namespace cuda_only = ops::cuda_only;
 
 /// Everything that the forward pass computes; sequences are (batch, L, ...).
 struct Forward {
@@ -53,15 +54,40 @@ Forward run_forward(const Tensor& xz, const MambaInnerParameters& p, const ops::
                            flags.mask, flags.segment_starts, states.conv);
   f.x_proj_weight = cast_parameter(p.x_proj_weight, type);
   f.dt_proj_weight = cast_parameter(p.dt_proj_weight, type);
-  f.projected = at::mm(rows(f.u), f.x_proj_weight.t()).view({batch, L, p.x_proj_weight.size(0)});
-  const Parts parts(f.projected, p.A_log.size(1));
   // dt_proj's bias joins inside the scan, before the softplus.
-  f.delta = at::mm(rows(parts.dt), f.dt_proj_weight.t()).view({batch, L, d_inner});
+  if (cuda_only::projections_fit(f.u, f.x_proj_weight, f.dt_proj_weight)) {
+    const auto out = cuda_only::projections(f.u, f.x_proj_weight, f.dt_proj_weight);
+    f.projected = out.projected;
+    f.delta = out.delta;
+  } else {
+    f.projected = at::mm(rows(f.u), f.x_proj_weight.t()).view({batch, L, p.x_proj_weight.size(0)});
+    const Tensor dt = Parts(f.projected, p.A_log.size(1)).dt;
+    f.delta = at::mm(rows(dt), f.dt_proj_weight.t()).view({batch, L, d_inner});
+  }
+  const Parts parts(f.projected, p.A_log.size(1));
   f.A = decay_rates(p.A_log);
   std::tie(f.y, f.ssm_state, f.checkpoints) = calls::selective_scan(
       f.u, f.delta, f.A, parts.B, parts.C, p.D, xz.narrow(2, d_inner, d_inner), p.dt_proj_bias,
       /*delta_softplus=*/true, flags.mask, flags.segment_starts, states.ssm, checkpoint_every);
   return f;
+}
+
+/// Back through both projections: d(dt) = d(delta) dt_proj into dprojected, which has the gradients
+/// of B and C; du += dprojected x_proj. For ddelta and du (batch, L, d_inner).
+void projections_backward(const Tensor& ddelta, const Tensor& dprojected, const Tensor& du,
+                          const Tensor& x_proj, const Tensor& dt_proj) {
+  if (cuda_only::projections_fit(ddelta, x_proj, dt_proj)) {
+    return cuda_only::projections_backward(ddelta, dprojected, du, x_proj, dt_proj);
+  }
+  Tensor ddt = rows(dprojected.narrow(2, 0, dt_proj.size(1)));
+  if (ddelta.is_cuda()) {
+    at::mm_out(ddt, rows(ddelta), dt_proj);
+  } else {
+    // Transposed, as a wide product: on the CPU three to four times as fast as one with dt_rank
+    // columns (3840 x 256 x 8, fp32, two threads: 0.2 ms for 0.7).
+    ddt.copy_(at::mm(dt_proj.t(), rows(ddelta).t()).t());
+  }
+  rows(du).addmm_(rows(dprojected), x_proj);
 }
 
 /// Whose gradient is wanted, and where it goes.
@@ -71,22 +97,12 @@ struct WeightWanted {
   int64_t side;  // stream
 };
 
-/// d(dt) = d(delta) W into `ddt`, and W's gradient, for dt (tokens, dt_rank), ddelta (tokens,
-/// d_inner), W (d_inner, dt_rank).
-Tensor dt_proj_backward(const Tensor& dt, const Tensor& ddelta, const Tensor& weight,
-                        const Tensor& ddt, const WeightWanted& w) {
-  Tensor dweight;
-  if (ddelta.is_cuda()) {
-    if (w.wanted) dweight = weight_gradient_beside(w.side, ddelta, dt, w.type);
-    Tensor out = ddt;
-    at::mm_out(out, ddelta, weight);
-    return dweight;
-  }
-  // The products with dt_rank columns are taken transposed, as wide ones: on the CPU three to four
-  // times as fast (3840 x 256 x 8, fp32, two threads: 0.2 ms each for 0.7 and 0.9).
-  ddt.copy_(at::mm(weight.t(), ddelta.t()).t());
-  if (w.wanted) dweight = at::mm(dt.t(), ddelta).t().to(w.type).contiguous();
-  return dweight;
+/// The gradient of dt_proj's weight (d_inner, dt_rank), for dt (tokens, dt_rank) and ddelta
+/// (tokens, d_inner).
+Tensor dt_proj_gradient(const Tensor& dt, const Tensor& ddelta, const WeightWanted& w) {
+  if (!w.wanted) return {};
+  if (ddelta.is_cuda()) return weight_gradient_beside(w.side, ddelta, dt, w.type);
+  return at::mm(dt.t(), ddelta).t().to(w.type).contiguous();  // transposed as above: 0.2 ms for 0.9
 }
 
 struct MambaInner : torch::autograd::Function<MambaInner> {
@@ -139,14 +155,15 @@ struct MambaInner : torch::autograd::Function<MambaInner> {
     // A gradient that nobody takes would be freed, and its memory reused, before it is written.
     // Counted are the inputs that are there: without a bias the next one has its number.
     const size_t after_bias = conv_bias.has_value() ? 3 : 2;
-    Tensor ddt_proj =
-        dt_proj_backward(rows(parts.dt), rows(ddelta), dt_proj_weight, rows(dparts.dt),
-                         {context->needs_input_grad(after_bias + 1), parameter, side});
-    rows(du).addmm_(rows(dprojected), x_proj_weight);
+    const Tensor ddt_proj = dt_proj_gradient(
+        rows(parts.dt), rows(ddelta), {context->needs_input_grad(after_bias + 1), parameter, side});
+    projections_backward(ddelta, dprojected, du, x_proj_weight, dt_proj_weight);
     Tensor dx_proj, dA_log;
     if (context->needs_input_grad(after_bias)) {
       dx_proj = weight_gradient_beside(side, rows(dprojected), rows(u), parameter);
     }
+    // Beside the convolution and what comes after it: a scan leaves no registers for others.
+    begin_weight_gradients(side);
     run_beside(side, [&] { dA_log = dA * A; }, {A, dA});  // dA / dA_log = A
 
     const bool taken =

@@ -74,6 +74,24 @@ AddNormGradients add_norm_backward(const Tensor& dnormed, const Tensor& dsum, co
                                    const Tensor& statistics, const Tensor& weight,
                                    const Dropout& dropout, bool has_bias, bool wants_branch);
 
+// ---- Between the convolution and the scan: kernels/projections/params.h ----
+
+/// Whether projections() takes u (batch, L, inner) with x_proj (width, inner) and dt_proj (inner,
+/// dt_rank).
+bool projections_fit(const Tensor& u, const Tensor& x_proj, const Tensor& dt_proj);
+
+struct Projections {
+  Tensor projected;  // (batch, L, width): dt, B, C
+  Tensor delta;      // (batch, L, inner), before bias and softplus
+};
+
+Projections projections(const Tensor& u, const Tensor& x_proj, const Tensor& dt_proj);
+
+/// Writes dt's gradient into dprojected (batch, L, width), which has those of B and C, and adds u's
+/// to du (batch, L, inner).
+void projections_backward(const Tensor& ddelta, const Tensor& dprojected, const Tensor& du,
+                          const Tensor& x_proj, const Tensor& dt_proj);
+
 // ---- Between the scans of two layers: kernels/token_chain/params.h ----
 
 struct TokenChainNorm {

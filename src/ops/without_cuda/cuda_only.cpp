@@ -29,6 +29,12 @@ AddNormGradients add_norm_backward(const Tensor&, const Tensor&, const Tensor&, 
                                    const Tensor&, const Dropout&, bool, bool) {
   refuse("add_norm_backward");
 }
+bool projections_fit(const Tensor&, const Tensor&, const Tensor&) { return false; }
+Projections projections(const Tensor&, const Tensor&, const Tensor&) { refuse("projections"); }
+void projections_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                          const Tensor&) {
+  refuse("projections_backward");
+}
 bool token_chain_fits(const Tensor&, int64_t, int64_t, int64_t) { return false; }
 TokenChain token_chain(const TokenChainInputs&, bool) { refuse("token_chain"); }
 TokenChainGradients token_chain_backward(const Tensor&, const Tensor&, const TokenChainInputs&,

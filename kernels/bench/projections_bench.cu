@@ -1,0 +1,148 @@
+// Checks and times the products between the convolution and the scan alone, without torch:
+//
+//   nvcc -std=c++20 -O3 -arch=sm_90 -I . kernels/projections/*.cu
+//   kernels/bench/projections_bench.cu
+//        -o projections_bench
+//   ./projections_bench check | time | all
+#include <cmath>
+#include <cstring>
+
+#include "kernels/bench/harness.cuh"
+#include "kernels/projections/launch.h"
+
+namespace dmamba::bench {
+namespace {
+
+using namespace kernels;
+
+struct Problem {
+  int64_t rows;
+  int inner, rank, width;
+  std::mt19937 random{29};
+  Input u = random_input(random, rows* inner, true, -1, 1);
+  Input ddelta = random_input(random, rows* inner, true, -1, 1);
+  Input du = random_input(random, rows* inner, true, -1, 1);
+  Input dprojected = random_input(random, rows* width, true, -1, 1);
+  Input x_proj = random_input(random, int64_t{width} * inner, true, -0.1F, 0.1F);
+  Input dt_proj = random_input(random, int64_t{inner} * rank, true, -0.3F, 0.3F);
+  DeviceArray projected{2 * static_cast<size_t>(rows * width)};
+  DeviceArray delta{2 * static_cast<size_t>(rows * inner)};
+
+  ProjectionsParams forward() const {
+    return {rows,
+            inner,
+            rank,
+            width,
+            x_proj.device.get(),
+            dt_proj.device.get(),
+            u.device.get(),
+            projected.get(),
+            delta.get()};
+  }
+  ProjectionsBackwardParams backward() const {
+    return {rows,
+            inner,
+            rank,
+            width,
+            x_proj.device.get(),
+            dt_proj.device.get(),
+            ddelta.device.get(),
+            dprojected.device.get(),
+            du.device.get()};
+  }
+};
+
+int failures = 0;
+
+void compare(const char* what, const std::vector<float>& x, const std::vector<double>& reference) {
+  constexpr double kLimit = 1e-2;
+  double worst = 0, largest = 1e-30;
+  for (size_t i = 0; i < reference.size(); ++i) {
+    const double difference = std::abs(x[i] - reference[i]);
+    if (!(difference <= worst)) worst = difference;
+    largest = std::max(largest, std::abs(reference[i]));
+  }
+  const bool ok = worst / largest <= kLimit;
+  if (!ok) ++failures;
+  std::printf("  %-10s %.2e of %.2e%s\n", what, worst / largest, kLimit, ok ? "" : "  FAILED");
+}
+
+/// The same in double precision; what lies in memory between two products is rounded.
+void check_one(int64_t rows, int inner, int rank, int width, cudaStream_t stream) {
+  const Problem p{rows, inner, rank, width};
+  check(launch_projections(p.forward(), stream), "forward");
+  check(launch_projections_backward(p.backward(), stream), "backward");
+  check(cudaStreamSynchronize(stream), "run");
+  std::printf("%lld rows, %d of %d, %d\n", static_cast<long long>(rows), rank, width, inner);
+  const std::vector<float> projected = to_host(p.projected, rows * width, true);
+  const std::vector<float> dprojected = to_host(p.dprojected.device, rows * width, true);
+  std::vector<double> r_projected(rows * width), r_delta(rows * inner), r_dt(rows * rank),
+      dt(rows * rank), r_du(rows * inner);
+  std::vector<float> got_dt(rows * rank);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int c = 0; c < width; ++c) {
+      for (int k = 0; k < inner; ++k) {
+        r_projected[r * width + c] +=
+            static_cast<double>(p.u.host[r * inner + k]) * p.x_proj.host[c * inner + k];
+      }
+    }
+    for (int k = 0; k < inner; ++k) {
+      for (int c = 0; c < rank; ++c) {
+        const double w = p.dt_proj.host[k * rank + c];
+        r_delta[r * inner + k] += projected[r * width + c] * w;
+        r_dt[r * rank + c] += p.ddelta.host[r * inner + k] * w;
+      }
+      r_du[r * inner + k] = p.du.host[r * inner + k];
+      for (int c = 0; c < width; ++c) {
+        r_du[r * inner + k] +=
+            static_cast<double>(dprojected[r * width + c]) * p.x_proj.host[c * inner + k];
+      }
+    }
+    for (int c = 0; c < rank; ++c) got_dt[r * rank + c] = dprojected[r * width + c];
+  }
+  bool kept = true;
+  for (int64_t i = 0; i < rows * width; ++i) {
+    if (i % width >= rank) kept = kept && dprojected[i] == p.dprojected.host[i];
+  }
+  if (!kept) ++failures;
+  compare("projected", projected, r_projected);
+  compare("delta", to_host(p.delta, rows * inner, true), r_delta);
+  compare("d dt", got_dt, r_dt);
+  compare(kept ? "du" : "du, dB and dC CHANGED", to_host(p.du.device, rows * inner, true), r_du);
+}
+
+int run(int argc, char** argv) {
+  const char* what = argc > 1 ? argv[1] : "all";
+  cudaStream_t stream = open_device();
+  if (std::strcmp(what, "time") != 0) {
+    for (const int64_t rows : {1, 45, 1024}) {
+      check_one(rows, 256, 8, 40, stream);
+      check_one(rows, 256, 16, 48, stream);
+      check_one(rows, 512, 16, 48, stream);
+      check_one(rows, 512, 8, 24, stream);
+    }
+    std::printf("%d checks failed\n", failures);
+  }
+  if (std::strcmp(what, "check") != 0) {
+    for (const int64_t rows : {480, 3840, 8448}) {
+      for (const int inner : {256, 512}) {
+        const int rank = inner / 32;
+        const Problem p{rows, inner, rank, rank + 32};
+        const Times forward =
+            time_by_replay(stream, [&] { check(launch_projections(p.forward(), stream), "run"); });
+        const Times backward = time_by_replay(
+            stream, [&] { check(launch_projections_backward(p.backward(), stream), "run"); });
+        std::printf(
+            "%6lld rows, %d: forward %5.1f us (%.1f to %.1f), backward %5.1f (%.1f to %.1f)\n",
+            static_cast<long long>(rows), inner, forward.median, forward.low, forward.high,
+            backward.median, backward.low, backward.high);
+      }
+    }
+  }
+  return failures == 0 ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace dmamba::bench
+
+int main(int argc, char** argv) { return dmamba::bench::run(argc, argv); }

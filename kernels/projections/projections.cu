@@ -1,0 +1,334 @@
+// x_proj and dt_proj, between the convolution and the scan, in one launch each way; at the sizes of
+// RL two small products whose launches take longer than they do.
+//
+//   forward   projected = u x_proj^T (the terms shared among four groups of warps), dt =
+//   projected's
+//             first columns, delta = dt dt_proj^T
+//   backward  d dt = ddelta dt_proj (likewise), du += (d dt, dB, dC) x_proj
+//
+// A block has 32 tokens and all of both matrices in shared memory: 64 to 140 KB, most of which it
+// reads from L2 once. Eight warps: two along the rows, four groups. Sums of a group's terms meet in
+// shared memory in one order. Floor: 1.1 KB read and written a token forward, 1.7 KB backward.
+#include "kernels/common/copy.cuh"
+#include "kernels/common/launch.cuh"
+#include "kernels/common/mma.cuh"
+#include "kernels/common/storage.cuh"
+#include "kernels/projections/launch.h"
+
+namespace dmamba::kernels {
+namespace {
+
+constexpr int kRows = 32, kWarps = 8, kThreads = 32 * kWarps, kGroups = 4, kPack = 8;
+constexpr int kMostWidth = 48, kPadded = kMostWidth + kPack;  // of projected, a row of it
+
+/// Rows of shared memory are a pack longer than they look, so that eight of them lie in different
+/// banks.
+template <int kInner>
+struct Memory {
+  static constexpr int kPitch = kInner + kPack;
+  alignas(16) bfloat16 rows[kRows * kPitch];  // u, or ddelta; then delta
+  alignas(16) bfloat16 du[kRows * kPitch];
+  alignas(16) bfloat16 x_proj[kMostWidth * kPitch];
+  alignas(16) bfloat16 dt_proj[kInner * 16];
+  alignas(16) bfloat16 projected[kRows * kPadded];
+  float parts[kGroups][kRows * kMostWidth];
+};
+/// `count` rows of kPacks packs to rows of `pitch` numbers.
+template <int kPacks>
+__device__ __forceinline__ void send(bfloat16* to, int pitch, const void* from, int64_t stride,
+                                     int count) {
+  for (int i = static_cast<int>(threadIdx.x); i < count * kPacks; i += kThreads) {
+    const int row = i / kPacks, pack = i % kPacks;
+    copy_async(to + row * pitch + pack * kPack,
+               static_cast<const bfloat16*>(from) + row * stride + pack * kPack, 16);
+  }
+}
+
+__device__ __forceinline__ uint32_t two_words(float low, float high) {
+  const __nv_bfloat162 two = __floats2bfloat162_rn(low, high);
+  return reinterpret_cast<const uint32_t&>(two);
+}
+
+struct Place {
+  int lane = static_cast<int>(threadIdx.x) % 32;
+  int row_warp = static_cast<int>(threadIdx.x) / 32 % 2;
+  int group = static_cast<int>(threadIdx.x) / 64;
+  int64_t first_row = int64_t{blockIdx.x} * kRows;
+
+  /// Of a fragment A (16 x 16) in rows of `pitch`.
+  template <int kPitch>
+  __device__ __forceinline__ void load_a(uint32_t (&a)[4], const bfloat16* rows, int term) const {
+    load_tiles(a, rows + (row_warp * 16 + lane % 16) * kPitch + term + lane / 16 * kPack);
+  }
+  /// Two fragments B (16 x 8): a row is a column's terms.
+  template <int kPitch>
+  __device__ __forceinline__ void load_b(uint32_t (&b)[4], const bfloat16* columns, int column,
+                                         int term) const {
+    load_tiles(
+        b, columns + (column + lane % 8 + lane / 16 * 8) * kPitch + term + lane / 8 % 2 * kPack);
+  }
+  /// The same: a row is a term's columns.
+  template <int kPitch>
+  __device__ __forceinline__ void load_b_by_term(uint32_t (&b)[4], const bfloat16* terms,
+                                                 int column, int term) const {
+    load_tiles_transposed(b, terms + (term + lane % 16) * kPitch + column + lane / 16 * kPack);
+  }
+  /// The lane's row of fragments (and the eighth after), and its column in each eight.
+  __device__ __forceinline__ int row() const { return row_warp * 16 + lane / 4; }
+  __device__ __forceinline__ int column() const { return lane % 4 * 2; }
+};
+
+/// Leaves a group's sums of 8 columns.
+__device__ __forceinline__ void leave_part(float* part, int width, const float (&sums)[4],
+                                           int column, const Place& at) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    *reinterpret_cast<float2*>(part + (at.row() + 8 * half) * width + column + at.column()) =
+        make_float2(sums[2 * half], sums[2 * half + 1]);
+  }
+}
+
+/// Adds the groups' parts of `columns` columns, rounds them, and leaves them in `projected` and in
+/// global memory (rows of `width`).
+template <int kInner>
+__device__ __forceinline__ void join_parts(Memory<kInner>& memory, int columns, void* global,
+                                           int width, int rows, const Place& at) {
+  for (int i = static_cast<int>(threadIdx.x); i < kRows * columns / 2; i += kThreads) {
+    const int row = i / (columns / 2), column = i % (columns / 2) * 2;
+    float2 sum = make_float2(0.0F, 0.0F);
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) {
+      const float2 part =
+          *reinterpret_cast<const float2*>(memory.parts[g] + row * columns + column);
+      sum = make_float2(sum.x + part.x, sum.y + part.y);
+    }
+    const uint32_t words = two_words(sum.x, sum.y);
+    *reinterpret_cast<uint32_t*>(memory.projected + row * kPadded + column) = words;
+    if (row < rows) {
+      auto* to = static_cast<bfloat16*>(global) + (at.first_row + row) * width + column;
+      *reinterpret_cast<uint32_t*>(to) = words;
+    }
+  }
+}
+
+/// Rows of kInner numbers from shared to global memory.
+template <int kInner>
+__device__ __forceinline__ void store_rows(void* global, const bfloat16* rows, int count,
+                                           const Place& at) {
+  constexpr int kPacks = kInner / kPack;
+  for (int i = static_cast<int>(threadIdx.x); i < count * kPacks; i += kThreads) {
+    const int row = i / kPacks, pack = i % kPacks;
+    auto* to = static_cast<bfloat16*>(global) + (at.first_row + row) * kInner + pack * kPack;
+    *reinterpret_cast<uint4*>(to) =
+        *reinterpret_cast<const uint4*>(rows + row * Memory<kInner>::kPitch + pack * kPack);
+  }
+}
+
+/// What both directions begin with.
+template <int kInner, int kRank, class Params>
+__device__ __forceinline__ void send_all(Memory<kInner>& memory, const Params& p,
+                                         const void* activations, int rows, const Place& at) {
+  constexpr int kPacks = kInner / kPack, kPitch = Memory<kInner>::kPitch;
+  send<kPacks>(memory.rows, kPitch,
+               static_cast<const bfloat16*>(activations) + at.first_row * kInner, kInner, rows);
+  send<kPacks>(memory.x_proj, kPitch, p.x_proj, kInner, p.width);
+  send<kRank / kPack>(memory.dt_proj, kRank, p.dt_proj, kRank, kInner);
+}
+
+template <int kInner, int kRank>
+__global__ void __launch_bounds__(kThreads)
+    projections_kernel(const __grid_constant__ ProjectionsParams p) {
+  constexpr int kPitch = Memory<kInner>::kPitch, kShare = kInner / kGroups;
+  extern __shared__ __align__(16) unsigned char bytes[];
+  auto& memory = *reinterpret_cast<Memory<kInner>*>(bytes);
+  const Place at;
+  const int rows = static_cast<int>(min(int64_t{kRows}, p.rows - at.first_row));
+  fetch_early(p.x_proj, int64_t{2} * p.width * kInner);
+  fetch_early(p.dt_proj, int64_t{2} * kRank * kInner);
+  wait_for_stream();
+  send_all<kInner, kRank>(memory, p, p.u, rows, at);
+  commit_copies();
+  wait_for_copies<0>();
+  __syncthreads();
+  {
+    float sums[kMostWidth / 8][4] = {};
+#pragma unroll
+    for (int term = 0; term < kShare; term += 16) {
+      uint32_t a[4], b[4];
+      at.load_a<kPitch>(a, memory.rows, at.group * kShare + term);
+#pragma unroll
+      for (int c = 0; c < kMostWidth / 8; c += 2) {  // some may not exist, and are not left
+        at.load_b<kPitch>(b, memory.x_proj, c * 8, at.group * kShare + term);
+        multiply_add(sums[c], a, b[0], b[1]);
+        multiply_add(sums[c + 1], a, b[2], b[3]);
+      }
+    }
+#pragma unroll
+    for (int c = 0; c < kMostWidth / 8; ++c) {
+      if (c * 8 < p.width) leave_part(memory.parts[at.group], p.width, sums[c], c * 8, at);
+    }
+  }
+  __syncthreads();
+  join_parts(memory, p.width, p.projected, p.width, rows, at);
+  __syncthreads();
+  uint32_t a[4];
+  at.load_a<kPadded>(a, memory.projected, 0);
+  if (kRank == 8) a[2] = a[3] = 0;  // the terms beyond are B's
+#pragma unroll
+  for (int c = 0; c < kShare / 8; c += 32 / kRank) {
+    float sums[32 / kRank][4] = {};
+    uint32_t b[4];
+    const int first = at.group * kShare + c * 8;
+    if constexpr (kRank == 8) {
+      load_tiles(b, memory.dt_proj + (first + at.lane) * kRank);
+    } else {
+      at.load_b<kRank>(b, memory.dt_proj, first, 0);
+    }
+#pragma unroll
+    for (int i = 0; i < 32 / kRank; ++i) {
+      if constexpr (kRank == 8) {
+        multiply_add(sums[i], a, b[i], 0);
+      } else {
+        multiply_add(sums[i], a, b[2 * i], b[2 * i + 1]);
+      }
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        bfloat16* to = memory.rows + (at.row() + 8 * half) * kPitch + first + i * 8 + at.column();
+        *reinterpret_cast<uint32_t*>(to) = two_words(sums[i][2 * half], sums[i][2 * half + 1]);
+      }
+    }
+  }
+  __syncthreads();
+  store_rows<kInner>(p.delta, memory.rows, rows, at);
+}
+
+template <int kInner, int kRank>
+__global__ void __launch_bounds__(kThreads)
+    projections_backward_kernel(const __grid_constant__ ProjectionsBackwardParams p) {
+  constexpr int kPitch = Memory<kInner>::kPitch, kShare = kInner / kGroups;
+  extern __shared__ __align__(16) unsigned char bytes[];
+  auto& memory = *reinterpret_cast<Memory<kInner>*>(bytes);
+  const Place at;
+  const int rows = static_cast<int>(min(int64_t{kRows}, p.rows - at.first_row));
+  auto* dprojected = static_cast<bfloat16*>(p.dprojected) + at.first_row * p.width;
+  fetch_early(p.x_proj, int64_t{2} * p.width * kInner);
+  fetch_early(p.dt_proj, int64_t{2} * kRank * kInner);
+  wait_for_stream();
+  send_all<kInner, kRank>(memory, p, p.ddelta, rows, at);
+  for (int i = static_cast<int>(threadIdx.x); i < rows * p.width / kPack; i += kThreads) {
+    const int row = i / (p.width / kPack), pack = i % (p.width / kPack);
+    if (pack < kRank / kPack) continue;
+    copy_async(memory.projected + row * kPadded + pack * kPack,
+               dprojected + row * p.width + pack * kPack, 16);
+  }
+  commit_copies();
+  send<kInner / kPack>(memory.du, kPitch, static_cast<bfloat16*>(p.du) + at.first_row * kInner,
+                       kInner, rows);
+  commit_copies();
+  // Terms that don't exist are zero in both factors.
+  for (int i = static_cast<int>(threadIdx.x); i < (kMostWidth - p.width) * kInner; i += kThreads) {
+    memory.x_proj[(p.width + i / kInner) * kPitch + i % kInner] = from_float<bfloat16>(0.0F);
+  }
+  for (int i = static_cast<int>(threadIdx.x); i < (kMostWidth - p.width) * kRows; i += kThreads) {
+    memory.projected[i % kRows * kPadded + p.width + i / kRows] = from_float<bfloat16>(0.0F);
+  }
+  wait_for_copies<1>();
+  __syncthreads();
+  {
+    float sums[2][4] = {};
+#pragma unroll
+    for (int term = 0; term < kShare; term += 32) {
+      const int first = at.group * kShare + term;
+      uint32_t a[2][4], b[4];
+      at.load_a<kPitch>(a[0], memory.rows, first);
+      at.load_a<kPitch>(a[1], memory.rows, first + 16);
+      if constexpr (kRank == 8) {
+        load_tiles_transposed(b, memory.dt_proj + (first + at.lane) * kRank);
+        multiply_add(sums[0], a[0], b[0], b[1]);
+        multiply_add(sums[1], a[1], b[2], b[3]);
+      } else {
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+          at.load_b_by_term<kRank>(b, memory.dt_proj, 0, first + 16 * k);
+          multiply_add(sums[0], a[k], b[0], b[1]);
+          multiply_add(sums[1], a[k], b[2], b[3]);
+        }
+      }
+    }
+    if constexpr (kRank == 8) {  // even and odd halves of the same columns
+#pragma unroll
+      for (int e = 0; e < 4; ++e) sums[0][e] += sums[1][e];
+    } else {
+      leave_part(memory.parts[at.group], kRank, sums[1], 8, at);
+    }
+    leave_part(memory.parts[at.group], kRank, sums[0], 0, at);
+  }
+  __syncthreads();
+  join_parts(memory, kRank, p.dprojected, p.width, rows, at);
+  wait_for_copies<0>();
+  __syncthreads();
+  uint32_t a[kMostWidth / 16][4];
+#pragma unroll
+  for (int k = 0; k < kMostWidth / 16; ++k) at.load_a<kPadded>(a[k], memory.projected, 16 * k);
+#pragma unroll
+  for (int c = 0; c < kShare / 8; c += 2) {
+    const int first = at.group * kShare + c * 8;
+    float sums[2][4] = {};
+#pragma unroll
+    for (int k = 0; k < kMostWidth / 16; ++k) {
+      uint32_t b[4];
+      at.load_b_by_term<kPitch>(b, memory.x_proj, first, 16 * k);
+      multiply_add(sums[0], a[k], b[0], b[1]);
+      multiply_add(sums[1], a[k], b[2], b[3]);
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        bfloat16* to = memory.du + (at.row() + 8 * half) * kPitch + first + i * 8 + at.column();
+        float du[2];
+        load_pack<bfloat16, 2>(to, du);
+        store_pack<bfloat16, 2>(to, {du[0] + sums[i][2 * half], du[1] + sums[i][2 * half + 1]});
+      }
+    }
+  }
+  __syncthreads();
+  store_rows<kInner>(p.du, memory.du, rows, at);
+}
+
+template <class Params>
+cudaError_t launch_blocks(void (*kernel)(Params), const Params& p, int bytes, cudaStream_t stream) {
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (error != cudaSuccess) return error;
+  const auto blocks = static_cast<unsigned>((p.rows + kRows - 1) / kRows);
+  return launch_early(kernel, blocks, kThreads, static_cast<size_t>(bytes), stream, p);
+}
+
+}  // namespace
+
+cudaError_t launch_projections(const ProjectionsParams& p, cudaStream_t stream) {
+  if (!projections_fit(p.rows, p.inner, p.rank, p.width)) return cudaErrorInvalidValue;
+  if (p.rows == 0) return cudaSuccess;
+  if (p.inner == 256) {
+    return launch_blocks(p.rank == 8 ? projections_kernel<256, 8> : projections_kernel<256, 16>, p,
+                         sizeof(Memory<256>), stream);
+  }
+  return launch_blocks(p.rank == 8 ? projections_kernel<512, 8> : projections_kernel<512, 16>, p,
+                       sizeof(Memory<512>), stream);
+}
+
+cudaError_t launch_projections_backward(const ProjectionsBackwardParams& p, cudaStream_t stream) {
+  if (!projections_fit(p.rows, p.inner, p.rank, p.width)) return cudaErrorInvalidValue;
+  if (p.rows == 0) return cudaSuccess;
+  if (p.inner == 256) {
+    return launch_blocks(
+        p.rank == 8 ? projections_backward_kernel<256, 8> : projections_backward_kernel<256, 16>, p,
+        sizeof(Memory<256>), stream);
+  }
+  return launch_blocks(
+      p.rank == 8 ? projections_backward_kernel<512, 8> : projections_backward_kernel<512, 16>, p,
+      sizeof(Memory<512>), stream);
+}
+
+}  // namespace dmamba::kernels
