@@ -21,7 +21,7 @@ mapfile -t sources < <(find kernels -name '*.cu' | sort)
 for source in "${sources[@]}"; do
   for architecture in "$@"; do
     if [[ $source == kernels/token_chain/* ]]; then
-      [[ $architecture == sm_90 ]] || continue
+      [[ $architecture == sm_90* ]] || continue
       architecture=sm_90a
     fi
     tried=$((tried + 1))

@@ -23,7 +23,7 @@ __device__ __forceinline__ float2 gelu_with_slope(float x) {
 /// Mathematical Functions, 7.1.26, whose exponential is the slope's too). The slope of an infinite
 /// x is NaN.
 __device__ __forceinline__ float2 gelu_with_slope_for_bfloat16(float x) {
-  const float size = fminf(fabsf(x), 13.0F);  // beyond, bell is zero
+  const float size = fminf(fabsf(x), 14.0F);  // where bell is flushed to zero
   const float bell = exp2_fast(size * size * (-0.5F * kLog2e));
   const float t = reciprocal_fast(fmaf(0.3275911F * 0.7071067811865476F, size, 1.0F));
   float tail = fmaf(t, 0.5F * 1.061405429F, 0.5F * -1.453152027F);

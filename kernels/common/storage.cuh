@@ -20,6 +20,12 @@ __device__ __forceinline__ T from_float(float x) {
   return static_cast<T>(x);  // bfloat16: rounds to nearest even
 }
 
+/// Two values rounded, the first in the lower half.
+__device__ __forceinline__ uint32_t two_words(float low, float high) {
+  const __nv_bfloat162 two = __floats2bfloat162_rn(low, high);
+  return reinterpret_cast<const uint32_t&>(two);
+}
+
 /// kWidth neighbouring values; aligned memory moves as one access.
 template <class T, int kWidth>
 struct Pack;
@@ -47,8 +53,7 @@ struct alignas(2 * kWidth) Pack<bfloat16, kWidth> {
   __device__ __forceinline__ void set(const float (&in)[kWidth]) {
 #pragma unroll
     for (int i = 0; i < kWidth / 2; ++i) {
-      const __nv_bfloat162 two = __floats2bfloat162_rn(in[2 * i], in[2 * i + 1]);
-      v[i] = reinterpret_cast<const uint32_t&>(two);
+      v[i] = two_words(in[2 * i], in[2 * i + 1]);
     }
   }
   __device__ __forceinline__ void get(float (&out)[kWidth]) const {

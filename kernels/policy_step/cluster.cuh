@@ -9,11 +9,9 @@
 
 #include <cstdint>
 
-namespace dmamba::kernels {
+#include "kernels/common/copy.cuh"
 
-__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
+namespace dmamba::kernels {
 
 /// For one thread; others may use the barrier after the block's next one.
 __device__ __forceinline__ void init_barrier(uint64_t* barrier) {

@@ -20,8 +20,6 @@
 namespace dmamba::kernels {
 namespace {
 
-constexpr int kMaxSharedBytes = 227 * 1024;
-
 template <int kEnvs>
 __global__ void __launch_bounds__(kPolicyThreads, 1)
     policy_step_kernel(const __grid_constant__ PolicyStepParams p,
@@ -51,7 +49,8 @@ auto with_envs(int envs, F&& f) {
 PolicyStepMemory memory_of(const PolicyStepSizes& sizes, const PolicyStepPlan& plan) {
   return with_envs(plan.envs, [&](auto envs) {
     return policy_step_memory<envs()>(sizes, policy_step_layout(sizes, plan.ranks),
-                                      policy_step_vectors(sizes, plan.ranks).size, kMaxSharedBytes);
+                                      policy_step_vectors(sizes, plan.ranks).size,
+                                      kPolicyStepSharedBytes);
   });
 }
 
@@ -62,8 +61,8 @@ cudaError_t with_config(const PolicyStepSizes& sizes, const PolicyStepPlan& plan
   return with_envs(plan.envs, [&](auto envs) {
     const PolicyStepMemory memory = memory_of(sizes, plan);
     const auto kernel = policy_step_kernel<envs()>;
-    const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMaxSharedBytes);
+    const cudaError_t error = cudaFuncSetAttribute(
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kPolicyStepSharedBytes);
     if (error != cudaSuccess) return error;
     cudaLaunchAttribute cluster{};
     cluster.id = cudaLaunchAttributeClusterDimension;
@@ -77,6 +76,15 @@ cudaError_t with_config(const PolicyStepSizes& sizes, const PolicyStepPlan& plan
     config.numAttrs = 1;
     return f(kernel, config, memory);
   });
+}
+
+/// What a cluster takes, about, in microseconds: fitted to an H200's times with d_model 128 and
+/// three layers, 0.73 million weights.
+double time_of_cluster(const PolicyStepSizes& sizes, const PolicyStepPlan& plan) {
+  const PolicyStepLayout layout = policy_step_layout(sizes, plan.ranks);
+  const double size = static_cast<double>(layout.ranks * layout.rank_stride) / 0.73e6;
+  return 2 + 8 * sizes.n_layer + size * (16 + 35.0 * plan.envs) / plan.ranks +
+         2.3 * size * plan.envs;
 }
 
 }  // namespace
@@ -99,15 +107,6 @@ cudaError_t policy_step_clusters(const PolicyStepSizes& sizes, const PolicyStepP
   return with_config(sizes, plan, 1, nullptr, [&](auto kernel, const auto& config, const auto&) {
     return cudaOccupancyMaxActiveClusters(clusters, kernel, &config);
   });
-}
-
-/// What a cluster takes, about, in microseconds: fitted to an H200's times with d_model 128 and
-/// three layers, 0.73 million weights.
-double time_of_cluster(const PolicyStepSizes& sizes, const PolicyStepPlan& plan) {
-  const PolicyStepLayout layout = policy_step_layout(sizes, plan.ranks);
-  const double size = static_cast<double>(layout.ranks * layout.rank_stride) / 0.73e6;
-  return 2 + 8 * sizes.n_layer + size * (16 + 35.0 * plan.envs) / plan.ranks +
-         2.3 * size * plan.envs;
 }
 
 cudaError_t plan_policy_step(const PolicyStepSizes& sizes, int num_envs, PolicyStepPlan* plan) {

@@ -20,6 +20,9 @@ constexpr bool projections_fit(int64_t rows, int64_t inner, int64_t rank, int64_
          (rank == 8 || rank == 16) && width > rank && width % 8 == 0 && width <= 48;
 }
 
+/// Bytes of shared memory that a block asks for.
+int projections_shared_bytes(int64_t inner);
+
 cudaError_t launch_projections(const ProjectionsParams& p, cudaStream_t stream);
 cudaError_t launch_projections_backward(const ProjectionsBackwardParams& p, cudaStream_t stream);
 

@@ -6,9 +6,9 @@
 //             first columns, delta = dt dt_proj^T
 //   backward  d dt = ddelta dt_proj (likewise), du += (d dt, dB, dC) x_proj
 //
-// A block has 32 tokens and all of both matrices in shared memory: 64 to 140 KB, most of which it
-// reads from L2 once. Eight warps: two along the rows, four groups. Sums of a group's terms meet in
-// shared memory in one order. Floor: 1.1 KB read and written a token forward, 1.7 KB backward.
+// A block has 32 tokens and all of both matrices in shared memory, 93 or 157 KB. Eight warps: two
+// along the rows, four groups. Sums of a group's terms meet in shared memory in one order. Floor:
+// 1.1 KB read and written a token forward, 1.7 KB backward.
 #include "kernels/common/copy.cuh"
 #include "kernels/common/launch.cuh"
 #include "kernels/common/mma.cuh"
@@ -42,11 +42,6 @@ __device__ __forceinline__ void send(bfloat16* to, int pitch, const void* from, 
     copy_async(to + row * pitch + pack * kPack,
                static_cast<const bfloat16*>(from) + row * stride + pack * kPack, 16);
   }
-}
-
-__device__ __forceinline__ uint32_t two_words(float low, float high) {
-  const __nv_bfloat162 two = __floats2bfloat162_rn(low, high);
-  return reinterpret_cast<const uint32_t&>(two);
 }
 
 struct Place {
@@ -306,6 +301,10 @@ cudaError_t launch_blocks(void (*kernel)(Params), const Params& p, int bytes, cu
 }
 
 }  // namespace
+
+int projections_shared_bytes(int64_t inner) {
+  return static_cast<int>(inner == 256 ? sizeof(Memory<256>) : sizeof(Memory<512>));
+}
 
 cudaError_t launch_projections(const ProjectionsParams& p, cudaStream_t stream) {
   if (!projections_fit(p.rows, p.inner, p.rank, p.width)) return cudaErrorInvalidValue;

@@ -52,8 +52,9 @@ cudaError_t launch_shape(const SelectiveScanBackwardParams& p, const BackwardWor
                              cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kBytes));
     if (error != cudaSuccess) return error;
   }
-  return launch_early(kernel, static_cast<unsigned>(blocks), BackwardShape<Shape>::kThreads, kBytes,
-                      stream, p, work);
+  kernel<<<static_cast<unsigned>(blocks), BackwardShape<Shape>::kThreads, kBytes, stream>>>(p,
+                                                                                            work);
+  return cudaGetLastError();
 }
 
 /// The gradients that enter the chunks.

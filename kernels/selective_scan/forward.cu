@@ -21,8 +21,8 @@ cudaError_t launch_shape(const SelectiveScanForwardParams& p, const ForwardWork&
                                /*descending=*/false, stream);
     if (error != cudaSuccess) return error;
   }
-  return launch_early(selective_scan_forward_kernel<Shape, T, kUsual, false>,
-                      static_cast<unsigned>(blocks), 32 * kWarps, 0, stream, p, work);
+  return launch(selective_scan_forward_kernel<Shape, T, kUsual, false>, blocks, 32 * kWarps, stream,
+                p, work);
 }
 
 template <class T>

@@ -237,6 +237,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         store_tile(maps.dhidden, chunk * kChunk, gradients, at);
         commit_stores();
       }
+      __syncwarp();
       store_token_sums(parts + kChainColumns + chunk * kChunk, hidden, at);
       wait_for_products<1>(next);
     }
@@ -273,7 +274,7 @@ cudaError_t launch_token_chain_backward(const TokenChainBackwardParams& p, cudaS
   if (!token_chain_fits(p.rows, kChainWidth, p.inner, p.hidden_width, p.next_width)) {
     return cudaErrorInvalidValue;
   }
-  BackwardMaps maps;
+  BackwardMaps maps{};
   cudaError_t error =
       make_weight_maps(maps.weights, p.weights, p.inner, p.hidden_width, p.next_width);
   if (error == cudaSuccess && p.weights.in_proj != nullptr) {

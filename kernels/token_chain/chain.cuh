@@ -96,11 +96,6 @@ __device__ __forceinline__ void multiply(Sums& sums, uint32_t slot, uint32_t act
   commit_products();
 }
 
-__device__ __forceinline__ uint32_t two_words(float low, float high) {
-  const __nv_bfloat162 two = __floats2bfloat162_rn(low, high);
-  return reinterpret_cast<const uint32_t&>(two);
-}
-
 /// Leaves the warp's 16 outputs of all tokens, rounded, in a matrix in shared memory.
 __device__ __forceinline__ void leave_rounded(uint32_t matrix, const Sums& sums, const Place& at) {
   const int token = at.lane / 16 * 8 + at.lane % 8, pack = at.outputs() / kPack + at.lane / 8 % 2;
@@ -236,6 +231,7 @@ struct Pipeline {
     __syncthreads();
     const int now = place;
     if (leads()) ask(next + kSlots - 2, now < 2 ? now + kSlots - 2 : now - 2);
+    __syncwarp();
     wait_for_barrier(arrived + 8 * now, parity);
     ++next;
     place = now + 1;
@@ -309,6 +305,7 @@ __device__ __forceinline__ void store_columns(const CUtensorMap& map, int chunks
     if (chunk + 1 < chunks) {
       begin();
       store(chunk - 1);
+      __syncwarp();
     }
     leave_rounded(pipeline.terms_of(chunk % 3), sums, at);
     wait_for_products<0>(next);

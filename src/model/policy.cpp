@@ -176,9 +176,10 @@ Tensor Policy::act(const Tensor& observations) {
   TORCH_CHECK(acting_->device() == device_, "Policy.act: the model moved from ", device_, " to ",
               acting_->device(), " after the policy was made; make a new one");
   const Seen seen = as_trained(observations);
+  const Tensor actions = on_device_ ? answer_on_device(seen) : answer(seen);
   acted_ = true;
-  if (on_device_) return answer_on_device(seen);
-  last_action_ = answer(seen);
+  if (on_device_) return actions;
+  last_action_ = actions;
   return last_action_.clone();
 }
 

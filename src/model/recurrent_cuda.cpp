@@ -29,11 +29,11 @@ bool is_plain(const DMambaImpl& model) {
 
 PolicyStepSizes sizes_of(const DMambaImpl& model) {
   const config::ModelConfig& c = model.config();
-  const int64_t rank = c.dt_rank > 0 ? c.dt_rank : (c.d_model + 15) / 16;
+  const Tensor dt_proj = model.named_parameters()["transformer.h.0.mamba.dt_proj.weight"];
   const auto narrow = [](int64_t n) { return static_cast<int>(n); };
   return {narrow(c.d_model),
           narrow(c.expand * c.d_model),
-          narrow(rank),
+          narrow(dt_proj.size(1)),
           narrow(c.n_layer),
           c.channel_mixing == "mlp" ? narrow(4 * c.d_model) : 0,
           narrow(model.state_dim()),

@@ -59,7 +59,10 @@ TokenChainInputs parameters_of(const std::vector<Layer>& layers, size_t i,
 
 bool chain_takes(const TokenChainInputs& in, const Tensor& x) {
   const auto as_usual = [&](const Tensor& t) {
-    return !t.defined() || (t.scalar_type() == at::kFloat && t.device() == x.device());
+    constexpr uintptr_t kBytes = 16;  // that the kernels read at a time
+    return !t.defined() ||
+           (t.scalar_type() == at::kFloat && t.device() == x.device() && t.is_contiguous() &&
+            reinterpret_cast<uintptr_t>(t.const_data_ptr()) % kBytes == 0);
   };
   return as_usual(in.out_proj) && as_usual(in.first) && as_usual(in.first_bias) &&
          as_usual(in.second) && as_usual(in.second_bias) && as_usual(in.in_proj) &&

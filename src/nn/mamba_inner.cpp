@@ -162,8 +162,6 @@ struct MambaInner : torch::autograd::Function<MambaInner> {
     if (context->needs_input_grad(after_bias)) {
       dx_proj = weight_gradient_beside(side, rows(dprojected), rows(u), parameter);
     }
-    // Beside the convolution and what comes after it: a scan leaves no registers for others.
-    begin_weight_gradients(side);
     run_beside(side, [&] { dA_log = dA * A; }, {A, dA});  // dA / dA_log = A
 
     const bool taken =

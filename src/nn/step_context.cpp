@@ -115,8 +115,4 @@ torch::Tensor weight_gradient_beside(int64_t handle, const torch::Tensor& dy,
   return gradient;
 }
 
-void begin_weight_gradients(int64_t handle) {
-  if (handle != 0) side_stream(handle)->launch_weight_gradients();
-}
-
 }  // namespace dmamba::nn

@@ -75,8 +75,4 @@ void run_beside(int64_t handle, const std::function<void()>& work,
 torch::Tensor weight_gradient_beside(int64_t handle, const torch::Tensor& dy,
                                      const torch::Tensor& x, at::ScalarType parameter);
 
-/// Begins with the gradients of weights that still wait for others, on the side stream of that
-/// handle: where the work that follows leaves room for them.
-void begin_weight_gradients(int64_t handle);
-
 }  // namespace dmamba::nn

@@ -125,14 +125,14 @@ struct TokenChain : torch::autograd::Function<TokenChain> {
     const int64_t side = context->saved_data["side"].toInt();
     const Tensor dsum = gradients[0].defined() ? gradients[0].contiguous() : Tensor();
     const Tensor dnext = gradient_or_zeros(gradients[1], saved);
-    const auto out = cuda_only::token_chain_backward(dnext, dsum, in, chain);
-
     variable_list d(kInputs + 1);  // and none of the pointer
     const auto weight_gradient_of = [&](Input input, const Tensor& dy, const Tensor& x) {
       if (!context->needs_input_grad(input)) return;
       d[input] = weight_gradient_beside(side, rows(dy), rows(x), at::kFloat);
     };
+    // The last of a layer's six, which begin beside the chain: a scan leaves no room for them.
     if (in.in_proj.defined()) weight_gradient_of(kInProj, dnext, chain.normed[1]);
+    const auto out = cuda_only::token_chain_backward(dnext, dsum, in, chain);
     weight_gradient_of(kSecond, out.dbranch[1], chain.hidden);
     weight_gradient_of(kFirst, out.dhidden, chain.normed[0]);
     weight_gradient_of(kOutProj, out.dbranch[0], in.y);

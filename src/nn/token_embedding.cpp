@@ -53,15 +53,10 @@ struct TokenEmbedding : torch::autograd::Function<TokenEmbedding> {
     const auto norm = cuda_only::embed_norm_backward(
         gradients[0].contiguous(), {Tensor(), saved[10], saved[11], Tensor()}, in);
     const Tensor &dtokens = norm[0], &norm_parts = norm[1];
-    Tensor norm_sums, dtime;
-    const int64_t side = context->saved_data["side"].toInt();
-    begin_weight_gradients(side);
-    run_beside(side,
-               [&] {
-                 norm_sums = cuda_only::sum_parts(norm_parts);
-                 dtime = cuda_only::embed_time_backward(dtokens, in);
-               },
-               {norm_parts, dtokens, in.timesteps});
+    Tensor norm_sums;
+    run_beside(context->saved_data["side"].toInt(),
+               [&] { norm_sums = cuda_only::sum_parts(norm_parts); }, {norm_parts});
+    const Tensor dtime = cuda_only::embed_time_backward(dtokens, in);
     const Tensor sums = cuda_only::embed_weights_backward(dtokens, in);
     std::array<Tensor, 3> dweight, dbias;
     const int64_t width = dtokens.size(1);

@@ -101,6 +101,7 @@ ops::cuda_only::StepState DeviceRun::state_of_set() const {
 
 /// Where the parameters lie and whether they are trained: a graph holds both.
 void DeviceRun::begin_burst() {
+  count_changes();
   optimizer_.refresh_mirrors();
   std::vector<int64_t> identity;
   for (const Slot& slot : optimizer_.slots()) {
@@ -109,6 +110,13 @@ void DeviceRun::begin_burst() {
   }
   for (ops::CapturedWork& work : works_) work.expect(identity);
   if (sum_) sum_->prepare();
+}
+
+/// Whoever keeps copies of parameters looks at their versions, which a replayed graph leaves alone.
+void DeviceRun::count_changes() const {
+  for (const Slot& slot : optimizer_.slots()) {
+    if (!slot.parameter.is_inference()) slot.parameter.unsafeGetTensorImpl()->bump_version();
+  }
 }
 
 void DeviceRun::launch() {

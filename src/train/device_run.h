@@ -34,10 +34,14 @@ class DeviceRun {
   /// frozen, or given other memory.
   class Burst {
    public:
-    explicit Burst(DeviceRun& run) : scope_(run.stream_) { run.begin_burst(); }
+    explicit Burst(DeviceRun& run) : scope_(run.stream_), run_(run) { run.begin_burst(); }
+    ~Burst() { run_.count_changes(); }
+    Burst(const Burst&) = delete;
+    Burst& operator=(const Burst&) = delete;
 
    private:
     ops::WorkStream::Scope scope_;
+    DeviceRun& run_;
   };
 
   /// Queues step number `step`. The host waits only where the device is several steps behind.
@@ -60,6 +64,7 @@ class DeviceRun {
 
  private:
   void begin_burst();
+  void count_changes() const;
   void launch();
   ops::cuda_only::StepState state_of_set() const;
 

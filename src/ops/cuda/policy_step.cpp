@@ -13,11 +13,15 @@ kernels::PolicyStepPlan policy_step_plan(const kernels::PolicyStepSizes& sizes, 
   const auto check = [](cudaError_t error) {
     TORCH_CHECK(error == cudaSuccess, "policy_step: ", cudaGetErrorString(error));
   };
-  int architecture = 0;
-  check(cudaDeviceGetAttribute(&architecture, cudaDevAttrComputeCapabilityMajor,
-                               guard.current_device().index()));
   kernels::PolicyStepPlan plan{};
-  if (10 * architecture < kernels::kPolicyStepArchitecture) return plan;
+  const int index = guard.current_device().index();
+  if (!cuda::kCompiledForClusters ||
+      cuda::architecture_of(index) < kernels::kPolicyStepArchitecture) {
+    return plan;
+  }
+  int bytes = 0;
+  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, index));
+  if (bytes < kernels::kPolicyStepSharedBytes) return plan;
   check(kernels::plan_policy_step(sizes, static_cast<int>(num_envs), &plan));
   return plan;
 }

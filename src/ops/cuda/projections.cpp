@@ -16,11 +16,13 @@ bool as_kernels_read(const Tensor& t) {
          kernels::aligned(t.const_data_ptr(), 16);
 }
 
-bool has_tensor_cores(const Tensor& t) {
-  int major = 0;
-  return cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, t.device().index()) ==
+bool device_takes(const Tensor& u, int64_t inner) {
+  int bytes = 0;
+  const int device = u.device().index();
+  return cuda::architecture_of(device) >= kernels::kProjectionsArchitecture &&
+         cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) ==
              cudaSuccess &&
-         10 * major >= kernels::kProjectionsArchitecture;
+         bytes >= kernels::projections_shared_bytes(inner);
 }
 
 template <class Params>
@@ -41,7 +43,7 @@ bool projections_fit(const Tensor& u, const Tensor& x_proj, const Tensor& dt_pro
   return as_kernels_read(u) && as_kernels_read(x_proj) && as_kernels_read(dt_proj) &&
          kernels::projections_fit(u.numel() / x_proj.size(1), x_proj.size(1), dt_proj.size(1),
                                   x_proj.size(0)) &&
-         has_tensor_cores(u);
+         device_takes(u, x_proj.size(1));
 }
 
 Projections projections(const Tensor& u, const Tensor& x_proj, const Tensor& dt_proj) {

@@ -12,6 +12,20 @@
 
 namespace dmamba::ops::cuda {
 
+/// Whether kernels were compiled for an architecture that has clusters of blocks: those that need
+/// them are empty in code for older ones, which newer devices run, too.
+constexpr bool kCompiledForClusters = DMAMBA_CUDA_CLUSTERS != 0;
+
+/// 10 times the major number of a device's compute capability, and the minor one; 0 where it is not
+/// known.
+inline int architecture_of(int device) {
+  int major = 0, minor = 0;
+  const bool known =
+      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess;
+  return known ? 10 * major + minor : 0;
+}
+
 /// Checks that the CUDA kernels can store activations like t: float32 or bfloat16.
 inline void check_cuda_storage(const char* op, const char* name, const at::Tensor& t) {
   check_activation(op, name, t);

@@ -24,16 +24,6 @@ namespace {
 
 using cuda::Call;
 
-/// 10 times the major number of the compute capability, and the minor one; 0 where it is not known.
-int architecture_of(const Tensor& t) {
-  int major = 0, minor = 0;
-  const int device = t.device().index();
-  const bool known =
-      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
-      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess;
-  return known ? 10 * major + minor : 0;
-}
-
 /// The last axis of t (batch, L, n) made `width` long.
 Tensor empty_rows(const Tensor& t, int64_t width, at::ScalarType type) {
   return at::empty({t.size(0), t.size(1), width}, t.options().dtype(type));
@@ -73,7 +63,7 @@ Params sized_params(const TokenChainInputs& in) {
 bool token_chain_fits(const Tensor& x, int64_t inner, int64_t hidden, int64_t next) {
   const int64_t width = x.size(-1), rows = x.numel() / width;
   return kernels::token_chain_fits(rows, width, inner, hidden, next) &&
-         architecture_of(x) == kernels::kTokenChainArchitecture;
+         cuda::architecture_of(x.device().index()) == kernels::kTokenChainArchitecture;
 }
 
 TokenChain token_chain(const TokenChainInputs& in, bool keep) {

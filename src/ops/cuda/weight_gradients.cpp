@@ -22,10 +22,8 @@ kernels::WeightGradient params_of(const Tensor& dy, const Tensor& x, float* dwei
 }
 
 bool has_clusters(const Tensor& t) {
-  int architecture = 0;
-  return cudaDeviceGetAttribute(&architecture, cudaDevAttrComputeCapabilityMajor,
-                                t.device().index()) == cudaSuccess &&
-         10 * architecture >= kernels::kWeightGradientsArchitecture;
+  return cuda::kCompiledForClusters &&
+         cuda::architecture_of(t.device().index()) >= kernels::kWeightGradientsArchitecture;
 }
 
 bool may_round(at::ScalarType type) {

@@ -3,12 +3,19 @@
 import pytest
 import torch
 from support import needs_cuda, poison
+from test_cuda_fused_step import make
 from torch.profiler import ProfilerActivity, profile
 
 import dmamba
 from dmamba import _C
 
-pytestmark = needs_cuda
+pytestmark = [
+    needs_cuda,
+    pytest.mark.skipif(
+        torch.cuda.is_available() and torch.cuda.get_device_capability()[0] not in (9, 10),
+        reason="the kernel is for cards of compute capability 9 and 10",
+    ),
+]
 
 STEPS, STATE_DIM, ACT_DIM = 25, 5, 2
 KERNEL = "policy_step_kernel"
@@ -152,6 +159,25 @@ def test_changed_parameters_are_seen():
         copy.load_state_dict(changed)
         actions[device] = play(policy, observations, rewards, ends)
     assert (actions["cuda"] - actions["cpu"]).abs().max() <= 1e-5
+
+
+def test_what_a_trainer_changes_is_seen():
+    trainer, model = make("cuda", d_model=64, steps=20)
+    observation = torch.linspace(-1, 1, 22).view(2, 11)
+
+    def new_policy():
+        return _C.Policy(model.cpp_module, "recurrent", 2, 1000.0, [0.0] * 11, [1.0] * 11)
+
+    def first_action(policy):
+        policy.reset(torch.tensor([True, True]), torch.tensor([1800.0, 3600.0]).double())
+        return policy.act(observation)
+
+    kept = new_policy()
+    before = first_action(kept)
+    trainer.run(max_steps=5)
+    after = first_action(kept)
+    assert torch.equal(after, first_action(new_policy()))
+    assert not torch.equal(after, before)
 
 
 def test_what_is_not_finite_stays_in_its_environment_and_its_episode():
