@@ -162,11 +162,6 @@ __device__ __forceinline__ T* rows_of_warp(T* matrix, const Place& at) {
   return matrix + (at.first_row + at.row(0)) * kWidth;
 }
 
-/// A vector of the norms, or zeros where there is none.
-__device__ __forceinline__ Row<1> vector_or_zero(const float* vector, const Lane& lane) {
-  return vector != nullptr ? load_row<1>(vector, lane) : Row<1>{};
-}
-
 /// Fetches a row, or zeros.
 template <class T>
 __device__ __forceinline__ Row<1> row_or_zero(const T* row, bool exists, const Lane& lane) {
