@@ -68,27 +68,6 @@ __device__ __forceinline__ void multiply_panels(float (&s)[4][4], uint64_t a, ui
       : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(kByTerm ? 1 : 0));
 }
 
-/// The same, 64 columns.
-template <bool kByTerm>
-__device__ __forceinline__ void multiply_panels(float (&s)[8][4], uint64_t a, uint64_t b,
-                                                bool add) {
-  asm volatile(
-      "{\n"
-      ".reg .pred add;\n"
-      "setp.ne.b32 add, %34, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, "
-      "%9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, "
-      "%27, %28, %29, %30, %31}, %32, %33, add, 1, 1, %35, 0;\n"
-      "}\n"
-      : "+f"(s[0][0]), "+f"(s[0][1]), "+f"(s[0][2]), "+f"(s[0][3]), "+f"(s[1][0]), "+f"(s[1][1]),
-        "+f"(s[1][2]), "+f"(s[1][3]), "+f"(s[2][0]), "+f"(s[2][1]), "+f"(s[2][2]), "+f"(s[2][3]),
-        "+f"(s[3][0]), "+f"(s[3][1]), "+f"(s[3][2]), "+f"(s[3][3]), "+f"(s[4][0]), "+f"(s[4][1]),
-        "+f"(s[4][2]), "+f"(s[4][3]), "+f"(s[5][0]), "+f"(s[5][1]), "+f"(s[5][2]), "+f"(s[5][3]),
-        "+f"(s[6][0]), "+f"(s[6][1]), "+f"(s[6][2]), "+f"(s[6][3]), "+f"(s[7][0]), "+f"(s[7][1]),
-        "+f"(s[7][2]), "+f"(s[7][3])
-      : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(kByTerm ? 1 : 0));
-}
-
 /// Stores four 8 x 8 tiles of 16-bit values transposed: lane i names row i % 8 of tile i / 8, 16
 /// bytes at an address in shared memory; a lane gives of each tile rows 2 (lane % 4) and the next,
 /// column lane / 4.

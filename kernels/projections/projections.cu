@@ -1,9 +1,8 @@
 // x_proj and dt_proj, between the convolution and the scan, in one launch each way; at the sizes of
 // RL two small products whose launches take longer than they do.
 //
-//   forward   projected = u x_proj^T (the terms shared among four groups of warps), dt =
-//   projected's
-//             first columns, delta = dt dt_proj^T
+//   forward   projected = u x_proj^T (the terms shared among four groups of warps), dt its first
+//             columns, delta = dt dt_proj^T
 //   backward  d dt = ddelta dt_proj (likewise), du += (d dt, dB, dC) x_proj
 //
 // A block has 32 tokens and all of both matrices in shared memory, 93 or 157 KB. Eight warps: two
@@ -33,6 +32,7 @@ struct Memory {
   alignas(16) bfloat16 projected[kRows * kPadded];
   float parts[kGroups][kRows * kMostWidth];
 };
+
 /// `count` rows of kPacks packs to rows of `pitch` numbers.
 template <int kPacks>
 __device__ __forceinline__ void send(bfloat16* to, int pitch, const void* from, int64_t stride,
