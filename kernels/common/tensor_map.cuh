@@ -1,6 +1,6 @@
 // Matrices in global memory as the copy engine of Hopper's multiprocessors takes them (tensor
 // maps): one thread asks for a panel of 64 columns, which lies in shared memory as products want it
-// (wgmma.cuh); rows beyond the matrix become zero, and are not written.
+// (wgmma.cuh); rows and columns beyond the matrix become zero, and are not written.
 #pragma once
 
 #include <cuda.h>
@@ -15,10 +15,10 @@ namespace dmamba::kernels {
 
 constexpr int kPanelColumns = 64;
 
-/// A bfloat16 matrix, contiguous, on 16 bytes, taken `box_rows` rows of a panel at a time. Null: no
-/// map.
+/// A bfloat16 matrix on 16 bytes, taken `box_rows` rows of a panel at a time; from row to row
+/// `stride` numbers, a multiple of 8 (0: contiguous). Null: no map.
 inline cudaError_t make_tensor_map(CUtensorMap& map, const void* data, int64_t rows,
-                                   int64_t columns, int box_rows) {
+                                   int64_t columns, int box_rows, int64_t stride = 0) {
   if (data == nullptr) return cudaSuccess;
   using Encode =
       CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
@@ -42,7 +42,7 @@ inline cudaError_t make_tensor_map(CUtensorMap& map, const void* data, int64_t r
     known.store(encode, std::memory_order_relaxed);
   }
   const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
-  const cuuint64_t row_bytes[1] = {static_cast<cuuint64_t>(2 * columns)};
+  const cuuint64_t row_bytes[1] = {static_cast<cuuint64_t>(2 * (stride > 0 ? stride : columns))};
   const cuuint32_t box[2] = {kPanelColumns, static_cast<cuuint32_t>(box_rows)}, ones[2] = {1, 1};
   const CUresult result =
       encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(data), sizes, row_bytes,
@@ -56,9 +56,12 @@ __device__ __forceinline__ void prefetch_map(const CUtensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
 
-/// By one thread, before the others use the barriers: one arrival each.
-__device__ __forceinline__ void make_barrier(uint32_t barrier) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier) : "memory");
+/// By one thread, before the others use the barriers: so many arrivals end a phase.
+__device__ __forceinline__ void make_barrier(uint32_t barrier, int arrivals = 1) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+__device__ __forceinline__ void arrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 __device__ __forceinline__ void publish_barriers() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");

@@ -8,6 +8,10 @@ namespace dmamba::kernels {
 /// Storage types of activations. Arithmetic is fp32 for kFloat32 and kBFloat16, fp64 for kFloat64.
 enum class Storage { kFloat32, kBFloat16, kFloat64 };
 
+/// Ten times the compute capability whose own instructions some kernels are made of: they work
+/// there and nowhere else.
+constexpr int kHopperArchitecture = 90;
+
 /// A bfloat16 as it lies in memory: the upper half of a float.
 struct BFloat16 {
   uint16_t bits;

@@ -13,10 +13,13 @@
 namespace dmamba::kernels {
 
 /// A matrix from this address on: 8 rows of a panel are 1024 bytes, and the next 8 follow. A
-/// constant number of bytes further is the descriptor and a 16th of them.
-__device__ __forceinline__ uint64_t panel_descriptor(uint32_t address) {
+/// constant number of bytes further is the descriptor and a 16th of them. Of matrices that are
+/// taken by columns (kByTerm below) and have more than 64, the next panel is `panel_bytes` further.
+__device__ __forceinline__ uint64_t panel_descriptor(uint32_t address, uint32_t panel_bytes = 16) {
   constexpr uint64_t kSwizzle128 = uint64_t{1} << 62, kNextRows = uint64_t{1024 / 16} << 32;
-  return kSwizzle128 | kNextRows | uint64_t{1} << 16 | address >> 4;  // shared memory: below 2^18
+  const uint64_t next_panel = uint64_t{panel_bytes / 16} << 16;
+  const uint32_t place = address & 0x3ffff;  // above it, in a cluster, stands which block's
+  return kSwizzle128 | kNextRows | next_panel | place >> 4;
 }
 
 /// Before a warpgroup's first product, and after its registers have been used otherwise.
@@ -66,6 +69,29 @@ __device__ __forceinline__ void multiply_panels(float (&s)[4][4], uint64_t a, ui
         "+f"(s[1][2]), "+f"(s[1][3]), "+f"(s[2][0]), "+f"(s[2][1]), "+f"(s[2][2]), "+f"(s[2][3]),
         "+f"(s[3][0]), "+f"(s[3][1]), "+f"(s[3][2]), "+f"(s[3][3])
       : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(kByTerm ? 1 : 0));
+}
+
+/// sums (64 x 128) += a (64 x 16) b (16 x 128), both with panel rows that are their terms.
+__device__ __forceinline__ void multiply_panels(float (&s)[16][4], uint64_t a, uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, "
+      "%9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, "
+      "%27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, "
+      "%45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, "
+      "%63}, %64, %65, 1, 1, 1, 1, 1;\n"
+      : "+f"(s[0][0]), "+f"(s[0][1]), "+f"(s[0][2]), "+f"(s[0][3]), "+f"(s[1][0]), "+f"(s[1][1]),
+        "+f"(s[1][2]), "+f"(s[1][3]), "+f"(s[2][0]), "+f"(s[2][1]), "+f"(s[2][2]), "+f"(s[2][3]),
+        "+f"(s[3][0]), "+f"(s[3][1]), "+f"(s[3][2]), "+f"(s[3][3]), "+f"(s[4][0]), "+f"(s[4][1]),
+        "+f"(s[4][2]), "+f"(s[4][3]), "+f"(s[5][0]), "+f"(s[5][1]), "+f"(s[5][2]), "+f"(s[5][3]),
+        "+f"(s[6][0]), "+f"(s[6][1]), "+f"(s[6][2]), "+f"(s[6][3]), "+f"(s[7][0]), "+f"(s[7][1]),
+        "+f"(s[7][2]), "+f"(s[7][3]), "+f"(s[8][0]), "+f"(s[8][1]), "+f"(s[8][2]), "+f"(s[8][3]),
+        "+f"(s[9][0]), "+f"(s[9][1]), "+f"(s[9][2]), "+f"(s[9][3]), "+f"(s[10][0]), "+f"(s[10][1]),
+        "+f"(s[10][2]), "+f"(s[10][3]), "+f"(s[11][0]), "+f"(s[11][1]), "+f"(s[11][2]),
+        "+f"(s[11][3]), "+f"(s[12][0]), "+f"(s[12][1]), "+f"(s[12][2]), "+f"(s[12][3]),
+        "+f"(s[13][0]), "+f"(s[13][1]), "+f"(s[13][2]), "+f"(s[13][3]), "+f"(s[14][0]),
+        "+f"(s[14][1]), "+f"(s[14][2]), "+f"(s[14][3]), "+f"(s[15][0]), "+f"(s[15][1]),
+        "+f"(s[15][2]), "+f"(s[15][3])
+      : "l"(a), "l"(b));
 }
 
 /// Stores four 8 x 8 tiles of 16-bit values transposed: lane i names row i % 8 of tile i / 8, 16

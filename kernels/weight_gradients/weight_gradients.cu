@@ -13,23 +13,21 @@
 // bfloat16: a row of a piece is 16 packs of 16 bytes, pack p of row r at p ^ (r % 8), so that the
 // eight rows of a transposed 8 x 8 load lie in different banks. float32: rows are 8 numbers longer
 // than they look, so that 4 rows x 8 columns of a fragment do.
-#include <cooperative_groups.h>
-
 #include <algorithm>
 
 #include "kernels/common/alignment.h"
 #include "kernels/common/copy.cuh"
 #include "kernels/common/mma.cuh"
-#include "kernels/weight_gradients/launch.h"
+#include "kernels/weight_gradients/tiles.cuh"
 
 namespace dmamba::kernels {
 namespace {
 
-constexpr int kTile = 128, kThreads = 256, kStages = 4, kPackBytes = 16;
+using namespace weight_gradients;
+
+constexpr int kStages = 4, kPackBytes = 16;
 constexpr int kRowTiles = 4, kColumnTiles = 4;  // of a warp: 16 rows, 8 columns each
-constexpr int kMaxBlocks = 132;                 // leaves half of a large device to the work beside
-constexpr int kMinRows = 256;                   // of a block
-constexpr int kGradientsPerLaunch = 48;
+constexpr int kMostBlocks = 132;                // leaves half of a large device to the work beside
 
 /// How a piece of `kTokens` rows of 128 numbers lies in shared memory.
 template <class T>
@@ -59,13 +57,6 @@ struct Stage {
 
 template <class T>
 constexpr size_t kSharedBytes = std::max(kStages * sizeof(Stage<T>), sizeof(float) * kTile * kTile);
-
-/// The gradients of one launch, and which of its tiles belong to which.
-struct Batch {
-  WeightGradient gradients[kGradientsPerLaunch];
-  int first_tile[kGradientsPerLaunch + 1];
-  int count;
-};
 
 /// A block's columns of one factor, from the block's first token on.
 template <class T>
@@ -153,81 +144,34 @@ __device__ __forceinline__ void multiply(const Stage<float>& stage, int row, int
   }
 }
 
-/// Where a number of the tile's sums lies: eight rows of a fragment fall into different banks.
-__device__ __forceinline__ int sum_at(int row, int column) {
-  return row * kTile + (column ^ (row & 7) * 8);
-}
-
-__device__ __forceinline__ void leave_sums(float* tile, int row, int column, const Sums& sums) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-#pragma unroll
-  for (int r = 0; r < kRowTiles; ++r) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-#pragma unroll
-      for (int c = 0; c < kColumnTiles; ++c) {
-        const int at = sum_at(row + 16 * r + 8 * half + lane / 4, column + 8 * c + 2 * (lane % 4));
-        *reinterpret_cast<float2*>(tile + at) =
-            make_float2(sums[r][c][2 * half], sums[r][c][2 * half + 1]);
-      }
-    }
-  }
-}
-
-/// Four neighbours of a row to global memory; `count` of them exist.
-__device__ __forceinline__ void store_four(float* to, const float4& sum, int count) {
-  if (count >= 4 && reinterpret_cast<uintptr_t>(to) % 16 == 0) {
-    *reinterpret_cast<float4*>(to) = sum;
-    return;
-  }
-  const float values[4] = {sum.x, sum.y, sum.z, sum.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if (i < count) to[i] = values[i];
-  }
-}
-
 template <class T>
 __global__ void __launch_bounds__(kThreads, 2)
     weight_gradients_kernel(const __grid_constant__ Batch batch, int blocks) {
 #if __CUDA_ARCH__ >= 900
-  namespace cg = cooperative_groups;
   constexpr int kTokens = Piece<T>::kTokens;
   extern __shared__ __align__(16) unsigned char memory[];
   auto* stages = reinterpret_cast<Stage<T>*>(memory);
   auto* tile_sums = reinterpret_cast<float*>(memory);
 
-  const int tile = static_cast<int>(blockIdx.x) / blocks;
-  const int rank = static_cast<int>(blockIdx.x) % blocks;
-  int low = 0, high = batch.count;  // first_tile[low] <= tile < first_tile[high]
-  while (high - low > 1) {
-    const int middle = (low + high) / 2;
-    (batch.first_tile[middle] <= tile ? low : high) = middle;
-  }
-  const WeightGradient& g = batch.gradients[low];
-  const int place = tile - batch.first_tile[low], across = (g.m + kTile - 1) / kTile;
-  const int first_row = place / across * kTile, first_column = place % across * kTile;
-
-  const int64_t pieces = (g.rows + kTokens - 1) / kTokens, share = (pieces + blocks - 1) / blocks;
-  const int64_t begin = rank * share * kTokens;
-  const int64_t tokens = min(g.rows - begin, share * kTokens);
-  const int steps = tokens <= 0 ? 0 : static_cast<int>((tokens + kTokens - 1) / kTokens);
-  const Columns<T> dy{static_cast<const T*>(g.dy) + begin * g.dy_stride + first_row, g.dy_stride,
-                      g.n - first_row};
-  const Columns<T> x{static_cast<const T*>(g.x) + begin * g.x_stride + first_column, g.x_stride,
-                     g.m - first_column};
+  const Place at(batch, blocks, kTokens);
+  const WeightGradient& g = batch.gradients[at.gradient];
+  const int steps = at.tokens <= 0 ? 0 : static_cast<int>((at.tokens + kTokens - 1) / kTokens);
+  const Columns<T> dy{static_cast<const T*>(g.dy) + at.begin * g.dy_stride + at.first_row,
+                      g.dy_stride, at.rows};
+  const Columns<T> x{static_cast<const T*>(g.x) + at.begin * g.x_stride + at.first_column,
+                     g.x_stride, at.columns};
   const auto send = [&](int step) {
     if (step < steps) {
       Stage<T>& stage = stages[step % kStages];
-      dy.send(stage.dy, int64_t{step} * kTokens, tokens);
-      x.send(stage.x, int64_t{step} * kTokens, tokens);
+      dy.send(stage.dy, int64_t{step} * kTokens, at.tokens);
+      x.send(stage.x, int64_t{step} * kTokens, at.tokens);
     }
     commit_copies();
   };
 
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int row = warp / 4 * 64, column = warp % 4 * 32;
-  const bool works = row < dy.count && column < x.count;
+  const bool works = row < at.rows && column < at.columns;
   Sums sums = {};
 #pragma unroll
   for (int step = 0; step < kStages - 1; ++step) send(step);
@@ -240,60 +184,15 @@ __global__ void __launch_bounds__(kThreads, 2)
   wait_for_copies<0>();
   __syncthreads();
   leave_sums(tile_sums, row, column, sums);
-
-  const cg::cluster_group cluster = cg::this_cluster();
-  cluster.sync();
-  const int rows = kTile / blocks;
-  for (int i = static_cast<int>(threadIdx.x); i < rows * kTile / 4; i += kThreads) {
-    const int r = rank * rows + i / (kTile / 4), c = i % (kTile / 4) * 4;
-    if (r >= dy.count || c >= x.count) continue;
-    float4 sum = make_float4(0, 0, 0, 0);
-#pragma unroll 4
-    for (int block = 0; block < blocks; ++block) {
-      const float4 part = *reinterpret_cast<const float4*>(
-          cluster.map_shared_rank(tile_sums, block) + sum_at(r, c));
-      sum = make_float4(sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w);
-    }
-    store_four(g.dweight + int64_t{first_row + r} * g.m + first_column + c, sum, x.count - c);
-  }
-  cluster.sync();  // the others may still read this block's memory
+  add_over_cluster(tile_sums, batch, at, blocks);
 #endif
-}
-
-int tiles_of(const WeightGradient& g) {
-  return ((g.n + kTile - 1) / kTile) * ((g.m + kTile - 1) / kTile);
-}
-
-/// Blocks of a cluster: as many as share the tokens with enough for each, and fit at once.
-int blocks_of_cluster(const Batch& batch) {
-  int64_t rows = batch.gradients[0].rows;
-  for (int i = 1; i < batch.count; ++i) rows = std::max(rows, batch.gradients[i].rows);
-  int blocks = 1;
-  while (blocks < 8 && rows >= int64_t{2} * blocks * kMinRows &&
-         2 * blocks * batch.first_tile[batch.count] <= kMaxBlocks) {
-    blocks *= 2;
-  }
-  return blocks;
 }
 
 template <class T>
 cudaError_t launch(const Batch& batch, cudaStream_t stream) {
-  const int blocks = blocks_of_cluster(batch);
-  cudaError_t error =
-      cudaFuncSetAttribute(weight_gradients_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                           static_cast<int>(kSharedBytes<T>));
-  if (error != cudaSuccess) return error;
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(batch.first_tile[batch.count] * blocks));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = kSharedBytes<T>;
-  config.stream = stream;
-  config.attrs = &cluster;
-  config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, weight_gradients_kernel<T>, batch, blocks);
+  const int blocks = blocks_of_cluster(batch, kMostBlocks);
+  return launch_clusters(weight_gradients_kernel<T>, batch, blocks, kSharedBytes<T>, stream, batch,
+                         blocks);
 }
 
 }  // namespace
@@ -310,13 +209,7 @@ bool weight_gradient_fits(const WeightGradient& gradient, Storage storage) {
 cudaError_t launch_weight_gradients(const WeightGradient* gradients, int count, Storage storage,
                                     cudaStream_t stream) {
   for (int first = 0; first < count; first += kGradientsPerLaunch) {
-    Batch batch;
-    batch.count = std::min(kGradientsPerLaunch, count - first);
-    batch.first_tile[0] = 0;
-    for (int i = 0; i < batch.count; ++i) {
-      batch.gradients[i] = gradients[first + i];
-      batch.first_tile[i + 1] = batch.first_tile[i] + tiles_of(batch.gradients[i]);
-    }
+    const Batch batch = make_batch(gradients + first, count - first);
     const cudaError_t error = storage == Storage::kBFloat16 ? launch<BFloat16>(batch, stream)
                                                             : launch<float>(batch, stream);
     if (error != cudaSuccess) return error;

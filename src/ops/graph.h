@@ -49,11 +49,11 @@ class SideStream {
   void run(const std::function<void()>& work, std::vector<at::Tensor> inputs);
 
   /// The gradient dy^T x (n, m) of a weight, float32, for dy (rows, n) and x (rows, m): computed
-  /// with its neighbours, at the latest by join(), until when it must not be freed. Undefined where
-  /// cuda_only::weight_gradient_fits() says no.
+  /// with the others of a pass, at the latest by join(), until when it must not be freed. Undefined
+  /// where cuda_only::weight_gradient_fits() says no.
   at::Tensor weight_gradient(const at::Tensor& dy, const at::Tensor& x);
 
-  /// Begins with those that still wait.
+  /// Begins with those that still wait; later work of run() comes after all of them.
   void launch_weight_gradients();
 
   /// The current stream waits for the side's work.

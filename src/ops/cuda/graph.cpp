@@ -11,6 +11,7 @@
 
 #include <atomic>
 #include <string>
+#include <utility>
 
 #include "dmamba/common/error.h"
 #include "src/ops/cuda_only.h"
@@ -32,9 +33,9 @@ c10::MempoolId_t new_pool() {
   return {0, ++count};
 }
 
-/// Weights whose gradients are computed in one launch: a layer's. More of them keep the side
-/// waiting (docs/performance.md).
-constexpr size_t kTogether = 6;
+/// Factors of weights' gradients that wait for others are at most so large together, but for the
+/// last one.
+constexpr size_t kMostWaitingBytes = size_t{256} << 20;
 
 class Event {
  public:
@@ -140,58 +141,93 @@ void Graph::replay() {
 }
 
 struct SideStream::Impl {
-  explicit Impl(at::Device device)
-      : stream(c10::cuda::getStreamFromPool(/*isHighPriority=*/false, device.index())),
-        fork(device),
-        joined(device) {}
-  c10::cuda::CUDAStream stream;
-  Event fork, joined;
+  /// One of the two streams, beside the current one.
+  struct Branch {
+    explicit Branch(at::Device device)
+        : stream(c10::cuda::getStreamFromPool(/*isHighPriority=*/false, device.index())),
+          event(device) {}
+
+    void run(const std::function<void()>& work) {
+      event.order(c10::cuda::getCurrentCUDAStream(), stream);
+      busy = true;
+      const c10::cuda::CUDAStreamGuard guard(stream);
+      work();
+    }
+    void join() {
+      if (busy) event.order(stream, c10::cuda::getCurrentCUDAStream());
+      busy = false;
+    }
+
+    c10::cuda::CUDAStream stream;
+    Event event;
+    bool busy = false;
+  };
+
+  explicit Impl(at::Device device) : sums(device), weights(device) {}
+
+  /// Weights' gradients have a stream of their own: the last sums of a step need not wait for them.
+  Branch sums, weights;
   std::vector<at::Tensor> kept;
   std::vector<cuda_only::WeightGradient> waiting;
-  bool busy = false;
+  size_t waiting_bytes = 0;
+  size_t asked = 0, asked_before = 0;  // for gradients of weights since the last join, before it
+
+  void launch_waiting() {
+    if (waiting.empty()) return;
+    for (const cuda_only::WeightGradient& gradient : waiting) {
+      kept.push_back(gradient.dy);
+      kept.push_back(gradient.x);
+    }
+    weights.run([&] { cuda_only::weight_gradients(waiting); });
+    waiting.clear();
+    waiting_bytes = 0;
+  }
 };
 
 SideStream::SideStream(at::Device device) : impl_(std::make_unique<Impl>(device)) {}
 SideStream::~SideStream() = default;
 
 void SideStream::run(const std::function<void()>& work, std::vector<at::Tensor> inputs) {
-  impl_->fork.order(c10::cuda::getCurrentCUDAStream(), impl_->stream);
-  impl_->busy = true;
   for (at::Tensor& input : inputs) impl_->kept.push_back(std::move(input));
-  const c10::cuda::CUDAStreamGuard guard(impl_->stream);
-  work();
+  impl_->sums.run(work);
 }
 
 at::Tensor SideStream::weight_gradient(const at::Tensor& dy, const at::Tensor& x) {
   if (!cuda_only::weight_gradient_fits(dy, x)) return {};
   const bool same_type =
       impl_->waiting.empty() || impl_->waiting[0].dy.scalar_type() == dy.scalar_type();
-  if (!same_type) launch_weight_gradients();
+  if (!same_type) impl_->launch_waiting();
   const at::Tensor out = at::empty({dy.size(1), x.size(1)}, x.options().dtype(at::kFloat));
   // Not the tensor itself: autograd copies a gradient that somebody else holds, too early.
   impl_->waiting.push_back({dy, x, out.mutable_data_ptr<float>()});
-  if (impl_->waiting.size() >= kTogether) launch_weight_gradients();
+  impl_->waiting_bytes += static_cast<size_t>(dy.numel() + x.numel()) * dy.element_size();
+  // The last one, if this pass is like the one before: what is still to be done, such as the
+  // embedding's part, leaves room beside it.
+  const bool last = ++impl_->asked == impl_->asked_before;
+  const char* together = getenv("X_TOGETHER");
+  if (together && impl_->waiting.size() >= size_t(atoi(together))) impl_->launch_waiting();
+  if (last || impl_->waiting_bytes > kMostWaitingBytes) impl_->launch_waiting();
   return out;
 }
 
 void SideStream::launch_weight_gradients() {
-  std::vector<cuda_only::WeightGradient>& waiting = impl_->waiting;
-  if (waiting.empty()) return;
-  std::vector<at::Tensor> inputs;
-  for (const cuda_only::WeightGradient& gradient : waiting) {
-    inputs.push_back(gradient.dy);
-    inputs.push_back(gradient.x);
-  }
-  run([&] { cuda_only::weight_gradients(waiting); }, std::move(inputs));
-  waiting.clear();
+  impl_->launch_waiting();
+  if (!impl_->weights.busy) return;
+  impl_->weights.event.order(impl_->weights.stream, impl_->sums.stream);
+  impl_->sums.busy = true;
 }
 
-void SideStream::drop_weight_gradients() { impl_->waiting.clear(); }
+void SideStream::drop_weight_gradients() {
+  impl_->waiting.clear();
+  impl_->waiting_bytes = 0;
+  impl_->asked = 0;
+}
 
 void SideStream::join() {
-  launch_weight_gradients();
-  if (impl_->busy) impl_->joined.order(impl_->stream, c10::cuda::getCurrentCUDAStream());
-  impl_->busy = false;
+  impl_->launch_waiting();
+  impl_->sums.join();
+  impl_->weights.join();
+  impl_->asked_before = std::exchange(impl_->asked, 0);
   impl_->kept.clear();
 }
 

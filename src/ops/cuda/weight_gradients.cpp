@@ -47,8 +47,14 @@ void weight_gradients(const std::vector<WeightGradient>& gradients) {
   std::vector<kernels::WeightGradient> list;
   list.reserve(gradients.size());
   for (const WeightGradient& g : gradients) list.push_back(params_of(g.dy, g.x, g.dweight));
-  call.check(kernels::launch_weight_gradients(list.data(), static_cast<int>(list.size()),
-                                              storage_of(gradients[0].dy), call.stream()));
+  const auto count = static_cast<int>(list.size());
+  const kernels::Storage storage = storage_of(gradients[0].dy);
+  if (storage == kernels::Storage::kBFloat16 &&
+      cuda::architecture_of(gradients[0].dy.device().index()) == kernels::kHopperArchitecture) {
+    call.check(kernels::launch_hopper_weight_gradients(list.data(), count, call.stream()));
+  } else {
+    call.check(kernels::launch_weight_gradients(list.data(), count, storage, call.stream()));
+  }
 }
 
 }  // namespace dmamba::ops::cuda_only

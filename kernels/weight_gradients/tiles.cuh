@@ -1,0 +1,163 @@
+// What the kernels of the weights' gradients share: a launch's tiles and who has which, a tile's
+// sums in shared memory, and their way out of the memory of all blocks of a cluster.
+#pragma once
+
+#include <cooperative_groups.h>
+
+#include <algorithm>
+
+#include "kernels/weight_gradients/launch.h"
+
+namespace dmamba::kernels::weight_gradients {
+
+constexpr int kTile = 128, kThreads = 256;
+constexpr int kMinRows = 256;  // of a block
+constexpr int kGradientsPerLaunch = 48;
+
+/// The gradients of one launch, and which of its tiles belong to which.
+struct Batch {
+  WeightGradient gradients[kGradientsPerLaunch];
+  int first_tile[kGradientsPerLaunch + 1];
+  int count;
+};
+
+/// A block's tile, and its share of the tokens.
+struct Place {
+  int gradient, first_row, first_column;  // the tile's
+  int rows, columns;                      // from there on that exist; perhaps more than the tile's
+  int rank;                               // of the cluster
+  int64_t begin, tokens;                  // perhaps none
+
+  /// Tokens are shared in pieces of `piece` among `blocks`.
+  __device__ __forceinline__ Place(const Batch& batch, int blocks, int piece) {
+    const int tile = static_cast<int>(blockIdx.x) / blocks;
+    rank = static_cast<int>(blockIdx.x) % blocks;
+    int low = 0, high = batch.count;  // first_tile[low] <= tile < first_tile[high]
+    while (high - low > 1) {
+      const int middle = (low + high) / 2;
+      (batch.first_tile[middle] <= tile ? low : high) = middle;
+    }
+    gradient = low;
+    const WeightGradient& g = batch.gradients[low];
+    const int place = tile - batch.first_tile[low], across = (g.m + kTile - 1) / kTile;
+    first_row = place / across * kTile;
+    first_column = place % across * kTile;
+    rows = g.n - first_row;
+    columns = g.m - first_column;
+    const int64_t pieces = (g.rows + piece - 1) / piece, share = (pieces + blocks - 1) / blocks;
+    begin = rank * share * piece;
+    tokens = min(g.rows - begin, share * piece);
+  }
+};
+
+/// Where a number of the tile's sums lies: eight rows of a fragment fall into different banks.
+__device__ __forceinline__ int sum_at(int row, int column) {
+  return row * kTile + (column ^ (row & 7) * 8);
+}
+
+/// A warp's sums of 16 kRowTiles rows and 8 kColumnTiles columns, from this row and column of the
+/// tile on, as products leave them.
+template <int kRowTiles, int kColumnTiles>
+__device__ __forceinline__ void leave_sums(float* tile, int row, int column,
+                                           const float (&sums)[kRowTiles][kColumnTiles][4]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int r = 0; r < kRowTiles; ++r) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int c = 0; c < kColumnTiles; ++c) {
+        const int at = sum_at(row + 16 * r + 8 * half + lane / 4, column + 8 * c + 2 * (lane % 4));
+        *reinterpret_cast<float2*>(tile + at) =
+            make_float2(sums[r][c][2 * half], sums[r][c][2 * half + 1]);
+      }
+    }
+  }
+}
+
+/// Four neighbours of a row to global memory; `count` of them exist.
+__device__ __forceinline__ void store_four(float* to, const float4& sum, int count) {
+  if (count >= 4 && reinterpret_cast<uintptr_t>(to) % 16 == 0) {
+    *reinterpret_cast<float4*>(to) = sum;
+    return;
+  }
+  const float values[4] = {sum.x, sum.y, sum.z, sum.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (i < count) to[i] = values[i];
+  }
+}
+
+/// Adds the tile over the blocks of the cluster, in one order; each block has its share of the
+/// rows. The last of a kernel: the others may read this block's memory until it returns.
+__device__ __forceinline__ void add_over_cluster(float* tile, const Batch& batch, const Place& at,
+                                                 int blocks) {
+  namespace cg = cooperative_groups;
+  const cg::cluster_group cluster = cg::this_cluster();
+  cluster.sync();
+  const WeightGradient& g = batch.gradients[at.gradient];
+  const int rows = kTile / blocks;
+  for (int i = static_cast<int>(threadIdx.x); i < rows * kTile / 4; i += kThreads) {
+    const int r = at.rank * rows + i / (kTile / 4), c = i % (kTile / 4) * 4;
+    if (r >= at.rows || c >= at.columns) continue;
+    float4 sum = make_float4(0, 0, 0, 0);
+#pragma unroll 4
+    for (int block = 0; block < blocks; ++block) {
+      const float4 part =
+          *reinterpret_cast<const float4*>(cluster.map_shared_rank(tile, block) + sum_at(r, c));
+      sum = make_float4(sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w);
+    }
+    store_four(g.dweight + int64_t{at.first_row + r} * g.m + at.first_column + c, sum,
+               at.columns - c);
+  }
+  cluster.sync();
+}
+
+/// Those of `gradients` that fit one launch.
+inline Batch make_batch(const WeightGradient* gradients, int count) {
+  Batch batch;
+  batch.count = std::min(kGradientsPerLaunch, count);
+  batch.first_tile[0] = 0;
+  for (int i = 0; i < batch.count; ++i) {
+    const WeightGradient& g = gradients[i];
+    batch.gradients[i] = g;
+    batch.first_tile[i + 1] =
+        batch.first_tile[i] + ((g.n + kTile - 1) / kTile) * ((g.m + kTile - 1) / kTile);
+  }
+  return batch;
+}
+
+/// Blocks of a cluster: as many as share the tokens with enough for each, and are at most so many
+/// in all.
+inline int blocks_of_cluster(const Batch& batch, int most) {
+  int64_t rows = batch.gradients[0].rows;
+  for (int i = 1; i < batch.count; ++i) rows = std::max(rows, batch.gradients[i].rows);
+  int blocks = 1;
+  while (blocks < 8 && rows >= int64_t{2} * blocks * kMinRows &&
+         2 * blocks * batch.first_tile[batch.count] <= most) {
+    blocks *= 2;
+  }
+  return blocks;
+}
+
+/// A launch in clusters of `blocks` for every tile.
+template <class... Args>
+cudaError_t launch_clusters(void (*kernel)(Args...), const Batch& batch, int blocks, size_t bytes,
+                            cudaStream_t stream, const Args&... args) {
+  const cudaError_t error = cudaFuncSetAttribute(
+      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  if (error != cudaSuccess) return error;
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(batch.first_tile[batch.count] * blocks));
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = bytes;
+  config.stream = stream;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, args...);
+}
+
+}  // namespace dmamba::kernels::weight_gradients
