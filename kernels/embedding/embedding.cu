@@ -1,13 +1,9 @@
 // The token embedding on a CUDA device: three small linear layers, the timestep's embedding,
-// LayerNorm and dropout in one launch, where single ops take 25.
+// LayerNorm, dropout and the first layer's norm in one launch, where single ops take 26.
 //
-// A warp takes a few steps' tokens of one kind, a block stages that kind's weight eight features at
+// A warp takes a few steps' tokens of one kind, a block stages that kind's weight some features at
 // a time; the values have few features (1, a state's, an action's), and fp32 multiply-adds do them.
-//
-// The gradients: a block of embedding_weights has 32 steps and one kind, a thread a column, and
-// leaves its sums in parts. The timestep's rows collide; a block of time_gradient owns a row of the
-// table, collects the steps that used it in order, and adds them up in slices and then the slices:
-// one order on any device, and no zeros to fill in before.
+// Bound by latency: the timestep, its row, the rounds of shuffles; all other loads run beside.
 #include <type_traits>
 
 #include "kernels/common/launch.cuh"
@@ -17,209 +13,163 @@
 namespace dmamba::kernels {
 namespace {
 
-constexpr int kWarps = 8, kThreads = kWarps * 32;
-constexpr int kWarpSteps = 2;
-constexpr int kFeatures = 8;  // of a round
+constexpr int kThreads = kEmbeddingWarps * 32;
 
-/// Columns [feature, feature + kFeatures) of a kind's weight, transposed: (kFeatures, width). All
-/// threads call it.
+/// Steps of a warp; features of a round, at most a warp's lanes. Wide rows leave less room.
+template <int kTurns>
+constexpr int kWarpSteps = kTurns <= 2 ? 2 : 1;
+template <int kTurns>
+constexpr int kFeatures = kTurns <= 4 ? 16 : 8;
+
+/// Of a row of staged weights: 4 more than the width, or lanes that stage a column's features would
+/// all want one bank.
+__host__ __device__ constexpr int64_t staged_pitch(int64_t width) { return width + 4; }
+
+/// Begins to fetch columns [feature, feature + kCount) of a kind's weight, transposed, to
+/// (kCount, pitch), zeros beyond the last. By all threads, then wait_for_copies() and a barrier.
+template <int kCount>
 __device__ void stage_weight(const TokenKind& kind, int64_t width, int64_t feature, float* staged) {
-  __syncthreads();
-  for (int i = static_cast<int>(threadIdx.x); i < width * kFeatures; i += kThreads) {
-    const int64_t column = i / kFeatures, f = feature + i % kFeatures;
-    staged[i % kFeatures * width + column] =
-        f < kind.features ? kind.weight[column * kind.features + f] : 0.0F;
+#pragma unroll 4
+  for (int i = static_cast<int>(threadIdx.x); i < width * kCount; i += kThreads) {
+    const int64_t column = i / kCount, f = feature + i % kCount;
+    const bool there = f < kind.features;
+    copy_async<4>(staged + i % kCount * staged_pitch(width) + column,
+                  kind.weight + (there ? column * kind.features + f : 0), there);
   }
-  __syncthreads();
 }
 
-/// Adds weight value of kWarpSteps steps.
-template <int kTurns>
-__device__ void multiply_values(const TokenKind& kind, const int64_t (&steps)[kWarpSteps],
-                                int64_t feature, const float* staged, const Lane& lane,
-                                Row<kTurns> (&tokens)[kWarpSteps]) {
+/// A lane's value of a step: that of a round's feature.
+template <int kCount>
+__device__ float load_value(const TokenKind& kind, int64_t step, int64_t feature, int lane) {
+  const int64_t f = feature + lane;
+  return lane < kCount && f < kind.features ? kind.values[step * kind.features + f] : 0.0F;
+}
+
+/// Adds the round's part of weight value.
+template <int kTurns, int kSteps>
+__device__ void multiply_values(const float (&values)[kSteps], int features, const float* staged,
+                                const Lane& lane, Row<kTurns> (&tokens)[kSteps]) {
+#pragma unroll 4
+  for (int f = 0; f < features; ++f) {
+    const Row<kTurns> weight = load_row<kTurns>(staged + f * staged_pitch(lane.width), lane);
 #pragma unroll
-  for (int f = 0; f < kFeatures; ++f) {
-    if (feature + f >= kind.features) return;
-    float values[kWarpSteps];
-#pragma unroll
-    for (int s = 0; s < kWarpSteps; ++s) {
-      values[s] = kind.values[steps[s] * kind.features + feature + f];
-    }
-    const Row<kTurns> weight = load_row<kTurns>(staged + f * lane.width, lane);
-#pragma unroll
-    for (int s = 0; s < kWarpSteps; ++s) {
+    for (int s = 0; s < kSteps; ++s) {
+      const float value = __shfl_sync(~0U, values[s], f);
 #pragma unroll
       for (int i = 0; i < kTurns; ++i) {
 #pragma unroll
         for (int e = 0; e < kRowVector; ++e) {
-          tokens[s].v[i][e] = fmaf(weight.v[i][e], values[s], tokens[s].v[i][e]);
+          tokens[s].v[i][e] = fmaf(weight.v[i][e], value, tokens[s].v[i][e]);
         }
       }
     }
   }
 }
 
-/// bias + time of kWarpSteps steps.
-template <int kTurns>
-__device__ void begin_tokens(const EmbeddingParams& p, const TokenKind& kind,
-                             const int64_t (&steps)[kWarpSteps], const Lane& lane,
-                             Row<kTurns> (&tokens)[kWarpSteps]) {
+/// The tokens before the norm: bias + time, then the linear layer.
+template <int kTurns, int kSteps>
+__device__ void make_tokens(const EmbeddingParams& p, const TokenKind& kind, int64_t first,
+                            float* staged, const Lane& lane, Row<kTurns> (&tokens)[kSteps]) {
+  constexpr int kCount = kFeatures<kTurns>;
+  int64_t steps[kSteps], rows[kSteps];  // the last step again where there are fewer
+  float values[kSteps];
+#pragma unroll
+  for (int s = 0; s < kSteps; ++s) {
+    steps[s] = min(first + s, p.steps - 1);
+    rows[s] = kind.timesteps[steps[s]];
+    values[s] = load_value<kCount>(kind, steps[s], 0, lane.lane);
+  }
+  if (kind.features > 0) stage_weight<kCount>(kind, p.width, 0, staged);
   const Row<kTurns> bias = load_row<kTurns>(kind.bias, lane);
 #pragma unroll
-  for (int s = 0; s < kWarpSteps; ++s) {
-    const int64_t t = kind.timesteps[steps[s]];
-    const int64_t row = t < 0 ? 0 : t < p.max_timestep ? t : p.max_timestep - 1;
+  for (int s = 0; s < kSteps; ++s) {
+    const int64_t t = rows[s], row = t < 0 ? 0 : t < p.max_timestep ? t : p.max_timestep - 1;
     tokens[s] = load_row<kTurns>(p.time + row * p.width, lane);
+    add_row(tokens[s], bias);
+  }
+  for (int64_t feature = 0; feature < kind.features; feature += kCount) {
+    const int64_t left = kind.features - feature;
+    wait_for_copies();
+    __syncthreads();
+    multiply_values(values, static_cast<int>(left < kCount ? left : kCount), staged, lane, tokens);
+    if (left <= kCount) break;
+    __syncthreads();
+    stage_weight<kCount>(kind, p.width, feature + kCount, staged);
 #pragma unroll
-    for (int i = 0; i < kTurns; ++i) {
-#pragma unroll
-      for (int e = 0; e < kRowVector; ++e) tokens[s].v[i][e] += bias.v[i][e];
+    for (int s = 0; s < kSteps; ++s) {
+      values[s] = load_value<kCount>(kind, steps[s], feature + kCount, lane.lane);
     }
   }
 }
 
+/// The parameters of both norms.
 template <int kTurns>
+struct Norms {
+  Row<kTurns> weight, bias, next_weight, next_bias;
+};
+
+template <bool kNext, int kTurns>
+__device__ __forceinline__ void load_norms(const EmbeddingParams& p, const Lane& lane,
+                                           Norms<kTurns>& norms) {
+  norms.weight = load_row<kTurns>(p.norm_weight, lane);
+  norms.bias = load_row<kTurns>(p.norm_bias, lane);
+  if (kNext) {
+    norms.next_weight = load_row<kTurns>(p.next.weight, lane);
+    norms.next_bias = load_row<kTurns>(p.next.bias, lane);
+  }
+}
+
+/// LayerNorm(out), in the next layer's type.
+template <class T, int kTurns, int kSteps>
+__device__ void leave_normed(const EmbeddingParams& p, int64_t first, const Norms<kTurns>& norms,
+                             const Row<kTurns> (&out)[kSteps], const Lane& lane) {
+  RowStatistics statistics[kSteps];
+  statistics_of(out, p.next.epsilon, lane, statistics);
+#pragma unroll
+  for (int s = 0; s < kSteps; ++s) {
+    if (first + s >= p.steps) return;
+    const int64_t row = (first + s) * kTokenKinds + blockIdx.y;
+    store_row(static_cast<T*>(p.next.normed) + row * p.width,
+              normalise(out[s], statistics[s], norms.next_weight, norms.next_bias), lane);
+    if (lane.lane == 0) store_statistics(p.next.statistics, row, statistics[s]);
+  }
+}
+
+/// T: of the next norm's result; void: there is none.
+template <int kTurns, class T>
 __global__ void __launch_bounds__(kThreads)
     embedding_kernel(const __grid_constant__ EmbeddingParams p) {
   wait_for_stream();
-  extern __shared__ float staged[];  // (kFeatures, width)
+  constexpr int kSteps = kWarpSteps<kTurns>;
+  constexpr bool kNext = !std::is_void_v<T>;
+  extern __shared__ __align__(16) float staged[];  // (features of a round, pitch)
   const Lane lane{static_cast<int>(threadIdx.x) % 32, static_cast<int>(p.width)};
-  const int64_t first = (int64_t{blockIdx.x} * kWarps + threadIdx.x / 32) * kWarpSteps;
-  const TokenKind& kind = p.kinds[blockIdx.y];
-  int64_t steps[kWarpSteps];  // the last one again where there are fewer
-#pragma unroll
-  for (int s = 0; s < kWarpSteps; ++s) steps[s] = min(first + s, p.steps - 1);
-  Row<kTurns> tokens[kWarpSteps];
-  begin_tokens(p, kind, steps, lane, tokens);
-  for (int64_t feature = 0; feature < kind.features; feature += kFeatures) {
-    stage_weight(kind, p.width, feature, staged);
-    multiply_values(kind, steps, feature, staged, lane, tokens);
-  }
+  const int64_t first = (int64_t{blockIdx.x} * kEmbeddingWarps + threadIdx.x / 32) * kSteps;
+  Row<kTurns> tokens[kSteps];
+  // Early where there is room, and before the stores, which loads don't overtake.
+  constexpr bool kEarly = kTurns <= 2;
+  Norms<kTurns> norms;
+  if (kEarly) load_norms<kNext>(p, lane, norms);
   const uint64_t key = p.dropout.key != nullptr ? static_cast<uint64_t>(*p.dropout.key) : 0;
+  make_tokens(p, p.kinds[blockIdx.y], first, staged, lane, tokens);
+  if (!kEarly) load_norms<kNext>(p, lane, norms);
+  RowStatistics statistics[kSteps];
+  statistics_of(tokens, p.epsilon, lane, statistics);
 #pragma unroll
-  for (int s = 0; s < kWarpSteps; ++s) {
-    if (first + s >= p.steps) return;
-    const int64_t row = (first + s) * kTokenKinds + blockIdx.y;
-    store_row(p.tokens + row * p.width, tokens[s], lane);
-    const RowStatistics statistics = statistics_of(tokens[s], p.epsilon, lane);
+  for (int s = 0; s < kSteps; ++s) {
+    const int64_t step = first + s, row = step * kTokenKinds + blockIdx.y;
+    const Row<kTurns> token = tokens[s];
+    tokens[s] = normalise(token, statistics[s], norms.weight, norms.bias);
+    if (p.dropout.key != nullptr) apply_dropout(tokens[s], p.dropout, key, row, lane);
+    if (step >= p.steps) continue;
+    store_row(p.tokens + row * p.width, token, lane);
+    store_row(p.out + row * p.width, tokens[s], lane);
     if (lane.lane == 0) {
-      store_pack<float, 2>(p.statistics + 2 * row, {statistics.mean, statistics.rstd});
-      if (p.mask != nullptr) p.token_mask[row] = p.mask[first + s];
-    }
-    Row<kTurns> out = normalise(tokens[s], statistics, p.norm_weight, p.norm_bias, lane);
-    if (p.dropout.key != nullptr) apply_dropout(out, p.dropout, key, row, lane);
-    store_row(p.out + row * p.width, out, lane);
-  }
-}
-
-__global__ void __launch_bounds__(kThreads)
-    embedding_weights_kernel(const __grid_constant__ EmbeddingWeightsParams p) {
-  const int64_t first = int64_t{blockIdx.x} * kEmbeddingSteps;
-  const auto steps = static_cast<int>(min(kEmbeddingSteps, p.steps - first));
-  int64_t columns = 0, column = 0;  // of all kinds, and before this one, each of width numbers
-#pragma unroll
-  for (int k = 0; k < kTokenKinds; ++k) {
-    if (k == static_cast<int>(blockIdx.y)) column = columns;
-    columns += p.kinds[k].features + 1;
-  }
-  const TokenKind kind = p.kinds[blockIdx.y];
-  const float* dtokens = p.dtokens + (first * kTokenKinds + blockIdx.y) * p.width;
-  float* parts = p.parts + (int64_t{blockIdx.x} * columns + column) * p.width;
-  __shared__ float values[kEmbeddingSteps][kFeatures];
-  for (int64_t feature = 0; feature <= kind.features; feature += kFeatures) {
-    __syncthreads();
-    for (int i = static_cast<int>(threadIdx.x); i < steps * kFeatures; i += kThreads) {
-      const int64_t step = i / kFeatures, f = feature + i % kFeatures;
-      values[step][i % kFeatures] =
-          f < kind.features ? kind.values[(first + step) * kind.features + f] : 1.0F;  // the bias
-    }
-    __syncthreads();
-    for (int64_t c = threadIdx.x; c < p.width; c += kThreads) {
-      float sums[kFeatures] = {};
-#pragma unroll 8
-      for (int step = 0; step < steps; ++step) {
-        const float gradient = dtokens[step * kTokenKinds * p.width + c];
-#pragma unroll
-        for (int f = 0; f < kFeatures; ++f) sums[f] = fmaf(gradient, values[step][f], sums[f]);
-      }
-#pragma unroll
-      for (int f = 0; f < kFeatures; ++f) {
-        if (feature + f < kind.features) parts[c * kind.features + feature + f] = sums[f];
-        if (feature + f == kind.features) parts[kind.features * p.width + c] = sums[f];
-      }
+      store_statistics(p.statistics, row, statistics[s]);
+      if (p.mask != nullptr) p.token_mask[row] = p.mask[step];
     }
   }
-}
-
-constexpr int kTimeThreads = 512, kTimeWarps = kTimeThreads / 32;
-
-/// Appends the steps of [first, first + kTimeThreads) that have this timestep, in order.
-__device__ int collect_steps(const TimeGradientParams& p, int64_t first, int64_t row, int* found) {
-  __shared__ int counts[kTimeWarps];
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int64_t step = first + threadIdx.x;
-  bool mine = false;
-  if (step < p.steps) {
-    const int64_t t = p.timesteps[step];
-    mine = (t < 0 ? 0 : t < p.max_timestep ? t : p.max_timestep - 1) == row;
-  }
-  const uint32_t matches = __ballot_sync(~0U, mine);
-  if (lane == 0) counts[warp] = __popc(matches);
-  __syncthreads();
-  int before = 0, total = 0;
-#pragma unroll
-  for (int w = 0; w < kTimeWarps; ++w) {
-    if (w < warp) before += counts[w];
-    total += counts[w];
-  }
-  if (mine) found[before + __popc(matches & ((1U << lane) - 1U))] = static_cast<int>(step - first);
-  __syncthreads();
-  return total;
-}
-
-template <int kTurns>
-__global__ void __launch_bounds__(kTimeThreads)
-    time_gradient_kernel(const __grid_constant__ TimeGradientParams p) {
-  __shared__ int found[kTimeThreads];
-  __shared__ float slices[kTimeWarps][kRowTurn];
-  const Lane lane{static_cast<int>(threadIdx.x) % 32, static_cast<int>(p.width)};
-  const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int64_t row = blockIdx.x;
-  Row<kTurns> sum = {};
-  for (int64_t first = 0; first < p.steps; first += kTimeThreads) {
-    const int count = collect_steps(p, first, row, found);
-    for (int i = warp; i < count; i += kTimeWarps) {
-      const float* tokens = p.dtokens + (first + found[i]) * kTokenKinds * p.width;
-#pragma unroll
-      for (int k = 0; k < kTokenKinds; ++k) {
-        const Row<kTurns> token = load_row<kTurns>(tokens + k * p.width, lane);
-#pragma unroll
-        for (int t = 0; t < kTurns; ++t) {
-#pragma unroll
-          for (int e = 0; e < kRowVector; ++e) sum.v[t][e] += token.v[t][e];
-        }
-      }
-    }
-    __syncthreads();
-  }
-#pragma unroll
-  for (int t = 0; t < kTurns; ++t) {
-    __syncthreads();
-    store_pack<float, kRowVector>(&slices[warp][lane.lane * kRowVector], sum.v[t]);
-    __syncthreads();
-    const auto column = static_cast<int>(threadIdx.x);
-    if (column < kRowTurn && t * kRowTurn + column < p.width) {
-      float total = slices[0][column];
-#pragma unroll
-      for (int w = 1; w < kTimeWarps; ++w) total += slices[w][column];
-      p.dtime[row * p.width + t * kRowTurn + column] = total;
-    }
-  }
-}
-
-unsigned blocks_for(int64_t count, int64_t each) {
-  return static_cast<unsigned>((count + each - 1) / each);
+  if constexpr (kNext) leave_normed<T>(p, first, norms, tokens, lane);
 }
 
 }  // namespace
@@ -228,26 +178,15 @@ cudaError_t launch_embedding(const EmbeddingParams& p, cudaStream_t stream) {
   if (!norm_width_fits(p.width)) return cudaErrorInvalidValue;
   if (p.steps == 0) return cudaSuccess;
   return with_row_turns(p.width, [&](auto turns) {
-    const dim3 grid(blocks_for(p.steps, kWarps * kWarpSteps), kTokenKinds);
-    const size_t bytes = static_cast<size_t>(kFeatures * p.width) * sizeof(float);
-    return launch_early(embedding_kernel<turns()>, grid, kThreads, bytes, stream, p);
-  });
-}
-
-cudaError_t launch_embedding_weights(const EmbeddingWeightsParams& p, cudaStream_t stream) {
-  if (p.steps == 0) return cudaSuccess;
-  const dim3 grid(static_cast<unsigned>(embedding_weight_blocks(p.steps)), kTokenKinds);
-  embedding_weights_kernel<<<grid, kThreads, 0, stream>>>(p);
-  return cudaGetLastError();
-}
-
-cudaError_t launch_time_gradient(const TimeGradientParams& p, cudaStream_t stream) {
-  if (!norm_width_fits(p.width)) return cudaErrorInvalidValue;
-  if (p.max_timestep == 0) return cudaSuccess;
-  return with_row_turns(p.width, [&](auto turns) {
-    time_gradient_kernel<turns()>
-        <<<static_cast<unsigned>(p.max_timestep), kTimeThreads, 0, stream>>>(p);
-    return cudaGetLastError();
+    constexpr int kTurns = turns();
+    const auto kernel = p.next.weight == nullptr               ? embedding_kernel<kTurns, void>
+                        : p.next.storage == Storage::kBFloat16 ? embedding_kernel<kTurns, bfloat16>
+                                                               : embedding_kernel<kTurns, float>;
+    constexpr int64_t kBlockSteps = kEmbeddingWarps * kWarpSteps<kTurns>;
+    const dim3 grid(static_cast<unsigned>((p.steps + kBlockSteps - 1) / kBlockSteps), kTokenKinds);
+    const size_t bytes =
+        static_cast<size_t>(kFeatures<kTurns> * staged_pitch(p.width)) * sizeof(float);
+    return launch_early(kernel, grid, kThreads, bytes, stream, p);
   });
 }
 

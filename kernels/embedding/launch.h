@@ -9,7 +9,9 @@
 namespace dmamba::kernels {
 
 cudaError_t launch_embedding(const EmbeddingParams& p, cudaStream_t stream);
-cudaError_t launch_embedding_weights(const EmbeddingWeightsParams& p, cudaStream_t stream);
-cudaError_t launch_time_gradient(const TimeGradientParams& p, cudaStream_t stream);
+
+/// The backward pass is these two, one after the other.
+cudaError_t launch_embedding_norm_backward(const EmbeddingNormParams& p, cudaStream_t stream);
+cudaError_t launch_embedding_gradients(const EmbeddingGradientParams& p, cudaStream_t stream);
 
 }  // namespace dmamba::kernels

@@ -4,9 +4,10 @@
 //   backward  d residual = d sum + LayerNorm'(d normed), d branch = dropout(d residual), and the
 //             column sums for the parameters, a part a block
 //
-// A warp has a row in registers; bytes are read and written once. Floor: 16 (forward) or 20
-// (backward) bytes a number in fp32 storage at the device's copy bandwidth; at the sizes of RL the
-// latency of one round of loads and two rounds of shuffles.
+// A warp has a row in registers, backward two at a time where they are narrow, and all blocks of
+// the backward pass fit onto the device at once; bytes are read and written once. Floor: 16
+// (forward) or 20 (backward) bytes a number in fp32 storage at the device's copy bandwidth; at the
+// sizes of RL the latency of one round of loads and one or two rounds of shuffles.
 //
 // Sums have one order on any device: a lane over its rows, a block over its warps, sum_parts over
 // the blocks.
@@ -29,91 +30,78 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t row = int64_t{blockIdx.x} * kNormWarps + threadIdx.x / 32;
   if (row >= p.rows) return;
   const int64_t at = row * p.width;
+  // Early, as loads don't overtake stores that could be to the same place.
+  const Row<kTurns> weight = load_row<kTurns>(p.weight, lane);
+  const Row<kTurns> norm_bias = load_row<kTurns>(p.norm_bias, lane);
   Row<kTurns> sum = load_row<kTurns>(p.residual + at, lane);
   if (kBranch) {
     Row<kTurns> branch = load_row<kTurns>(static_cast<const T*>(p.branch) + at, lane);
-    if (p.bias != nullptr) {
-      const Row<kTurns> bias = load_row<kTurns>(p.bias, lane);
-#pragma unroll
-      for (int i = 0; i < kTurns; ++i) {
-#pragma unroll
-        for (int e = 0; e < kRowVector; ++e) branch.v[i][e] += bias.v[i][e];
-      }
-    }
+    if (p.bias != nullptr) add_row(branch, load_row<kTurns>(p.bias, lane));
     if (p.dropout.key != nullptr) {
       apply_dropout(branch, p.dropout, static_cast<uint64_t>(*p.dropout.key), row, lane);
     }
-#pragma unroll
-    for (int i = 0; i < kTurns; ++i) {
-#pragma unroll
-      for (int e = 0; e < kRowVector; ++e) sum.v[i][e] += branch.v[i][e];
-    }
+    add_row(sum, branch);
     store_row(p.sum + at, sum, lane);
   }
   const RowStatistics s = statistics_of(sum, p.epsilon, lane);
-  if (lane.lane == 0) store_pack<float, 2>(p.statistics + 2 * row, {s.mean, s.rstd});
-  store_row(static_cast<T*>(p.normed) + at, normalise(sum, s, p.weight, p.norm_bias, lane), lane);
+  if (lane.lane == 0) store_statistics(p.statistics, row, s);
+  store_row(static_cast<T*>(p.normed) + at, normalise(sum, s, weight, norm_bias), lane);
 }
 
-template <int kTurns, class T>
-__global__ void __launch_bounds__(kThreads)
+/// Column sums go through shared memory together where that is small.
+template <int kTurns>
+constexpr int kColumnsAtOnce = kTurns <= 2 ? 3 : 1;
+
+/// Blocks that a multiprocessor is to hold: with norm_backward_blocks all of them at once.
+template <int kTurns>
+constexpr int kResident = kTurns == 1   ? 3
+                          : kTurns == 2 ? 2
+                                        : 1;
+
+template <int kTurns, class T, int kCount>
+__global__ void __launch_bounds__(kThreads, kResident<kTurns>)
     add_norm_backward_kernel(const __grid_constant__ AddNormBackwardParams p) {
   wait_for_stream();
   const Lane lane{static_cast<int>(threadIdx.x) % 32, static_cast<int>(p.width)};
-  const uint64_t key = p.dropout.key != nullptr ? static_cast<uint64_t>(*p.dropout.key) : 0;
   const Row<kTurns> weight = load_row<kTurns>(p.weight, lane);
   Row<kTurns> sums[3] = {};  // of the weight's gradient, the norm's bias's, the branch's bias's
-  int64_t row = int64_t{blockIdx.x} * kNormWarps + threadIdx.x / 32;
-  for (; row < p.rows; row += int64_t{gridDim.x} * kNormWarps) {
-    const int64_t at = row * p.width;
-    const Row<kTurns> dy = load_row<kTurns>(static_cast<const T*>(p.dnormed) + at, lane);
-    const Row<kTurns> x = load_row<kTurns>(p.sum + at, lane);
-    Row<kTurns> residual = {};
-    if (p.dsum_in != nullptr) residual = load_row<kTurns>(p.dsum_in + at, lane);
-    float s[2];
-    load_pack<float, 2>(p.statistics + 2 * row, s);
-    Row<kTurns> dx = norm_gradient(dy, x, weight, {s[0], s[1]}, sums[0], sums[1], lane);
+  int64_t first = (int64_t{blockIdx.x} * kNormWarps + threadIdx.x / 32) * kCount;
+  for (; first < p.rows; first += int64_t{gridDim.x} * kNormWarps * kCount) {
+    Row<kTurns> dy[kCount], x[kCount], residual[kCount], dx[kCount];
+    RowStatistics statistics[kCount];
+    // All loads first, without branches, in which they would be waited for; the key in the loop,
+    // or what is worked out of it before would wait for it.
+    const uint64_t key = p.dropout.key != nullptr ? static_cast<uint64_t>(*p.dropout.key) : 0;
 #pragma unroll
-    for (int i = 0; i < kTurns; ++i) {
-#pragma unroll
-      for (int e = 0; e < kRowVector; ++e) dx.v[i][e] += residual.v[i][e];
+    for (int r = 0; r < kCount; ++r) {
+      const int64_t row = min(first + r, p.rows - 1), at = row * p.width;
+      dy[r] = load_row<kTurns>(static_cast<const T*>(p.dnormed) + at, lane);
+      x[r] = load_row<kTurns>(p.sum + at, lane);
+      residual[r] = load_row<kTurns>((p.dsum_in != nullptr ? p.dsum_in : p.sum) + at, lane);
+      statistics[r] = load_statistics(p.statistics, row);
     }
-    store_row(p.dresidual + at, dx, lane);
-    if (p.dbranch == nullptr) continue;
-    if (p.dropout.key != nullptr) apply_dropout(dx, p.dropout, key, row, lane);
-    store_row(static_cast<T*>(p.dbranch) + at, dx, lane);
 #pragma unroll
-    for (int i = 0; i < kTurns; ++i) {
+    for (int r = 1; r < kCount; ++r) {
+      if (first + r >= p.rows) dy[r] = {};  // that row isn't there, and adds to no sum
+    }
+    norm_gradients(dy, x, statistics, weight, dx, sums[0], sums[1], lane);
 #pragma unroll
-      for (int e = 0; e < kRowVector; ++e) sums[2].v[i][e] += dx.v[i][e];
+    for (int r = 0; r < kCount; ++r) {
+      const int64_t at = (first + r) * p.width;
+      if (first + r >= p.rows) break;
+      if (p.dsum_in != nullptr) add_row(dx[r], residual[r]);
+      store_row(p.dresidual + at, dx[r], lane);
+      if (p.dbranch == nullptr) continue;
+      if (p.dropout.key != nullptr) apply_dropout(dx[r], p.dropout, key, first + r, lane);
+      store_row(static_cast<T*>(p.dbranch) + at, dx[r], lane);
+      add_row(sums[2], dx[r]);
     }
   }
   const int columns = p.has_bias ? 3 : 2;
-  __shared__ __align__(16) float shared[kNormWarps * kTurns * kRowTurn];
-  leave_column_sums<kNormWarps>(shared, sums, columns,
-                                p.parts + int64_t{blockIdx.x} * columns * p.width, lane);
-}
-
-template <int kTurns>
-__global__ void __launch_bounds__(kThreads)
-    norm_dropout_backward_kernel(const __grid_constant__ NormDropoutBackwardParams p) {
-  wait_for_stream();
-  const Lane lane{static_cast<int>(threadIdx.x) % 32, static_cast<int>(p.width)};
-  const uint64_t key = p.dropout.key != nullptr ? static_cast<uint64_t>(*p.dropout.key) : 0;
-  const Row<kTurns> weight = load_row<kTurns>(p.weight, lane);
-  Row<kTurns> sums[2] = {};
-  int64_t row = int64_t{blockIdx.x} * kNormWarps + threadIdx.x / 32;
-  for (; row < p.rows; row += int64_t{gridDim.x} * kNormWarps) {
-    const int64_t at = row * p.width;
-    Row<kTurns> dy = load_row<kTurns>(p.dout + at, lane);
-    const Row<kTurns> x = load_row<kTurns>(p.x + at, lane);
-    float s[2];
-    load_pack<float, 2>(p.statistics + 2 * row, s);
-    if (p.dropout.key != nullptr) apply_dropout(dy, p.dropout, key, row, lane);
-    store_row(p.dx + at, norm_gradient(dy, x, weight, {s[0], s[1]}, sums[0], sums[1], lane), lane);
-  }
-  __shared__ __align__(16) float shared[kNormWarps * kTurns * kRowTurn];
-  leave_column_sums<kNormWarps>(shared, sums, 2, p.parts + int64_t{blockIdx.x} * 2 * p.width, lane);
+  constexpr int kAtOnce = kColumnsAtOnce<kTurns>;
+  __shared__ __align__(16) float shared[kNormWarps * kAtOnce * kTurns * kRowTurn];
+  leave_column_sums<kNormWarps, kAtOnce>(shared, sums, columns,
+                                         p.parts + int64_t{blockIdx.x} * columns * p.width, lane);
 }
 
 template <class T>
@@ -129,8 +117,10 @@ cudaError_t launch_stored(const AddNormParams& p, cudaStream_t stream) {
 template <class T>
 cudaError_t launch_stored(const AddNormBackwardParams& p, cudaStream_t stream) {
   return with_row_turns(p.width, [&](auto turns) {
-    const auto blocks = static_cast<unsigned>(norm_backward_blocks(p.rows));
-    return launch_early(add_norm_backward_kernel<turns(), T>, blocks, kThreads, 0, stream, p);
+    constexpr int kCount = norm_rows_at_once(turns() * kRowTurn);
+    const auto blocks = static_cast<unsigned>(norm_backward_blocks(p.rows, p.width));
+    return launch_early(add_norm_backward_kernel<turns(), T, kCount>, blocks, kThreads, 0, stream,
+                        p);
   });
 }
 
@@ -150,15 +140,6 @@ cudaError_t launch_add_norm(const AddNormParams& p, cudaStream_t stream) {
 
 cudaError_t launch_add_norm_backward(const AddNormBackwardParams& p, cudaStream_t stream) {
   return launch_any(p, stream);
-}
-
-cudaError_t launch_norm_dropout_backward(const NormDropoutBackwardParams& p, cudaStream_t stream) {
-  if (!norm_width_fits(p.width)) return cudaErrorInvalidValue;
-  if (p.rows == 0) return cudaSuccess;
-  return with_row_turns(p.width, [&](auto turns) {
-    const auto blocks = static_cast<unsigned>(norm_backward_blocks(p.rows));
-    return launch_early(norm_dropout_backward_kernel<turns()>, blocks, kThreads, 0, stream, p);
-  });
 }
 
 }  // namespace dmamba::kernels

@@ -10,6 +10,5 @@ namespace dmamba::kernels {
 
 cudaError_t launch_add_norm(const AddNormParams& p, cudaStream_t stream);
 cudaError_t launch_add_norm_backward(const AddNormBackwardParams& p, cudaStream_t stream);
-cudaError_t launch_norm_dropout_backward(const NormDropoutBackwardParams& p, cudaStream_t stream);
 
 }  // namespace dmamba::kernels

@@ -39,8 +39,8 @@ struct AddNormParams {
 };
 
 /// The gradients: dsum = dsum + LayerNorm'(dnormed), dbranch = dropout(dsum), and the parameters'
-/// column sums in `parts`, (norm_backward_blocks(rows), columns, width): of dnormed times the
-/// normalised row (weight), dnormed (norm_bias), and, where there is a bias, dbranch.
+/// column sums in `parts`, (norm_backward_blocks(rows, width), columns, width): of dnormed times
+/// the normalised row (weight), dnormed (norm_bias), and, where there is a bias, dbranch.
 struct AddNormBackwardParams {
   int64_t rows, width;
   Storage storage;
@@ -56,24 +56,18 @@ struct AddNormBackwardParams {
   float* parts;
 };
 
-/// The gradient of dropout(LayerNorm(x)), the embedding's; everything float32.
-struct NormDropoutBackwardParams {
-  int64_t rows, width;
-  const float* dout;
-  const float* x;
-  const float* statistics;
-  const float* weight;
-  DropoutMask dropout;
-  float* dx;
-  float* parts;  // (norm_backward_blocks(rows), 2, width): weight, norm_bias
-};
-
 constexpr int kNormWarps = 8;
 
-/// Blocks of the backward kernels: from sizes alone, so that sums have one order on any device.
-constexpr int64_t norm_backward_blocks(int64_t rows) {
-  const int64_t blocks = (rows + kNormWarps - 1) / kNormWarps;
-  return blocks < 528 ? blocks : 528;
+/// Rows that a warp of the backward kernel has in flight.
+constexpr int64_t norm_rows_at_once(int64_t width) { return width <= 256 ? 2 : 1; }
+
+/// Blocks of the backward kernel: from sizes alone, so that sums have one order on any device. At
+/// most what an H200 holds at once (3, 2 or 1 a multiprocessor), or the last ones would come late.
+constexpr int64_t norm_backward_blocks(int64_t rows, int64_t width) {
+  const int64_t each = kNormWarps * norm_rows_at_once(width);
+  const int64_t blocks = (rows + each - 1) / each;
+  const int64_t most = width <= 128 ? 396 : width <= 256 ? 264 : 132;
+  return blocks < most ? blocks : most;
 }
 
 }  // namespace dmamba::kernels

@@ -55,19 +55,50 @@ __device__ __forceinline__ void store_row(T* p, const Row<kTurns>& row, const La
   }
 }
 
-/// Zero or scale, for each of the row's elements.
+/// Which of the row's elements a dropout keeps: a turn's bits, lowest first.
 template <int kTurns>
-__device__ __forceinline__ void apply_dropout(Row<kTurns>& row, const DropoutMask& mask,
-                                              uint64_t key, int64_t row_index, const Lane& lane) {
+struct Kept {
+  uint32_t v[kTurns];
+};
+
+template <int kTurns>
+__device__ __forceinline__ Kept<kTurns> kept_of(const DropoutMask& mask, uint64_t key,
+                                                int64_t row_index, const Lane& lane) {
   const int64_t first = mask.first + row_index * lane.width;  // a multiple of a stretch, 64
+  Kept<kTurns> kept;
 #pragma unroll
   for (int i = 0; i < kTurns; ++i) {
     const auto stretch = static_cast<uint64_t>(first + i * kRowTurn) / 64;
-    const uint32_t keep = keep_bits<kRowVector>(stretch, key, mask.threshold, lane.lane);
+    kept.v[i] = keep_bits<kRowVector>(stretch, key, mask.threshold, lane.lane);
+  }
+  return kept;
+}
+
+/// Zero or scale, for each of the row's elements.
+template <int kTurns>
+__device__ __forceinline__ void drop(Row<kTurns>& row, const Kept<kTurns>& kept, float scale) {
+#pragma unroll
+  for (int i = 0; i < kTurns; ++i) {
 #pragma unroll
     for (int e = 0; e < kRowVector; ++e) {
-      row.v[i][e] = (keep >> e & 1U) != 0 ? row.v[i][e] * mask.scale : 0.0F;
+      row.v[i][e] = (kept.v[i] >> e & 1U) != 0 ? row.v[i][e] * scale : 0.0F;
     }
+  }
+}
+
+template <int kTurns>
+__device__ __forceinline__ void apply_dropout(Row<kTurns>& row, const DropoutMask& mask,
+                                              uint64_t key, int64_t row_index, const Lane& lane) {
+  drop(row, kept_of<kTurns>(mask, key, row_index, lane), mask.scale);
+}
+
+/// to += other
+template <int kTurns>
+__device__ __forceinline__ void add_row(Row<kTurns>& to, const Row<kTurns>& other) {
+#pragma unroll
+  for (int i = 0; i < kTurns; ++i) {
+#pragma unroll
+    for (int e = 0; e < kRowVector; ++e) to.v[i][e] += other.v[i][e];
   }
 }
 
@@ -75,36 +106,62 @@ struct RowStatistics {
   float mean, rstd;
 };
 
-/// In two passes, as the row is in registers: no cancellation.
+__device__ __forceinline__ RowStatistics load_statistics(const float* statistics, int64_t row) {
+  float s[2];
+  load_pack<float, 2>(statistics + 2 * row, s);
+  return {s[0], s[1]};
+}
+
+__device__ __forceinline__ void store_statistics(float* statistics, int64_t row,
+                                                 const RowStatistics& s) {
+  store_pack<float, 2>(statistics + 2 * row, {s.mean, s.rstd});
+}
+
+/// In two passes, as the rows are in registers: no cancellation.
+template <int kCount, int kTurns>
+__device__ __forceinline__ void statistics_of(const Row<kTurns> (&rows)[kCount], float epsilon,
+                                              const Lane& lane, RowStatistics (&out)[kCount]) {
+  const auto width = static_cast<float>(lane.width);
+  float means[kCount] = {}, squares[kCount] = {};
+#pragma unroll
+  for (int r = 0; r < kCount; ++r) {
+#pragma unroll
+    for (int i = 0; i < kTurns; ++i) {
+#pragma unroll
+      for (int e = 0; e < kRowVector; ++e) means[r] += rows[r].v[i][e];
+    }
+  }
+  sum_warp(means);
+#pragma unroll
+  for (int r = 0; r < kCount; ++r) {
+    means[r] /= width;
+#pragma unroll
+    for (int i = 0; i < kTurns; ++i) {
+#pragma unroll
+      for (int e = 0; e < kRowVector; ++e) {
+        const float centred = lane.has(i) ? rows[r].v[i][e] - means[r] : 0.0F;
+        squares[r] = fmaf(centred, centred, squares[r]);
+      }
+    }
+  }
+  sum_warp(squares);
+#pragma unroll
+  for (int r = 0; r < kCount; ++r) out[r] = {means[r], rsqrtf(squares[r] / width + epsilon)};
+}
+
 template <int kTurns>
 __device__ __forceinline__ RowStatistics statistics_of(const Row<kTurns>& row, float epsilon,
                                                        const Lane& lane) {
-  float sum = 0.0F;
-#pragma unroll
-  for (int i = 0; i < kTurns; ++i) {
-#pragma unroll
-    for (int e = 0; e < kRowVector; ++e) sum += row.v[i][e];
-  }
-  const auto width = static_cast<float>(lane.width);
-  const float mean = sum_warp(sum) / width;
-  float squares = 0.0F;
-#pragma unroll
-  for (int i = 0; i < kTurns; ++i) {
-#pragma unroll
-    for (int e = 0; e < kRowVector; ++e) {
-      const float centred = lane.has(i) ? row.v[i][e] - mean : 0.0F;
-      squares = fmaf(centred, centred, squares);
-    }
-  }
-  return {mean, rsqrtf(sum_warp(squares) / width + epsilon)};
+  const Row<kTurns> rows[1] = {row};
+  RowStatistics statistics[1];
+  statistics_of(rows, epsilon, lane, statistics);
+  return statistics[0];
 }
 
-/// (row - mean) rstd weight + bias
+/// (row - mean) rstd w + b
 template <int kTurns>
 __device__ __forceinline__ Row<kTurns> normalise(const Row<kTurns>& row, const RowStatistics& s,
-                                                 const float* weight, const float* bias,
-                                                 const Lane& lane) {
-  const Row<kTurns> w = load_row<kTurns>(weight, lane), b = load_row<kTurns>(bias, lane);
+                                                 const Row<kTurns>& w, const Row<kTurns>& b) {
   Row<kTurns> out;
 #pragma unroll
   for (int i = 0; i < kTurns; ++i) {
@@ -116,59 +173,74 @@ __device__ __forceinline__ Row<kTurns> normalise(const Row<kTurns>& row, const R
   return out;
 }
 
-/// The gradient of a row before its LayerNorm, given that of its output; adds to the column sums of
-/// dy times the normalised row, and of dy.
-template <int kTurns>
-__device__ __forceinline__ Row<kTurns> norm_gradient(const Row<kTurns>& dy, const Row<kTurns>& x,
-                                                     const Row<kTurns>& weight,
-                                                     const RowStatistics& s, Row<kTurns>& dweight,
-                                                     Row<kTurns>& dbias, const Lane& lane) {
-  Row<kTurns> normalised, scaled;
-  float sum = 0.0F, product = 0.0F;
+/// The gradients of rows before their LayerNorm, given those of its output; adds to the column sums
+/// of dy times the normalised row, and of dy. The rows' sums don't wait for one another.
+template <int kCount, int kTurns>
+__device__ __forceinline__ void norm_gradients(const Row<kTurns> (&dy)[kCount],
+                                               const Row<kTurns> (&x)[kCount],
+                                               const RowStatistics (&s)[kCount],
+                                               const Row<kTurns>& weight, Row<kTurns> (&dx)[kCount],
+                                               Row<kTurns>& dweight, Row<kTurns>& dbias,
+                                               const Lane& lane) {
+  const auto normalised = [&](int r, int i, int e) {
+    return lane.has(i) ? (x[r].v[i][e] - s[r].mean) * s[r].rstd : 0.0F;
+  };
+  float sums[2 * kCount] = {};  // of the scaled gradients, of their products with the row
 #pragma unroll
-  for (int i = 0; i < kTurns; ++i) {
+  for (int r = 0; r < kCount; ++r) {
 #pragma unroll
-    for (int e = 0; e < kRowVector; ++e) {
-      normalised.v[i][e] = lane.has(i) ? (x.v[i][e] - s.mean) * s.rstd : 0.0F;
-      scaled.v[i][e] = dy.v[i][e] * weight.v[i][e];
-      sum += scaled.v[i][e];
-      product = fmaf(scaled.v[i][e], normalised.v[i][e], product);
-      dweight.v[i][e] = fmaf(dy.v[i][e], normalised.v[i][e], dweight.v[i][e]);
-      dbias.v[i][e] += dy.v[i][e];
+    for (int i = 0; i < kTurns; ++i) {
+#pragma unroll
+      for (int e = 0; e < kRowVector; ++e) {
+        const float scaled = dy[r].v[i][e] * weight.v[i][e];
+        sums[2 * r] += scaled;
+        sums[2 * r + 1] = fmaf(scaled, normalised(r, i, e), sums[2 * r + 1]);
+        dweight.v[i][e] = fmaf(dy[r].v[i][e], normalised(r, i, e), dweight.v[i][e]);
+        dbias.v[i][e] += dy[r].v[i][e];
+      }
     }
   }
-  const auto width = static_cast<float>(lane.width);
-  sum = sum_warp(sum) / width;
-  product = sum_warp(product) / width;
-  Row<kTurns> dx;
+  sum_warp(sums);
+  const float one = 1.0F / static_cast<float>(lane.width);
 #pragma unroll
-  for (int i = 0; i < kTurns; ++i) {
+  for (int r = 0; r < kCount; ++r) {
+    const float sum = sums[2 * r] * one, product = sums[2 * r + 1] * one;
 #pragma unroll
-    for (int e = 0; e < kRowVector; ++e) {
-      dx.v[i][e] = s.rstd * (scaled.v[i][e] - sum - normalised.v[i][e] * product);
+    for (int i = 0; i < kTurns; ++i) {
+#pragma unroll
+      for (int e = 0; e < kRowVector; ++e) {
+        const float scaled = dy[r].v[i][e] * weight.v[i][e];
+        dx[r].v[i][e] = s[r].rstd * (scaled - sum - normalised(r, i, e) * product);
+      }
     }
   }
-  return dx;
 }
 
-/// Adds the warps' column sums in order into `parts`, (columns, width), this block's; through
-/// `shared`, of kWarps rows of turns, which may be in use until here.
-template <int kWarps, int kColumns, int kTurns>
+/// Adds the warps' column sums in order into `parts`, (columns, width), this block's; kAtOnce of
+/// them at a time through `shared`, of kWarps kAtOnce rows of turns, which may be in use until
+/// here.
+template <int kWarps, int kAtOnce = 1, int kColumns, int kTurns>
 __device__ void leave_column_sums(float* shared, const Row<kTurns> (&sums)[kColumns], int columns,
                                   float* parts, const Lane& lane) {
+  static_assert(kColumns % kAtOnce == 0);
   constexpr int kPitch = kTurns * kRowTurn;
   const int warp = static_cast<int>(threadIdx.x) / 32;
 #pragma unroll
-  for (int c = 0; c < kColumns; ++c) {
-    if (c >= columns) return;
+  for (int first = 0; first < kColumns; first += kAtOnce) {
+    if (first >= columns) return;
     __syncthreads();
-    store_row<kTurns>(shared + warp * kPitch, sums[c], lane);
+#pragma unroll
+    for (int c = 0; c < kAtOnce; ++c) {
+      store_row<kTurns>(shared + (warp * kAtOnce + c) * kPitch, sums[first + c], lane);
+    }
     __syncthreads();
-    for (int i = static_cast<int>(threadIdx.x); i < lane.width; i += kWarps * 32) {
+    for (int i = static_cast<int>(threadIdx.x); i < kAtOnce * kPitch; i += kWarps * 32) {
+      const int c = first + i / kPitch, column = i % kPitch;
+      if (c >= columns || column >= lane.width) continue;
       float sum = shared[i];
 #pragma unroll
-      for (int w = 1; w < kWarps; ++w) sum += shared[w * kPitch + i];
-      parts[c * lane.width + i] = sum;
+      for (int w = 1; w < kWarps; ++w) sum += shared[w * kAtOnce * kPitch + i];
+      parts[c * lane.width + column] = sum;
     }
   }
 }

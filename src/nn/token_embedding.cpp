@@ -52,14 +52,12 @@ struct TokenEmbedding : torch::autograd::Function<TokenEmbedding> {
                   context->saved_data["first"].toInt()};
     const auto norm = cuda_only::embed_norm_backward(
         gradients[0].contiguous(), {Tensor(), saved[10], saved[11], Tensor()}, in);
-    const Tensor &dtokens = norm[0], &norm_parts = norm[1];
     Tensor norm_sums;
     run_beside(context->saved_data["side"].toInt(),
-               [&] { norm_sums = cuda_only::sum_parts(norm_parts); }, {norm_parts});
-    const Tensor dtime = cuda_only::embed_time_backward(dtokens, in);
-    const Tensor sums = cuda_only::embed_weights_backward(dtokens, in);
+               [&] { norm_sums = cuda_only::sum_parts(norm.parts); }, {norm.parts});
+    const auto [sums, dtime] = cuda_only::embed_gradients(norm, in);
     std::array<Tensor, 3> dweight, dbias;
-    const int64_t width = dtokens.size(1);
+    const int64_t width = in.time.size(1);
     int64_t at = 0;
     for (size_t k = 0; k < 3; ++k) {
       const int64_t count = in.weights[k].numel();

@@ -163,15 +163,23 @@ struct Embedding {
 
 Embedding embed(const EmbeddingInputs& in);
 
-/// dtokens (3 steps, width), and parts (blocks, 2, width) of the norm's weight and bias.
-std::array<Tensor, 2> embed_norm_backward(const Tensor& dout, const Embedding& embedding,
-                                          const EmbeddingInputs& in);
+struct EmbeddingNormGradients {
+  Tensor dtokens;  // (3 steps, width)
+  Tensor dsteps;   // (steps, width): a step's tokens added up
+  Tensor parts;    // (blocks, 2, width) of the norm's weight and bias
+  Tensor tickets;  // for embed_gradients
+};
 
-/// (sum of (features + 1) width,): each kind's weight (width, features), then its bias (width,).
-Tensor embed_weights_backward(const Tensor& dtokens, const EmbeddingInputs& in);
+/// dout (3 steps, width); of the embedding tokens and statistics.
+EmbeddingNormGradients embed_norm_backward(const Tensor& dout, const Embedding& embedding,
+                                           const EmbeddingInputs& in);
 
-/// (max_timestep, width).
-Tensor embed_time_backward(const Tensor& dtokens, const EmbeddingInputs& in);
+struct EmbeddingGradients {
+  Tensor linear;  // (sum of (features + 1) width,): each kind's weight (width, features), its bias
+  Tensor time;    // (max_timestep, width)
+};
+
+EmbeddingGradients embed_gradients(const EmbeddingNormGradients& norm, const EmbeddingInputs& in);
 
 // ---- The action head with its loss: kernels/action_head/params.h ----
 

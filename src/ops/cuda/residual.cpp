@@ -94,7 +94,8 @@ AddNormGradients add_norm_backward(const Tensor& dnormed, const Tensor& dsum, co
   AddNormGradients out;
   out.dresidual = at::empty(sum.sizes(), sum.options());
   if (wants_branch) out.dbranch = at::empty(sum.sizes(), dnormed.options());
-  out.parts = empty_floats({kernels::norm_backward_blocks(rows), has_bias ? 3 : 2, width}, sum);
+  out.parts =
+      empty_floats({kernels::norm_backward_blocks(rows, width), has_bias ? 3 : 2, width}, sum);
   kernels::AddNormBackwardParams p{};
   p.rows = rows;
   p.width = width;
@@ -142,47 +143,57 @@ Embedding embed(const EmbeddingInputs& in) {
   return out;
 }
 
-std::array<Tensor, 2> embed_norm_backward(const Tensor& dout, const Embedding& embedding,
-                                          const EmbeddingInputs& in) {
+EmbeddingNormGradients embed_norm_backward(const Tensor& dout, const Embedding& embedding,
+                                           const EmbeddingInputs& in) {
   Call call("embed_backward", dout);
-  const int64_t rows = embedding.tokens.size(0), width = embedding.tokens.size(1);
-  const Tensor dtokens = empty_floats({rows, width}, dout);
-  const Tensor parts = empty_floats({kernels::norm_backward_blocks(rows), 2, width}, dout);
-  call.check(kernels::launch_norm_dropout_backward(
-      {rows, width, floats(dout), floats(embedding.tokens), floats(embedding.statistics),
-       floats(in.norm_weight), mask_of(in.dropout), dtokens.mutable_data_ptr<float>(),
-       parts.mutable_data_ptr<float>()},
-      call.stream()));
-  return {dtokens, parts};
-}
-
-Tensor embed_weights_backward(const Tensor& dtokens, const EmbeddingInputs& in) {
-  Call call("embed_backward", dtokens);
-  const int64_t steps = in.timesteps.numel(), width = dtokens.size(1);
-  kernels::EmbeddingWeightsParams p{};
+  const int64_t steps = in.timesteps.numel(), width = in.time.size(1);
+  kernels::EmbeddingNormParams p{};
+  kernels::TokenKind kinds[kernels::kTokenKinds];
+  for (int k = 0; k < kernels::kTokenKinds; ++k) kinds[k] = kind_of(in, k);
+  p.n_tickets = kernels::embedding_tickets(kinds, width);
+  EmbeddingNormGradients out{
+      empty_floats({3 * steps, width}, dout), empty_floats({steps, width}, dout),
+      empty_floats({kernels::embedding_norm_blocks(steps, width), 2, width}, dout),
+      at::empty({p.n_tickets}, dout.options().dtype(at::kInt))};
   p.steps = steps;
   p.width = width;
+  p.dout = floats(dout);
+  p.tokens = floats(embedding.tokens);
+  p.statistics = floats(embedding.statistics);
+  p.weight = floats(in.norm_weight);
+  p.dropout = mask_of(in.dropout);
+  p.dtokens = out.dtokens.mutable_data_ptr<float>();
+  p.dsteps = out.dsteps.mutable_data_ptr<float>();
+  p.parts = out.parts.mutable_data_ptr<float>();
+  p.tickets = out.tickets.mutable_data_ptr<int>();
+  call.check(kernels::launch_embedding_norm_backward(p, call.stream()));
+  return out;
+}
+
+EmbeddingGradients embed_gradients(const EmbeddingNormGradients& norm, const EmbeddingInputs& in) {
+  Call call("embed_backward", norm.dtokens);
+  kernels::EmbeddingGradientParams p{};
+  p.steps = in.timesteps.numel();
+  p.width = in.time.size(1);
+  p.max_timestep = in.time.size(0);
   int64_t columns = 0;
   for (int k = 0; k < kernels::kTokenKinds; ++k) {
     p.kinds[k] = kind_of(in, k);
     columns += p.kinds[k].features + 1;
   }
-  const Tensor parts =
-      empty_floats({kernels::embedding_weight_blocks(steps), columns * width}, dtokens);
-  p.dtokens = floats(dtokens);
-  p.parts = parts.mutable_data_ptr<float>();
-  call.check(kernels::launch_embedding_weights(p, call.stream()));
-  return sum_parts(parts);
-}
-
-Tensor embed_time_backward(const Tensor& dtokens, const EmbeddingInputs& in) {
-  Call call("embed_backward", dtokens);
-  const Tensor dtime = empty_floats(in.time.sizes(), dtokens);
-  call.check(kernels::launch_time_gradient(
-      {in.timesteps.numel(), dtokens.size(1), dtime.size(0), in.timesteps.const_data_ptr<int64_t>(),
-       floats(dtokens), dtime.mutable_data_ptr<float>()},
-      call.stream()));
-  return dtime;
+  const EmbeddingGradients out{empty_floats({columns * p.width}, norm.dtokens),
+                               empty_floats(in.time.sizes(), norm.dtokens)};
+  const Tensor scratch =
+      empty_floats({kernels::embedding_scratch(p.kinds, p.steps, p.width)}, norm.dtokens);
+  p.timesteps = in.timesteps.const_data_ptr<int64_t>();
+  p.dtokens = floats(norm.dtokens);
+  p.dsteps = floats(norm.dsteps);
+  p.dlinear = out.linear.mutable_data_ptr<float>();
+  p.dtime = out.time.mutable_data_ptr<float>();
+  p.scratch = scratch.mutable_data_ptr<float>();
+  p.tickets = norm.tickets.mutable_data_ptr<int>();
+  call.check(kernels::launch_embedding_gradients(p, call.stream()));
+  return out;
 }
 
 ActionHead action_head(const Tensor& y, const Tensor& weight, const Tensor& bias,

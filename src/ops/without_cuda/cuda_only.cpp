@@ -42,11 +42,13 @@ TokenChainGradients token_chain_backward(const Tensor&, const Tensor&, const Tok
   refuse("token_chain_backward");
 }
 Embedding embed(const EmbeddingInputs&) { refuse("embed"); }
-std::array<Tensor, 2> embed_norm_backward(const Tensor&, const Embedding&, const EmbeddingInputs&) {
+EmbeddingNormGradients embed_norm_backward(const Tensor&, const Embedding&,
+                                           const EmbeddingInputs&) {
   refuse("embed_backward");
 }
-Tensor embed_weights_backward(const Tensor&, const EmbeddingInputs&) { refuse("embed_backward"); }
-Tensor embed_time_backward(const Tensor&, const EmbeddingInputs&) { refuse("embed_backward"); }
+EmbeddingGradients embed_gradients(const EmbeddingNormGradients&, const EmbeddingInputs&) {
+  refuse("embed_backward");
+}
 ActionHead action_head(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&) {
   refuse("action_head");
 }
