@@ -15,6 +15,8 @@ namespace {
 
 using namespace kernels;
 
+constexpr int kParts = 11;
+
 struct Problem {
   int64_t rows;
   int inner, rank, width;
@@ -24,6 +26,7 @@ struct Problem {
   Input du = random_input(random, rows* inner, true, -1, 1);
   Input dprojected = random_input(random, rows* width, true, -1, 1);
   Input x_proj = random_input(random, int64_t{width} * inner, true, -0.1F, 0.1F);
+  Input parts = random_input(random, kParts* rows*(width - rank), false, -0.3F, 0.3F);
   Input dt_proj = random_input(random, int64_t{inner} * rank, true, -0.3F, 0.3F);
   DeviceArray projected{2 * static_cast<size_t>(rows * width)};
   DeviceArray delta{2 * static_cast<size_t>(rows * inner)};
@@ -39,7 +42,7 @@ struct Problem {
             projected.get(),
             delta.get()};
   }
-  ProjectionsBackwardParams backward() const {
+  ProjectionsBackwardParams backward(int n_parts) const {
     return {rows,
             inner,
             rank,
@@ -48,11 +51,15 @@ struct Problem {
             dt_proj.device.get(),
             ddelta.device.get(),
             dprojected.device.get(),
-            du.device.get()};
+            du.device.get(),
+            n_parts > 0 ? parts.device.as<float>() : nullptr,
+            n_parts};
   }
 };
 
 int failures = 0;
+
+float rounded(float x) { return __bfloat162float(__float2bfloat16(x)); }
 
 void compare(const char* what, const std::vector<float>& x, const std::vector<double>& reference) {
   constexpr double kLimit = 1e-2;
@@ -68,12 +75,13 @@ void compare(const char* what, const std::vector<float>& x, const std::vector<do
 }
 
 /// The same in double precision; what lies in memory between two products is rounded.
-void check_one(int64_t rows, int inner, int rank, int width, cudaStream_t stream) {
+void check_one(int64_t rows, int inner, int rank, int width, int n_parts, cudaStream_t stream) {
   const Problem p{rows, inner, rank, width};
   check(launch_projections(p.forward(), stream), "forward");
-  check(launch_projections_backward(p.backward(), stream), "backward");
+  check(launch_projections_backward(p.backward(n_parts), stream), "backward");
   check(cudaStreamSynchronize(stream), "run");
-  std::printf("%lld rows, %d of %d, %d\n", static_cast<long long>(rows), rank, width, inner);
+  std::printf("%lld rows, %d of %d, %d, %d parts\n", static_cast<long long>(rows), rank, width,
+              inner, n_parts);
   const std::vector<float> projected = to_host(p.projected, rows * width, true);
   const std::vector<float> dprojected = to_host(p.dprojected.device, rows * width, true);
   std::vector<double> r_projected(rows * width), r_delta(rows * inner), r_dt(rows * rank),
@@ -102,13 +110,19 @@ void check_one(int64_t rows, int inner, int rank, int width, cudaStream_t stream
   }
   bool kept = true;
   for (int64_t i = 0; i < rows * width; ++i) {
-    if (i % width >= rank) kept = kept && dprojected[i] == p.dprojected.host[i];
+    const int64_t column = i % width - rank, columns = width - rank;
+    if (column < 0) continue;
+    float sum = n_parts > 0 ? 0.0F : p.dprojected.host[i];
+    for (int n = 0; n < n_parts; ++n) {
+      sum += p.parts.host[(n * rows + i / width) * columns + column];
+    }
+    kept = kept && dprojected[i] == rounded(sum);
   }
   if (!kept) ++failures;
   compare("projected", projected, r_projected);
   compare("delta", to_host(p.delta, rows * inner, true), r_delta);
   compare("d dt", got_dt, r_dt);
-  compare(kept ? "du" : "du, dB and dC CHANGED", to_host(p.du.device, rows * inner, true), r_du);
+  compare(kept ? "du" : "du, dB and dC WRONG", to_host(p.du.device, rows * inner, true), r_du);
 }
 
 int run(int argc, char** argv) {
@@ -116,10 +130,12 @@ int run(int argc, char** argv) {
   cudaStream_t stream = open_device();
   if (std::strcmp(what, "time") != 0) {
     for (const int64_t rows : {1, 45, 1024}) {
-      check_one(rows, 256, 8, 40, stream);
-      check_one(rows, 256, 16, 48, stream);
-      check_one(rows, 512, 16, 48, stream);
-      check_one(rows, 512, 8, 24, stream);
+      for (const int n_parts : {0, 1, 8, kParts}) {
+        check_one(rows, 256, 8, 40, n_parts, stream);
+        check_one(rows, 256, 16, 48, n_parts, stream);
+        check_one(rows, 512, 16, 48, n_parts, stream);
+        check_one(rows, 512, 8, 24, n_parts, stream);
+      }
     }
     std::printf("%d checks failed\n", failures);
   }
@@ -130,8 +146,9 @@ int run(int argc, char** argv) {
         const Problem p{rows, inner, rank, rank + 32};
         const Times forward =
             time_by_replay(stream, [&] { check(launch_projections(p.forward(), stream), "run"); });
+        // The parts of eight blocks of the scan.
         const Times backward = time_by_replay(
-            stream, [&] { check(launch_projections_backward(p.backward(), stream), "run"); });
+            stream, [&] { check(launch_projections_backward(p.backward(8), stream), "run"); });
         std::printf(
             "%6lld rows, %d: forward %5.1f us (%.1f to %.1f), backward %5.1f (%.1f to %.1f)\n",
             static_cast<long long>(rows), inner, forward.median, forward.low, forward.high,

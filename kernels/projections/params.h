@@ -19,8 +19,9 @@ struct ProjectionsParams {
   void* delta;
 };
 
-/// d dt = ddelta dt_proj, into dprojected's first `rank` columns, the others of which are there;
-/// du += dprojected x_proj.
+/// d dt = ddelta dt_proj, into dprojected's first `rank` columns; du += dprojected x_proj. The
+/// other columns, of dB and dC, are there, or are the sums of `parts` over `n_parts` in their
+/// order: (n_parts, rows, width - rank) float32 on 16 bytes.
 struct ProjectionsBackwardParams {
   int64_t rows;
   int inner, rank, width;
@@ -29,6 +30,8 @@ struct ProjectionsBackwardParams {
   const void* ddelta;
   void* dprojected;
   void* du;
+  const float* parts;  // null: dprojected has dB and dC
+  int n_parts;
 };
 
 }  // namespace dmamba::kernels

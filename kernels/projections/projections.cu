@@ -3,7 +3,8 @@
 //
 //   forward   projected = u x_proj^T (the terms shared among four groups of warps), dt its first
 //             columns, delta = dt dt_proj^T
-//   backward  d dt = ddelta dt_proj (likewise), du += (d dt, dB, dC) x_proj
+//   backward  d dt = ddelta dt_proj (likewise), du += (d dt, dB, dC) x_proj, where dB and dC are
+//             what the scan's blocks of channels leave, added up, or are there already
 //
 // A block has 32 tokens and all of both matrices in shared memory, 93 or 157 KB. Eight warps: two
 // along the rows, four groups. Sums of a group's terms meet in shared memory in one order. Floor:
@@ -197,6 +198,29 @@ __global__ void __launch_bounds__(kThreads)
   store_rows<kInner>(p.delta, memory.rows, rows, at);
 }
 
+/// dB and dC, from what the scan's blocks leave, to shared and to global memory. Rounded after the
+/// last sum, as where a launch of its own adds them.
+template <int kRank, class Shared>
+__device__ __forceinline__ void add_scan_parts(Shared& memory, const ProjectionsBackwardParams& p,
+                                               int rows, const Place& at) {
+  const int columns = p.width - kRank, packs = columns / 4;
+  const int64_t part = p.rows * columns;
+  for (int i = static_cast<int>(threadIdx.x); i < rows * packs; i += kThreads) {
+    const int row = i / packs, column = i % packs * 4;
+    const float* from = p.parts + (at.first_row + row) * columns + column;
+    float sum[4] = {};
+#pragma unroll 8
+    for (int n = 0; n < p.n_parts; ++n) {
+      const float4 next = *reinterpret_cast<const float4*>(from + n * part);
+      sum[0] += next.x, sum[1] += next.y, sum[2] += next.z, sum[3] += next.w;
+    }
+    const uint2 words = make_uint2(two_words(sum[0], sum[1]), two_words(sum[2], sum[3]));
+    *reinterpret_cast<uint2*>(memory.projected + row * kPadded + kRank + column) = words;
+    auto* to = static_cast<bfloat16*>(p.dprojected) + (at.first_row + row) * p.width;
+    *reinterpret_cast<uint2*>(to + kRank + column) = words;
+  }
+}
+
 template <int kInner, int kRank>
 __global__ void __launch_bounds__(kThreads)
     projections_backward_kernel(const __grid_constant__ ProjectionsBackwardParams p) {
@@ -210,16 +234,19 @@ __global__ void __launch_bounds__(kThreads)
   fetch_early(p.dt_proj, int64_t{2} * kRank * kInner);
   wait_for_stream();
   send_all<kInner, kRank>(memory, p, p.ddelta, rows, at);
-  for (int i = static_cast<int>(threadIdx.x); i < rows * p.width / kPack; i += kThreads) {
-    const int row = i / (p.width / kPack), pack = i % (p.width / kPack);
-    if (pack < kRank / kPack) continue;
-    copy_async(memory.projected + row * kPadded + pack * kPack,
-               dprojected + row * p.width + pack * kPack, 16);
+  if (p.parts == nullptr) {
+    for (int i = static_cast<int>(threadIdx.x); i < rows * p.width / kPack; i += kThreads) {
+      const int row = i / (p.width / kPack), pack = i % (p.width / kPack);
+      if (pack < kRank / kPack) continue;
+      copy_async(memory.projected + row * kPadded + pack * kPack,
+                 dprojected + row * p.width + pack * kPack, 16);
+    }
   }
   commit_copies();
   send<kInner / kPack>(memory.du, kPitch, static_cast<bfloat16*>(p.du) + at.first_row * kInner,
                        kInner, rows);
   commit_copies();
+  if (p.parts != nullptr) add_scan_parts<kRank>(memory, p, rows, at);
   // Terms that don't exist are zero in both factors.
   for (int i = static_cast<int>(threadIdx.x); i < (kMostWidth - p.width) * kInner; i += kThreads) {
     memory.x_proj[(p.width + i / kInner) * kPitch + i % kInner] = from_float<bfloat16>(0.0F);

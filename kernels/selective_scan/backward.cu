@@ -82,22 +82,13 @@ cudaError_t launch_storage(const SelectiveScanBackwardParams& p, const BackwardW
   });
 }
 
-}  // namespace
-
-size_t selective_scan_backward_workspace(const SelectiveScanParams& p,
-                                         const SelectiveScanPlan& plan) {
-  BackwardWork work{};
-  return lay_out(p, chunks_of(p, plan), channel_blocks_of(p), nullptr, &work) * sizeof(float);
+bool can_run(const SelectiveScanBackwardParams& p, const SelectiveScanPlan& plan) {
+  return plan_is_valid(plan) && indices_fit(p) && p.storage != Storage::kFloat64 &&
+         p.d_state <= kScanMaxStates && p.checkpoint_every == kScanCheckpointEvery;
 }
 
-cudaError_t launch_selective_scan_backward(const SelectiveScanBackwardParams& p,
-                                           const SelectiveScanGradients& gradients,
-                                           const SelectiveScanPlan& plan, void* workspace,
-                                           cudaStream_t stream) {
-  if (!plan_is_valid(plan) || !indices_fit(p) || p.storage == Storage::kFloat64 ||
-      p.d_state > kScanMaxStates || p.checkpoint_every != kScanCheckpointEvery) {
-    return cudaErrorInvalidValue;
-  }
+BackwardWork work_of(const SelectiveScanBackwardParams& p, const SelectiveScanGradients& gradients,
+                     const SelectiveScanPlan& plan, void* workspace) {
   BackwardWork work{};
   work.chunk_length = static_cast<int>(std::min<int64_t>(plan.chunk_length, INT32_MAX));
   work.n_chunks = static_cast<int>(chunks_of(p, plan));
@@ -106,19 +97,58 @@ cudaError_t launch_selective_scan_backward(const SelectiveScanBackwardParams& p,
   work.dB = gradients.dB;
   work.dC = gradients.dC;
   lay_out(p, work.n_chunks, work.channel_blocks, static_cast<float*>(workspace), &work);
-  if (p.batch > 0 && p.d_inner > 0) {
-    const bool bf16 = p.storage == Storage::kBFloat16;
-    cudaError_t error = cudaSuccess;
-    if (work.n_chunks > 1) {
-      error =
-          bf16 ? launch_carries<bfloat16>(p, work, stream) : launch_carries<float>(p, work, stream);
-      if (error != cudaSuccess) return error;
-    }
-    error =
-        bf16 ? launch_storage<bfloat16>(p, work, stream) : launch_storage<float>(p, work, stream);
+  return work;
+}
+
+}  // namespace
+
+size_t selective_scan_backward_workspace(const SelectiveScanParams& p,
+                                         const SelectiveScanPlan& plan) {
+  BackwardWork work{};
+  return lay_out(p, chunks_of(p, plan), channel_blocks_of(p), nullptr, &work) * sizeof(float);
+}
+
+SelectiveScanChannelParts selective_scan_channel_parts(const SelectiveScanBackwardParams& p,
+                                                       const SelectiveScanPlan& plan,
+                                                       void* workspace) {
+  const BackwardWork work = work_of(p, {}, plan, workspace);
+  return {work.channel_blocks > 1 ? work.parts.dBdC : nullptr, work.channel_blocks};
+}
+
+cudaError_t launch_selective_scan_backward_parts(const SelectiveScanBackwardParams& p,
+                                                 const SelectiveScanGradients& gradients,
+                                                 const SelectiveScanPlan& plan, void* workspace,
+                                                 cudaStream_t stream) {
+  if (!can_run(p, plan)) return cudaErrorInvalidValue;
+  if (p.batch == 0 || p.d_inner == 0) return cudaSuccess;
+  const BackwardWork work = work_of(p, gradients, plan, workspace);
+  const bool bf16 = p.storage == Storage::kBFloat16;
+  if (work.n_chunks > 1) {
+    const cudaError_t error =
+        bf16 ? launch_carries<bfloat16>(p, work, stream) : launch_carries<float>(p, work, stream);
     if (error != cudaSuccess) return error;
   }
-  return launch_sum_gradients(p, work, gradients, stream);
+  return bf16 ? launch_storage<bfloat16>(p, work, stream) : launch_storage<float>(p, work, stream);
+}
+
+cudaError_t launch_selective_scan_backward_sums(const SelectiveScanBackwardParams& p,
+                                                const SelectiveScanGradients& gradients,
+                                                const SelectiveScanPlan& plan, void* workspace,
+                                                cudaStream_t stream) {
+  if (!can_run(p, plan)) return cudaErrorInvalidValue;
+  return launch_sum_gradients(p, work_of(p, gradients, plan, workspace), gradients,
+                              /*channel_blocks=*/false, stream);
+}
+
+cudaError_t launch_selective_scan_backward(const SelectiveScanBackwardParams& p,
+                                           const SelectiveScanGradients& gradients,
+                                           const SelectiveScanPlan& plan, void* workspace,
+                                           cudaStream_t stream) {
+  const cudaError_t error =
+      launch_selective_scan_backward_parts(p, gradients, plan, workspace, stream);
+  if (error != cudaSuccess) return error;
+  return launch_sum_gradients(p, work_of(p, gradients, plan, workspace), gradients,
+                              /*channel_blocks=*/true, stream);
 }
 
 }  // namespace dmamba::kernels

@@ -1,5 +1,5 @@
-// One launch sums all partial gradients: dA, dD, ddelta_bias over (batch, chunk), dB and dC over
-// the channel blocks.
+// One launch sums partial gradients: dA, dD, ddelta_bias over (batch, chunk), and dB and dC over
+// the channel blocks, unless somebody else does.
 #include "kernels/selective_scan/gradients.cuh"
 #include "kernels/selective_scan/launch_common.cuh"
 
@@ -74,7 +74,8 @@ __global__ void __launch_bounds__(256)
 }  // namespace
 
 cudaError_t launch_sum_gradients(const SelectiveScanBackwardParams& p, const BackwardWork& work,
-                                 const SelectiveScanGradients& gradients, cudaStream_t stream) {
+                                 const SelectiveScanGradients& gradients, bool channel_blocks,
+                                 cudaStream_t stream) {
   GradientSums g{};
   g.parts = p.batch * work.n_chunks;
   g.sums[0] = {work.parts.dA, gradients.dA, p.d_inner * p.d_state};
@@ -94,7 +95,7 @@ cudaError_t launch_sum_gradients(const SelectiveScanBackwardParams& p, const Bac
   g.tokens = p.batch * p.length;
   g.length = p.length;
   g.d_state = p.d_state;
-  if (work.channel_blocks > 1) blocks += (g.tokens * 2 * g.d_state + 255) / 256;
+  if (channel_blocks && work.channel_blocks > 1) blocks += (g.tokens * 2 * g.d_state + 255) / 256;
   return p.storage == Storage::kBFloat16
              ? launch(sum_gradients_kernel<bfloat16>, blocks, 256, stream, g)
              : launch(sum_gradients_kernel<float>, blocks, 256, stream, g);

@@ -6,7 +6,9 @@
 
 namespace dmamba::kernels {
 
+/// channel_blocks: dB and dC, too.
 cudaError_t launch_sum_gradients(const SelectiveScanBackwardParams& p, const BackwardWork& work,
-                                 const SelectiveScanGradients& gradients, cudaStream_t stream);
+                                 const SelectiveScanGradients& gradients, bool channel_blocks,
+                                 cudaStream_t stream);
 
 }  // namespace dmamba::kernels

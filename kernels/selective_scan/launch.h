@@ -59,4 +59,25 @@ cudaError_t launch_selective_scan_backward(const SelectiveScanBackwardParams& p,
                                            const SelectiveScanPlan& plan, void* workspace,
                                            cudaStream_t stream);
 
+/// The same in two launches, for those who add up the sums over channels themselves: all but the
+/// sums; then dA, dD and ddelta_bias, on whichever stream, with the same arguments.
+cudaError_t launch_selective_scan_backward_parts(const SelectiveScanBackwardParams& p,
+                                                 const SelectiveScanGradients& gradients,
+                                                 const SelectiveScanPlan& plan, void* workspace,
+                                                 cudaStream_t stream);
+cudaError_t launch_selective_scan_backward_sums(const SelectiveScanBackwardParams& p,
+                                                const SelectiveScanGradients& gradients,
+                                                const SelectiveScanPlan& plan, void* workspace,
+                                                cudaStream_t stream);
+
+/// Where the first of them leaves dB and dC: (blocks, batch, L, 2, d_state), to be added in the
+/// blocks' order. Null where there is one block: dB and dC are then written.
+struct SelectiveScanChannelParts {
+  float* data;
+  int64_t blocks;
+};
+SelectiveScanChannelParts selective_scan_channel_parts(const SelectiveScanBackwardParams& p,
+                                                       const SelectiveScanPlan& plan,
+                                                       void* workspace);
+
 }  // namespace dmamba::kernels

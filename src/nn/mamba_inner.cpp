@@ -73,11 +73,12 @@ Forward run_forward(const Tensor& xz, const MambaInnerParameters& p, const ops::
 }
 
 /// Back through both projections: d(dt) = d(delta) dt_proj into dprojected, which has the gradients
-/// of B and C; du += dprojected x_proj. For ddelta and du (batch, L, d_inner).
-void projections_backward(const Tensor& ddelta, const Tensor& dprojected, const Tensor& du,
-                          const Tensor& x_proj, const Tensor& dt_proj) {
+/// of B and C, or gets them from the scan's parts; du += dprojected x_proj. For ddelta and du
+/// (batch, L, d_inner).
+void projections_backward(const Tensor& ddelta, const Tensor& parts, const Tensor& dprojected,
+                          const Tensor& du, const Tensor& x_proj, const Tensor& dt_proj) {
   if (cuda_only::projections_fit(ddelta, x_proj, dt_proj)) {
-    return cuda_only::projections_backward(ddelta, dprojected, du, x_proj, dt_proj);
+    return cuda_only::projections_backward(ddelta, parts, dprojected, du, x_proj, dt_proj);
   }
   Tensor ddt = rows(dprojected.narrow(2, 0, dt_proj.size(1)));
   if (ddelta.is_cuda()) {
@@ -88,6 +89,24 @@ void projections_backward(const Tensor& ddelta, const Tensor& dprojected, const 
     ddt.copy_(at::mm(dt_proj.t(), rows(ddelta).t()).t());
   }
   rows(du).addmm_(rows(dprojected), x_proj);
+}
+
+/// Through the scan. Where the projections' kernel follows, it adds up dB and dC, and the
+/// parameters' sums go to the side stream, if there is one.
+cuda_only::ScanSums scan_backward(const cuda_only::ScanBackward& s, int64_t checkpoint_every,
+                                  bool projections_follow, ops::SideStream* side) {
+  if (projections_follow) {
+    const ops::SumsBeside beside(side);
+    return cuda_only::scan_backward(s);
+  }
+  const auto optional = [](const Tensor& t) {
+    return t.defined() ? OptionalTensor(t) : std::nullopt;
+  };
+  const auto [dA, dD, ddelta_bias, no_initial_state] = calls::selective_scan_backward_out(
+      s.dy, {}, s.u, s.delta, s.A, s.B, s.C, s.D, s.z, s.delta_bias, /*delta_softplus=*/true,
+      optional(s.mask), optional(s.segment_starts), {}, s.checkpoints, checkpoint_every, s.du,
+      s.ddelta, s.dB, s.dC, s.dz);
+  return {dA, dD, ddelta_bias, {}};
 }
 
 /// Whose gradient is wanted, and where it goes.
@@ -145,24 +164,27 @@ struct MambaInner : torch::autograd::Function<MambaInner> {
     const auto like = [](const Tensor& t) { return at::empty(t.sizes(), t.options()); };
     const Tensor dxz = like(xz), dprojected = like(projected), du = like(u), ddelta = like(delta);
     const Parts parts(projected, A.size(1)), dparts(dprojected, A.size(1));
-    const auto [dA_sum, dD, ddelta_bias, no_initial_state] = calls::selective_scan_backward_out(
-        gradients[0], {}, u, delta, A, parts.B, parts.C, D, xz.narrow(2, d_inner, d_inner),
-        dt_proj_bias, /*delta_softplus=*/true, mask, segment_starts, {}, checkpoints,
-        context->saved_data["checkpoint_every"].toInt(), du, ddelta, dparts.B, dparts.C,
-        dxz.narrow(2, d_inner, d_inner));
-    const Tensor dA = dA_sum;
-
     // A gradient that nobody takes would be freed, and its memory reused, before it is written.
     // Counted are the inputs that are there: without a bias the next one has its number.
     const size_t after_bias = conv_bias.has_value() ? 3 : 2;
+    const bool sums_taken =
+        context->needs_input_grad(after_bias + 2) && context->needs_input_grad(after_bias + 4);
+    const auto [dA, dD, ddelta_bias, scan_parts] = scan_backward(
+        {gradients[0], u, delta, A, parts.B, parts.C, D, xz.narrow(2, d_inner, d_inner),
+         dt_proj_bias, saved[7], saved[8], checkpoints, du, ddelta, dparts.B, dparts.C,
+         dxz.narrow(2, d_inner, d_inner)},
+        context->saved_data["checkpoint_every"].toInt(),
+        cuda_only::projections_fit(ddelta, x_proj_weight, dt_proj_weight),
+        sums_taken ? side_stream(side) : nullptr);
+
     const Tensor ddt_proj = dt_proj_gradient(
         rows(parts.dt), rows(ddelta), {context->needs_input_grad(after_bias + 1), parameter, side});
-    projections_backward(ddelta, dprojected, du, x_proj_weight, dt_proj_weight);
+    projections_backward(ddelta, scan_parts, dprojected, du, x_proj_weight, dt_proj_weight);
     Tensor dx_proj, dA_log;
     if (context->needs_input_grad(after_bias)) {
       dx_proj = weight_gradient_beside(side, rows(dprojected), rows(u), parameter);
     }
-    run_beside(side, [&] { dA_log = dA * A; }, {A, dA});  // dA / dA_log = A
+    run_beside(side, [&, dA = dA] { dA_log = dA * A; }, {A, dA});  // dA / dA_log = A
 
     const bool taken =
         context->needs_input_grad(1) && (!conv_bias.has_value() || context->needs_input_grad(2));

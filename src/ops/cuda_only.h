@@ -87,10 +87,26 @@ struct Projections {
 
 Projections projections(const Tensor& u, const Tensor& x_proj, const Tensor& dt_proj);
 
-/// Writes dt's gradient into dprojected (batch, L, width), which has those of B and C, and adds u's
-/// to du (batch, L, inner).
-void projections_backward(const Tensor& ddelta, const Tensor& dprojected, const Tensor& du,
-                          const Tensor& x_proj, const Tensor& dt_proj);
+/// A scan with softplus and without states, as the op has it; mask and segment_starts may be
+/// undefined.
+struct ScanBackward {
+  Tensor dy, u, delta, A, B, C, D, z, delta_bias, mask, segment_starts, checkpoints;
+  Tensor du, ddelta, dB, dC, dz;  // written
+};
+
+struct ScanSums {
+  Tensor dA, dD, ddelta_bias;  // on the side stream, where SumsBeside lends one
+  Tensor parts;                // (blocks, batch, L, 2 d_state) float32, for projections_backward()
+};
+
+/// The scan's backward pass, but for dB and dC: their sums over channels are left in blocks, or, in
+/// one block, `parts` is undefined and dB and dC are written.
+ScanSums scan_backward(const ScanBackward& scan);
+
+/// Writes dt's gradient into dprojected (batch, L, width), those of B and C too where they come as
+/// parts, and adds u's to du (batch, L, inner).
+void projections_backward(const Tensor& ddelta, const Tensor& parts, const Tensor& dprojected,
+                          const Tensor& du, const Tensor& x_proj, const Tensor& dt_proj);
 
 // ---- Between the scans of two layers: kernels/token_chain/params.h ----
 

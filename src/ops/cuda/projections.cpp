@@ -58,13 +58,17 @@ Projections projections(const Tensor& u, const Tensor& x_proj, const Tensor& dt_
   return out;
 }
 
-void projections_backward(const Tensor& ddelta, const Tensor& dprojected, const Tensor& du,
-                          const Tensor& x_proj, const Tensor& dt_proj) {
+void projections_backward(const Tensor& ddelta, const Tensor& parts, const Tensor& dprojected,
+                          const Tensor& du, const Tensor& x_proj, const Tensor& dt_proj) {
   Call call("projections_backward", ddelta);
   auto p = sized_params<kernels::ProjectionsBackwardParams>(ddelta, x_proj, dt_proj);
   p.ddelta = ddelta.const_data_ptr();
   p.dprojected = dprojected.mutable_data_ptr();
   p.du = du.mutable_data_ptr();
+  if (parts.defined()) {
+    p.parts = parts.const_data_ptr<float>();
+    p.n_parts = static_cast<int>(parts.size(0));
+  }
   call.check(kernels::launch_projections_backward(p, call.stream()));
 }
 

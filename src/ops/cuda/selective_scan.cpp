@@ -4,6 +4,7 @@
 #include "src/ops/checkpoints.h"
 #include "src/ops/cuda/scan.h"
 #include "src/ops/cuda/tensors.h"
+#include "src/ops/cuda_only.h"
 
 namespace dmamba::ops::cuda {
 namespace {
@@ -48,6 +49,28 @@ SelectiveScanParams common_params(Inputs& views, const ScanInputs& in) {
 
 float* floats_or_null(const Tensor& t) {
   return t.defined() ? t.mutable_data_ptr<float>() : nullptr;
+}
+
+SelectiveScanBackwardParams backward_params(Inputs& views, const ScanInputs& in, const Tensor& dout,
+                                            const OptionalTensor& dlast_state,
+                                            const Tensor& checkpoints, int64_t checkpoint_every,
+                                            const ScanGradients& gradients) {
+  SelectiveScanBackwardParams p{};
+  static_cast<SelectiveScanParams&>(p) = common_params(views, in);
+  p.checkpoint_every = checkpoint_every;
+  p.checkpoints = checkpoints.data_ptr();
+  p.dout = views.rows(dout);
+  p.dlast_state = Inputs::state(dlast_state);
+  p.du = sequence(gradients.du);
+  p.ddelta = sequence(gradients.ddelta);
+  if (gradients.dz.defined()) p.dz = sequence(gradients.dz);
+  p.dinitial_state = Inputs::state(gradients.dinitial_state);
+  return p;
+}
+
+kernels::SelectiveScanGradients sums_of(const ScanGradients& gradients) {
+  return {floats_or_null(gradients.dA), sequence(gradients.dB), sequence(gradients.dC),
+          floats_or_null(gradients.dD), floats_or_null(gradients.ddelta_bias)};
 }
 
 void check_backward_inputs(const char* op, const ScanInputs& in, const Tensor& dout,
@@ -233,22 +256,12 @@ void scan_backward(const char* op, const ScanInputs& in, const Tensor& dout,
   }
   Call call(op, in.u);
   Inputs views;
-  SelectiveScanBackwardParams p{};
-  static_cast<SelectiveScanParams&>(p) = common_params(views, in);
-  p.checkpoint_every = checkpoint_every;
-  p.checkpoints = checkpoints.data_ptr();
-  p.dout = views.rows(dout);
-  p.dlast_state = Inputs::state(dlast_state);
-  p.du = sequence(gradients.du);
-  p.ddelta = sequence(gradients.ddelta);
-  if (gradients.dz.defined()) p.dz = sequence(gradients.dz);
-  p.dinitial_state = Inputs::state(gradients.dinitial_state);
-  const kernels::SelectiveScanGradients sums{floats_or_null(gradients.dA), sequence(gradients.dB),
-                                             sequence(gradients.dC), floats_or_null(gradients.dD),
-                                             floats_or_null(gradients.ddelta_bias)};
+  const SelectiveScanBackwardParams p =
+      backward_params(views, in, dout, dlast_state, checkpoints, checkpoint_every, gradients);
   const kernels::SelectiveScanPlan plan = scan_plan(p, call.multiprocessors());
   void* scratch = call.scratch(kernels::selective_scan_backward_workspace(p, plan));
-  call.check(kernels::launch_selective_scan_backward(p, sums, plan, scratch, call.stream()));
+  call.check(
+      kernels::launch_selective_scan_backward(p, sums_of(gradients), plan, scratch, call.stream()));
 }
 
 TORCH_LIBRARY_IMPL(dmamba, CUDA, m) {
@@ -259,3 +272,54 @@ TORCH_LIBRARY_IMPL(dmamba, CUDA, m) {
 }
 
 }  // namespace dmamba::ops::cuda
+
+namespace dmamba::ops::cuda_only {
+
+ScanSums scan_backward(const ScanBackward& scan) {
+  const auto optional = [](const Tensor& t) {
+    return t.defined() ? OptionalTensor(t) : std::nullopt;
+  };
+  const cuda::ScanInputs in{scan.u,
+                            scan.delta,
+                            scan.A,
+                            scan.B,
+                            scan.C,
+                            scan.D,
+                            scan.z,
+                            scan.delta_bias,
+                            /*delta_softplus=*/true,
+                            optional(scan.mask),
+                            optional(scan.segment_starts),
+                            {}};
+  constexpr const char* kOp = "scan_backward";
+  cuda::check_backward_inputs(kOp, in, scan.dy, {}, scan.checkpoints, kCudaCheckpointEvery);
+  const auto like = [](const Tensor& t) { return at::empty(t.sizes(), t.options()); };
+  const cuda::ScanGradients gradients{scan.du, scan.ddelta,  like(scan.A), scan.dB,
+                                      scan.dC, like(scan.D), scan.dz,      like(scan.delta_bias),
+                                      {}};
+  cuda::Call call(kOp, scan.u);
+  cuda::Inputs views;
+  const auto p = cuda::backward_params(views, in, scan.dy, {}, scan.checkpoints,
+                                       kCudaCheckpointEvery, gradients);
+  const kernels::SelectiveScanGradients sums = cuda::sums_of(gradients);
+  const kernels::SelectiveScanPlan plan = cuda::scan_plan(p, call.multiprocessors());
+  auto* scratch =
+      static_cast<char*>(call.scratch(kernels::selective_scan_backward_workspace(p, plan)));
+  call.check(kernels::launch_selective_scan_backward_parts(p, sums, plan, scratch, call.stream()));
+  call.beside([&](cudaStream_t stream) {
+    return kernels::launch_selective_scan_backward_sums(p, sums, plan, scratch, stream);
+  });
+  ScanSums out{gradients.dA, gradients.dD, gradients.ddelta_bias, {}};
+  const auto parts = kernels::selective_scan_channel_parts(p, plan, scratch);
+  if (parts.data != nullptr) {
+    const int64_t first = reinterpret_cast<char*>(parts.data) - scratch;
+    const std::array<int64_t, 4> sizes{parts.blocks, p.batch, p.length, 2 * p.d_state};
+    out.parts = call.scratch_memory()
+                    .narrow(0, first, 4 * parts.blocks * p.batch * p.length * 2 * p.d_state)
+                    .view(at::kFloat)
+                    .view(sizes);
+  }
+  return out;
+}
+
+}  // namespace dmamba::ops::cuda_only

@@ -76,6 +76,9 @@ class Call {
     return scratch_.mutable_data_ptr();
   }
 
+  /// What scratch() gave, for work that outlives the call.
+  const at::Tensor& scratch_memory() const { return scratch_; }
+
   /// Launches sums that only parameters' gradients need: on the side stream where there is one, or
   /// else in line. They may read the scratch.
   template <class F>

@@ -31,7 +31,8 @@ AddNormGradients add_norm_backward(const Tensor&, const Tensor&, const Tensor&, 
 }
 bool projections_fit(const Tensor&, const Tensor&, const Tensor&) { return false; }
 Projections projections(const Tensor&, const Tensor&, const Tensor&) { refuse("projections"); }
-void projections_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+ScanSums scan_backward(const ScanBackward&) { refuse("scan_backward"); }
+void projections_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                           const Tensor&) {
   refuse("projections_backward");
 }

@@ -63,7 +63,7 @@ def test_it_is_the_same_without_gradients_and_with_frozen_projections():
     expected = run(layer, x, weights, True)
     with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
         assert torch.equal(layer(x).float(), expected["y"])
-    for name in ("x_proj.weight", "dt_proj.weight"):
+    for name in ("x_proj.weight", "dt_proj.weight", "dt_proj.bias", "A_log", "D"):
         parameter = dict(layer.named_parameters())[name]
         parameter.requires_grad_(False)
         got = run(layer, x, weights, True)
