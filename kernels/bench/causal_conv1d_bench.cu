@@ -23,6 +23,7 @@ struct Case {
   bool in_place = false;    // last_state where initial_state lies
   int64_t pad = 0;          // elements between rows
   bool taps_first = false;  // the weight lies as (width, d_inner)
+  bool starts = true;       // where there are flags: of segments, too
 };
 
 /// A problem on the device, with random inputs; what is written begins as NaN.
@@ -49,7 +50,7 @@ struct Problem {
   explicit Problem(const Case& c) : size(c) {
     for (int64_t i = 0; i < tokens; ++i) {
       mask[i] = static_cast<char>(!c.flags || random() % 8 != 0);
-      starts[i] = static_cast<char>(c.flags && random() % 9 == 0);
+      starts[i] = static_cast<char>(c.flags && c.starts && random() % 9 == 0);
       if (mask[i] != 0) continue;
       // What the mask hides must not be looked at: NaN.
       check(cudaMemset(x.device.as<char>() + i * row * item, 0xFF, c.d_inner * item), "memset");
@@ -75,7 +76,8 @@ struct Problem {
     p.weight_tap_stride = size.taps_first ? size.d_inner : 1;
     p.bias = size.bias ? bias.device.get() : nullptr;
     if (size.flags) {
-      p.mask = {device_mask.as<bool>()}, p.segment_starts = {device_starts.as<bool>()};
+      p.mask = {device_mask.as<bool>()};
+      if (size.starts) p.segment_starts = {device_starts.as<bool>()};
     }
     p.initial_state = state(initial.device);
     return p;
@@ -183,9 +185,9 @@ int run_check(const Case& c, cudaStream_t stream) {
   const bool good = worst <= limit && same;
   std::printf("%s %s %3ld x %4ld x %4ld, width %ld%s%s%s%s%s pad %ld: worst %.2e (%s)%s\n",
               good ? "ok  " : "FAIL", c.bf16 ? "bf16" : "fp32", c.batch, c.d_inner, c.length,
-              c.width, c.flags ? " flags" : "", c.states ? " states" : "", c.silu ? " silu" : "",
-              c.bias ? " bias" : "", c.in_place ? " in place" : "", c.pad, worst, where,
-              same ? "" : ", dweight differs between runs");
+              c.width, c.flags ? c.starts ? " flags" : " mask" : "", c.states ? " states" : "",
+              c.silu ? " silu" : "", c.bias ? " bias" : "", c.in_place ? " in place" : "", c.pad,
+              worst, where, same ? "" : ", dweight differs between runs");
   return good ? 0 : 1;
 }
 
@@ -224,6 +226,23 @@ int run_checks(cudaStream_t stream) {
     failures +=
         run_check({.batch = 3, .d_inner = d_inner, .length = 60, .taps_first = true}, stream);
   }
+  // A mask alone, on tiles: lengths about theirs, channels that no block is full of, long
+  // stretches.
+  for (const int64_t L : {15, 16, 17, 32, 33, 60, 64, 65, 300}) {
+    for (const int64_t batch : {3, 600}) {
+      for (int options = 0; options < 4; ++options) {
+        failures += run_check({.batch = batch,
+                               .d_inner = batch > 3 ? 40 : 264,
+                               .length = L,
+                               .bf16 = options % 2 != 0,
+                               .flags = options / 2 != 0,
+                               .states = false,
+                               .pad = options / 2 * 8,
+                               .starts = false},
+                              stream);
+      }
+    }
+  }
   failures += run_check({300, 64, 90}, stream);  // more rows than fill the device
   failures += run_check({3000, 64, 1}, stream);
   std::printf("%d checks failed\n", failures);
@@ -233,6 +252,28 @@ int run_checks(cudaStream_t stream) {
 constexpr Case kSizes[] = {
     {.batch = 64, .d_inner = 256, .length = 60, .states = false},
     {.batch = 64, .d_inner = 512, .length = 60, .states = false},
+    // A training step's: a mask alone.
+    {.batch = 64,
+     .d_inner = 256,
+     .length = 60,
+     .bf16 = true,
+     .flags = true,
+     .states = false,
+     .starts = false},
+    {.batch = 64,
+     .d_inner = 512,
+     .length = 60,
+     .bf16 = true,
+     .flags = true,
+     .states = false,
+     .starts = false},
+    {.batch = 64,
+     .d_inner = 256,
+     .length = 300,
+     .bf16 = true,
+     .flags = true,
+     .states = false,
+     .starts = false},
     {.batch = 256, .d_inner = 256, .length = 90, .states = false},
     {.batch = 256, .d_inner = 256, .length = 90, .bf16 = true, .states = false},
     {.batch = 256, .d_inner = 256, .length = 90, .flags = true, .states = false},
@@ -274,7 +315,7 @@ void run_times(cudaStream_t stream) {
         time_by_replay(stream, [&] { run_backward(q, workspace.get(), stream); });
     const double bytes = static_cast<double>(q.tokens * c.d_inner * q.item);
     std::printf("%s %3ld x %4ld x %4ld %5s", c.bf16 ? "bf16" : "fp32", c.batch, c.d_inner, c.length,
-                c.flags ? "flags" : "");
+                c.flags ? c.starts ? "flags" : "mask" : "");
     print_times(forward, 2 * bytes, bandwidth);
     print_times(backward, 3 * bytes, bandwidth);
     std::printf("\n");

@@ -15,6 +15,7 @@
 // it; those add to dx alone. A block leaves one partial sum a channel, a second launch adds them
 // up; both in a fixed order.
 #include "kernels/causal_conv1d/sums.cuh"
+#include "kernels/causal_conv1d/tiles.cuh"
 #include "kernels/causal_conv1d/walk.cuh"
 #include "kernels/common/launch.cuh"
 
@@ -256,6 +257,13 @@ bool is_usual(const CausalConv1dBackwardParams& p) {
   return conv_weight_is_wide(p) && p.silu && rows_are_wide(p, kUsualPack);
 }
 
+/// The kernel on tiles takes it.
+bool has_tiles(const CausalConv1dBackwardParams& p) {
+  return conv_tiles_fit(p) && p.dlast_state.data == nullptr && p.dinitial_state.data == nullptr &&
+         conv_rows_are_wide(p, p.dout, 16 / storage_bytes(p.storage)) &&
+         conv_rows_are_wide(p, p.dx, 2);
+}
+
 template <class T>
 using UsualShape = ConvShape<T, kUsualPack, 4, true, true>;
 template <class T>
@@ -276,9 +284,10 @@ cudaError_t launch_storage(const CausalConv1dBackwardParams& p, float* partial,
 
 size_t causal_conv1d_backward_workspace(const CausalConv1dParams& p) {
   if (!conv_sizes_are_valid(p) || p.batch == 0 || p.d_inner == 0) return 0;
-  // Of either kernel: which one it will be depends on addresses too.
+  // Of any kernel: which one it will be depends on addresses too.
   const int64_t row_blocks =
-      std::max(grid_of<UsualShape<float>>(p).row_blocks, grid_of<OtherShape<float>>(p).row_blocks);
+      std::max({grid_of<UsualShape<float>>(p).row_blocks, grid_of<OtherShape<float>>(p).row_blocks,
+                conv_tiles(p).row_blocks});
   const int64_t floats = row_blocks * (p.width + 1) * p.d_inner;
   return static_cast<size_t>((floats + 63) / 64 * 64) * sizeof(float);
 }
@@ -288,6 +297,7 @@ cudaError_t launch_causal_conv1d_backward(const CausalConv1dBackwardParams& p, v
   if (!conv_sizes_are_valid(p)) return cudaErrorInvalidValue;
   if (p.batch == 0 || p.d_inner == 0) return cudaSuccess;
   float* const partial = static_cast<float*>(workspace);
+  if (has_tiles(p)) return launch_conv_tiles_backward(p, partial, stream);
   return p.storage == Storage::kBFloat16 ? launch_storage<bfloat16>(p, partial, stream)
                                          : launch_storage<float>(p, partial, stream);
 }
@@ -297,8 +307,10 @@ cudaError_t launch_causal_conv1d_backward_sums(const CausalConv1dBackwardParams&
                                                const void* workspace, cudaStream_t stream) {
   if (!conv_sizes_are_valid(p)) return cudaErrorInvalidValue;
   if (p.batch == 0 || p.d_inner == 0) return cudaSuccess;
-  const ConvGrid g = is_usual(p) ? grid_of<UsualShape<float>>(p) : grid_of<OtherShape<float>>(p);
-  return launch_conv_sums({static_cast<const float*>(workspace), g.row_blocks, p.d_inner, p.width},
+  const int row_blocks = has_tiles(p)  ? conv_tiles(p).row_blocks
+                         : is_usual(p) ? grid_of<UsualShape<float>>(p).row_blocks
+                                       : grid_of<OtherShape<float>>(p).row_blocks;
+  return launch_conv_sums({static_cast<const float*>(workspace), row_blocks, p.d_inner, p.width},
                           gradients, stream);
 }
 

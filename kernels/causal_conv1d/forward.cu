@@ -8,6 +8,7 @@
 // that time for bfloat16, beside it.
 //
 // A thread (walk.cuh) has the next tile of tokens in flight while it works on the last.
+#include "kernels/causal_conv1d/tiles.cuh"
 #include "kernels/causal_conv1d/walk.cuh"
 #include "kernels/common/launch.cuh"
 
@@ -206,6 +207,9 @@ cudaError_t launch_storage(const CausalConv1dForwardParams& p, cudaStream_t stre
 cudaError_t launch_causal_conv1d_forward(const CausalConv1dForwardParams& p, cudaStream_t stream) {
   if (!conv_sizes_are_valid(p)) return cudaErrorInvalidValue;
   if (p.batch == 0 || p.d_inner == 0) return cudaSuccess;
+  if (conv_tiles_fit(p) && conv_rows_are_wide(p, p.out, 2)) {
+    return launch_conv_tiles_forward(p, stream);
+  }
   return p.storage == Storage::kBFloat16 ? launch_storage<bfloat16>(p, stream)
                                          : launch_storage<float>(p, stream);
 }

@@ -2,7 +2,16 @@
 
 import pytest
 import torch
-from support import DTYPES, compare_with_cpu, conv_inputs, error, needs_cuda, on_gpu, poison
+from support import (
+    DTYPES,
+    compare_with_cpu,
+    conv_inputs,
+    error,
+    needs_cuda,
+    on_gpu,
+    poison,
+    tolerance,
+)
 
 from dmamba import ops
 
@@ -58,6 +67,35 @@ def test_conv_strided(d_inner, offset, dtype):
     }
     views = {name: v.requires_grad_() for name, v in views.items()}
     compare_with_cpu(ops.causal_conv1d, tensors, flags, views)
+
+
+# What a training step asks for: aligned rows, no states, at most a mask.
+@DTYPES
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize(
+    "shape", [(3, 16, 64), (2, 33, 72), (5, 65, 256), (64, 60, 264), (600, 64, 64), (2, 300, 40)]
+)
+def test_conv_of_a_training_step(shape, masked, dtype):
+    tensors, flags = conv_inputs(*shape, 4, dtype)
+    del tensors["initial_state"]
+    weights = torch.randn(shape, generator=torch.Generator().manual_seed(2)).to(dtype)
+
+    def run(inputs, mask):
+        out = ops.causal_conv1d(**inputs, mask=mask)
+        return out, *torch.autograd.grad(out, list(inputs.values()), weights.to(out))
+
+    exact = {name: t.double().requires_grad_() for name, t in tensors.items()}
+    expected = run(exact, flags["mask"] if masked else None)
+    inputs, mask = on_gpu(tensors, gradients=True), flags["mask"].cuda() if masked else None
+    poison()
+    got = run(inputs, mask)
+    # Sums over all tokens of float32 values in float32.
+    limits = [tolerance(dtype, shape[1])] * 2 + [1e-2 if dtype == torch.bfloat16 else 1e-5] * 2
+    for name, value, reference, limit in zip(
+        ("out", "dx", "dweight", "dbias"), got, expected, limits, strict=True
+    ):
+        assert error(value, reference) <= limit, name
+    assert all(torch.equal(*pair) for pair in zip(run(inputs, mask), got, strict=True))
 
 
 @DTYPES
