@@ -20,6 +20,7 @@ constexpr int kParts = 11;
 struct Problem {
   int64_t rows;
   int inner, rank, width;
+  int length = 15;  // of a sequence
   std::mt19937 random{29};
   Input u = random_input(random, rows* inner, true, -1, 1);
   Input ddelta = random_input(random, rows* inner, true, -1, 1);
@@ -28,19 +29,64 @@ struct Problem {
   Input x_proj = random_input(random, int64_t{width} * inner, true, -0.1F, 0.1F);
   Input parts = random_input(random, kParts* rows*(width - rank), false, -0.3F, 0.3F);
   Input dt_proj = random_input(random, int64_t{inner} * rank, true, -0.3F, 0.3F);
+  Input x = random_input(random, rows * 2 * inner, true, -1, 1);  // beside z
+  Input taps = random_input(random, int64_t{inner} * 4, false, -1, 1);
+  Input bias = random_input(random, inner, false, -1, 1);
+  std::vector<char> mask = flags(8), starts = flags(1);
+  DeviceArray device_mask = on_device(mask), device_starts = on_device(starts);
   DeviceArray projected{2 * static_cast<size_t>(rows * width)};
   DeviceArray delta{2 * static_cast<size_t>(rows * inner)};
 
-  ProjectionsParams forward() const {
-    return {rows,
-            inner,
-            rank,
-            width,
-            x_proj.device.get(),
-            dt_proj.device.get(),
-            u.device.get(),
-            projected.get(),
-            delta.get()};
+  /// True for `eighths` of the tokens.
+  std::vector<char> flags(unsigned eighths) {
+    std::vector<char> v(static_cast<size_t>(rows));
+    for (char& flag : v)
+      flag = static_cast<char>(eighths >= 8 ? random() % 6 != 0 : random() % 8 < eighths);
+    return v;
+  }
+  static DeviceArray on_device(const std::vector<char>& v) {
+    DeviceArray array(v.size());
+    check(cudaMemcpy(array.get(), v.data(), v.size(), cudaMemcpyHostToDevice), "copy");
+    return array;
+  }
+
+  ProjectionsParams forward(bool convolves) const {
+    ProjectionsParams p{rows,
+                        inner,
+                        rank,
+                        width,
+                        x_proj.device.get(),
+                        dt_proj.device.get(),
+                        u.device.get(),
+                        projected.get(),
+                        delta.get(),
+                        {}};
+    if (convolves) {
+      p.convolution = {x.device.get(),
+                       2 * inner,
+                       taps.device.get(),
+                       bias.device.get(),
+                       {device_mask.as<bool>()},
+                       {device_starts.as<bool>()},
+                       length};
+    }
+    return p;
+  }
+  /// u in double precision.
+  std::vector<double> convolved() const {
+    std::vector<double> result(static_cast<size_t>(rows * inner));
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int k = 0; k < inner; ++k) {
+        double a = bias.host[k];
+        for (int64_t from = r; from > r - 4; --from) {
+          if (mask[from] != 0)
+            a += double{taps.host[k * 4 + 3 - (r - from)]} * x.host[from * 2 * inner + k];
+          if (from % length == 0 || starts[from] != 0) break;
+        }
+        result[r * inner + k] = a / (1.0 + std::exp(-a));
+      }
+    }
+    return result;
   }
   ProjectionsBackwardParams backward(int n_parts) const {
     return {rows,
@@ -75,15 +121,18 @@ void compare(const char* what, const std::vector<float>& x, const std::vector<do
 }
 
 /// The same in double precision; what lies in memory between two products is rounded.
-void check_one(int64_t rows, int inner, int rank, int width, int n_parts, cudaStream_t stream) {
+void check_one(int64_t rows, int inner, int rank, int width, int n_parts, bool convolves,
+               cudaStream_t stream) {
   const Problem p{rows, inner, rank, width};
-  check(launch_projections(p.forward(), stream), "forward");
+  check(launch_projections(p.forward(convolves), stream), "forward");
   check(launch_projections_backward(p.backward(n_parts), stream), "backward");
   check(cudaStreamSynchronize(stream), "run");
   std::printf("%lld rows, %d of %d, %d, %d parts\n", static_cast<long long>(rows), rank, width,
               inner, n_parts);
   const std::vector<float> projected = to_host(p.projected, rows * width, true);
   const std::vector<float> dprojected = to_host(p.dprojected.device, rows * width, true);
+  const std::vector<float> u = to_host(p.u.device, rows * inner, true);
+  if (convolves) compare("u", u, p.convolved());
   std::vector<double> r_projected(rows * width), r_delta(rows * inner), r_dt(rows * rank),
       dt(rows * rank), r_du(rows * inner);
   std::vector<float> got_dt(rows * rank);
@@ -91,7 +140,7 @@ void check_one(int64_t rows, int inner, int rank, int width, int n_parts, cudaSt
     for (int c = 0; c < width; ++c) {
       for (int k = 0; k < inner; ++k) {
         r_projected[r * width + c] +=
-            static_cast<double>(p.u.host[r * inner + k]) * p.x_proj.host[c * inner + k];
+            static_cast<double>(u[r * inner + k]) * p.x_proj.host[c * inner + k];
       }
     }
     for (int k = 0; k < inner; ++k) {
@@ -131,10 +180,11 @@ int run(int argc, char** argv) {
   if (std::strcmp(what, "time") != 0) {
     for (const int64_t rows : {1, 45, 1024}) {
       for (const int n_parts : {0, 1, 8, kParts}) {
-        check_one(rows, 256, 8, 40, n_parts, stream);
-        check_one(rows, 256, 16, 48, n_parts, stream);
-        check_one(rows, 512, 16, 48, n_parts, stream);
-        check_one(rows, 512, 8, 24, n_parts, stream);
+        const bool convolves = n_parts % 8 == 0;
+        check_one(rows, 256, 8, 40, n_parts, convolves, stream);
+        check_one(rows, 256, 16, 48, n_parts, convolves, stream);
+        check_one(rows, 512, 16, 48, n_parts, convolves, stream);
+        check_one(rows, 512, 8, 24, n_parts, convolves, stream);
       }
     }
     std::printf("%d checks failed\n", failures);
@@ -143,16 +193,21 @@ int run(int argc, char** argv) {
     for (const int64_t rows : {480, 3840, 8448}) {
       for (const int inner : {256, 512}) {
         const int rank = inner / 32;
-        const Problem p{rows, inner, rank, rank + 32};
-        const Times forward =
-            time_by_replay(stream, [&] { check(launch_projections(p.forward(), stream), "run"); });
+        const Problem p{rows, inner, rank, rank + 32, 60};
+        const auto time_forward = [&](bool convolves) {
+          return time_by_replay(
+              stream, [&] { check(launch_projections(p.forward(convolves), stream), "run"); });
+        };
+        const Times forward = time_forward(false), convolved = time_forward(true);
         // The parts of eight blocks of the scan.
         const Times backward = time_by_replay(
             stream, [&] { check(launch_projections_backward(p.backward(8), stream), "run"); });
-        std::printf(
-            "%6lld rows, %d: forward %5.1f us (%.1f to %.1f), backward %5.1f (%.1f to %.1f)\n",
-            static_cast<long long>(rows), inner, forward.median, forward.low, forward.high,
-            backward.median, backward.low, backward.high);
+        std::printf("%6lld rows, %d:", static_cast<long long>(rows), inner);
+        const auto print = [](const char* what, const Times& t) {
+          std::printf(" %s %5.1f us (%.1f to %.1f)", what, t.median, t.low, t.high);
+        };
+        print("forward", forward), print("convolved", convolved), print("backward", backward);
+        std::printf("\n");
       }
     }
   }

@@ -287,7 +287,7 @@ size_t causal_conv1d_backward_workspace(const CausalConv1dParams& p) {
   // Of any kernel: which one it will be depends on addresses too.
   const int64_t row_blocks =
       std::max({grid_of<UsualShape<float>>(p).row_blocks, grid_of<OtherShape<float>>(p).row_blocks,
-                conv_tiles(p).row_blocks});
+                p.length >= kTileShortest ? conv_tiles(p).row_blocks : 0});
   const int64_t floats = row_blocks * (p.width + 1) * p.d_inner;
   return static_cast<size_t>((floats + 63) / 64 * 64) * sizeof(float);
 }

@@ -4,13 +4,13 @@
 // memory; a warp walks a stretch of the tile, a lane has two neighbouring channels.
 #pragma once
 
+#include "kernels/causal_conv1d/pair.cuh"
 #include "kernels/causal_conv1d/walk.cuh"
 #include "kernels/common/copy.cuh"
 
 namespace dmamba::kernels {
 
 constexpr int kTileChannels = 64, kTileWarps = 8, kTileThreads = 32 * kTileWarps;
-constexpr int kTileTaps = 4, kTileHalo = kTileTaps - 1;
 constexpr int kTileUnroll = 4;  // stretches are multiples of it
 
 /// Tokens of a stretch where there are many; of float32 more would not fit.
@@ -102,48 +102,6 @@ __device__ __forceinline__ void stage_mask(uint32_t* to, const CausalConv1dParam
   if (i >= count) return;
   const bool looks = from != nullptr && t >= 0 && t < at.length;
   to[i] = !looks || from[at.batch * p.length + t] != 0 ? ~0U : 0U;
-}
-
-/// Two channels of a token, zero where `live` has no bits.
-template <class T>
-__device__ __forceinline__ void load_pair(const T* at, uint32_t live, float (&v)[2]) {
-  load_pack<T, 2>(at, v);
-#pragma unroll
-  for (int c = 0; c < 2; ++c) v[c] = __uint_as_float(__float_as_uint(v[c]) & live);
-}
-
-/// Taps and bias of two channels.
-struct TileWeights {
-  float tap[2][kTileTaps], bias[2];
-
-  __device__ __forceinline__ TileWeights(const CausalConv1dParams& p, int channel, bool there) {
-    if (!there) channel = 0;
-#pragma unroll
-    for (int c = 0; c < 2; ++c) {
-      load_pack<float, kTileTaps>(static_cast<const float*>(p.weight) + (channel + c) * kTileTaps,
-                                  tap[c]);
-      bias[c] = p.bias != nullptr ? static_cast<const float*>(p.bias)[channel + c] : 0.0F;
-    }
-  }
-  /// Before SiLU; the window's inputs in their order, the present one last.
-  __device__ __forceinline__ float activation(int c, const float (&window)[kTileHalo][2],
-                                              float present) const {
-    float a = bias[c];
-#pragma unroll
-    for (int k = 0; k < kTileHalo; ++k) a = fmaf(tap[c][k], window[k][c], a);
-    return fmaf(tap[c][kTileHalo], present, a);
-  }
-};
-
-/// The window of the next token.
-__device__ __forceinline__ void move_window(float (&window)[kTileHalo][2],
-                                            const float (&present)[2]) {
-#pragma unroll
-  for (int c = 0; c < 2; ++c) {
-#pragma unroll
-    for (int k = 0; k + 1 < kTileHalo; ++k) window[k][c] = window[k + 1][c];
-    window[kTileHalo - 1][c] = present[c];
-  }
 }
 
 cudaError_t launch_conv_tiles_forward(const CausalConv1dForwardParams& p, cudaStream_t stream);

@@ -9,15 +9,15 @@
 namespace dmamba::kernels {
 namespace {
 
-constexpr int kSums = kTileTaps + 1;  // the taps' and the bias's
+constexpr int kSums = kPairTaps + 1;  // the taps' and the bias's
 
 template <class T>
 struct BackwardTile {
-  alignas(16) T x[(kTileMost<T> + 2 * kTileHalo) * kTileChannels];
-  alignas(16) T dout[(kTileMost<T> + kTileHalo) * kTileChannels];
-  float2 heads[kTileWarps][kTileHalo][32];  // d of a stretch's first tokens
+  alignas(16) T x[(kTileMost<T> + 2 * kPairHalo) * kTileChannels];
+  alignas(16) T dout[(kTileMost<T> + kPairHalo) * kTileChannels];
+  float2 heads[kTileWarps][kPairHalo][32];  // d of a stretch's first tokens
   float sums[kTileWarps][kSums][kTileChannels];
-  uint32_t live[kTileMost<T> + 2 * kTileHalo];
+  uint32_t live[kTileMost<T> + 2 * kPairHalo];
 };
 
 template <class T>
@@ -25,23 +25,23 @@ class TileWalk {
  public:
   __device__ __forceinline__ TileWalk(const CausalConv1dBackwardParams& p, const ConvTiles& g,
                                       BackwardTile<T>& tile, const TilePlace& at,
-                                      const TileWeights& weights)
+                                      const PairWeights& weights)
       : at_(at),
         weights_(weights),
-        x_(tile.x + (at.warp * g.stretch + kTileHalo) * kTileChannels + 2 * at.lane),
+        x_(tile.x + (at.warp * g.stretch + kPairHalo) * kTileChannels + 2 * at.lane),
         dout_(tile.dout + at.warp * g.stretch * kTileChannels + 2 * at.lane),
-        live_(tile.live + at.warp * g.stretch + kTileHalo),
+        live_(tile.live + at.warp * g.stretch + kPairHalo),
         dx_(static_cast<T*>(p.dx.data) + at.batch * p.dx.batch_stride +
-            (at.begin - kTileHalo) * p.dx.step_stride + at.channel),
+            (at.begin - kPairHalo) * p.dx.step_stride + at.channel),
         stride_(p.dx.step_stride) {
 #pragma unroll
-    for (int h = 0; h < kTileHalo; ++h) {
-      load_pair(x_ + (h - kTileHalo) * kTileChannels, live_[h - kTileHalo], window_[h]);
+    for (int h = 0; h < kPairHalo; ++h) {
+      load_pair(x_ + (h - kPairHalo) * kTileChannels, live_[h - kPairHalo], window_[h]);
     }
   }
 
   /// The stretch's own tokens.
-  __device__ __forceinline__ void own(int stretch, float2 (&heads)[kTileHalo][32],
+  __device__ __forceinline__ void own(int stretch, float2 (&heads)[kPairHalo][32],
                                       float (&sums)[kSums][2]) {
     for (int step = 0; step < stretch; step += kTileUnroll) {
 #pragma unroll
@@ -51,14 +51,14 @@ class TileWalk {
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
 #pragma unroll
-          for (int k = 0; k < kTileHalo; ++k) sums[k][c] = fmaf(d[c], window_[k][c], sums[k][c]);
-          sums[kTileHalo][c] = fmaf(d[c], v[c], sums[kTileHalo][c]);
-          sums[kTileTaps][c] += d[c];
+          for (int k = 0; k < kPairHalo; ++k) sums[k][c] = fmaf(d[c], window_[k][c], sums[k][c]);
+          sums[kPairHalo][c] = fmaf(d[c], v[c], sums[kPairHalo][c]);
+          sums[kPairTaps][c] += d[c];
         }
         move_window(window_, v);
         // What ends here before the stretch's fourth token is of the stretch before.
-        const bool first = step == 0 && i < kTileHalo;
-        if (first) heads[i % kTileHalo][at_.lane] = make_float2(d[0], d[1]);
+        const bool first = step == 0 && i < kPairHalo;
+        if (first) heads[i % kPairHalo][at_.lane] = make_float2(d[0], d[1]);
         pass(step + i, d, !first);
       }
     }
@@ -67,7 +67,7 @@ class TileWalk {
   /// The tokens behind it: their d from the next warp, or computed where there is none.
   __device__ __forceinline__ void behind(int stretch, const float2 (*heads)[32]) {
 #pragma unroll
-    for (int i = 0; i < kTileHalo; ++i) {
+    for (int i = 0; i < kPairHalo; ++i) {
       float d[2];
       if (heads != nullptr) {
         const float2 head = heads[i][at_.lane];
@@ -100,13 +100,13 @@ class TileWalk {
     for (int c = 0; c < 2; ++c) {
       dx[c] = fmaf(d[c], weights_.tap[c][0], unfinished_[0][c]);
 #pragma unroll
-      for (int k = 1; k < kTileHalo; ++k) {
+      for (int k = 1; k < kPairHalo; ++k) {
         unfinished_[k - 1][c] = fmaf(d[c], weights_.tap[c][k], unfinished_[k][c]);
       }
-      unfinished_[kTileHalo - 1][c] = d[c] * weights_.tap[c][kTileHalo];
+      unfinished_[kPairHalo - 1][c] = d[c] * weights_.tap[c][kPairHalo];
     }
-    if (mine && at_.begin + step - kTileHalo < at_.length) {
-      const uint32_t live = live_[step - kTileHalo];
+    if (mine && at_.begin + step - kPairHalo < at_.length) {
+      const uint32_t live = live_[step - kPairHalo];
 #pragma unroll
       for (int c = 0; c < 2; ++c) dx[c] = __uint_as_float(__float_as_uint(dx[c]) & live);
       store_pack<T, 2>(dx_, dx);
@@ -115,13 +115,13 @@ class TileWalk {
   }
 
   const TilePlace& at_;
-  const TileWeights& weights_;
+  const PairWeights& weights_;
   const T *x_, *dout_;
   const uint32_t* live_;
-  T* dx_;  // kTileHalo tokens behind
+  T* dx_;  // kPairHalo tokens behind
   const int64_t stride_;
-  float window_[kTileHalo][2];
-  float unfinished_[kTileHalo][2] = {};  // gradients of the window's inputs
+  float window_[kPairHalo][2];
+  float unfinished_[kPairHalo][2] = {};  // gradients of the window's inputs
 };
 
 template <class T>
@@ -132,11 +132,11 @@ __global__ void __launch_bounds__(kTileThreads, 4)
   wait_for_stream();
   const TilePlace at(p, g);
   const int tokens = kTileWarps * g.stretch;
-  stage_tokens(tile.x, p.x, p, at, at.first - kTileHalo, tokens + 2 * kTileHalo);
-  stage_tokens(tile.dout, p.dout, p, at, at.first, tokens + kTileHalo);
+  stage_tokens(tile.x, p.x, p, at, at.first - kPairHalo, tokens + 2 * kPairHalo);
+  stage_tokens(tile.dout, p.dout, p, at, at.first, tokens + kPairHalo);
   commit_copies();
-  stage_mask(tile.live, p, at, at.first - kTileHalo, tokens + 2 * kTileHalo);
-  const TileWeights weights(p, at.channel, at.works);
+  stage_mask(tile.live, p, at, at.first - kPairHalo, tokens + 2 * kPairHalo);
+  const PairWeights weights(p.weight, p.bias, at.works ? at.channel : 0);
   wait_for_copies<0>();
   __syncthreads();
   TileWalk<T> walk(p, g, tile, at, weights);
@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(kTileThreads, 4)
     walk.own(g.stretch, tile.heads[at.warp], sums);
   } else {
 #pragma unroll
-    for (int i = 0; i < kTileHalo; ++i) tile.heads[at.warp][i][at.lane] = make_float2(0.0F, 0.0F);
+    for (int i = 0; i < kPairHalo; ++i) tile.heads[at.warp][i][at.lane] = make_float2(0.0F, 0.0F);
   }
 #pragma unroll
   for (int k = 0; k < kSums; ++k) {

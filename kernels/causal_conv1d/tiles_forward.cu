@@ -8,8 +8,8 @@ namespace {
 
 template <class T>
 struct ForwardTile {
-  alignas(16) T x[(kTileMost<T> + kTileHalo) * kTileChannels];
-  uint32_t live[kTileMost<T> + kTileHalo];
+  alignas(16) T x[(kTileMost<T> + kPairHalo) * kTileChannels];
+  uint32_t live[kTileMost<T> + kPairHalo];
 };
 
 /// Writes the inputs that the next call's window begins with, of a sequence longer than they are.
@@ -17,7 +17,7 @@ template <class T>
 __device__ __forceinline__ void leave_last(const CausalConv1dForwardParams& p,
                                            const ForwardTile<T>& tile, const TilePlace& at) {
 #pragma unroll
-  for (int h = 0; h < kTileHalo; ++h) {
+  for (int h = 0; h < kPairHalo; ++h) {
     const int row = at.length + h - at.first;  // tokens length - 3 + h
     float v[2];
     load_pair(tile.x + row * kTileChannels + 2 * at.lane, tile.live[row], v);
@@ -35,11 +35,11 @@ __global__ void __launch_bounds__(kTileThreads, 4)
   __shared__ ForwardTile<T> tile;
   wait_for_stream();
   const TilePlace at(p, g);
-  const int rows = kTileWarps * g.stretch + kTileHalo;
-  stage_tokens(tile.x, p.x, p, at, at.first - kTileHalo, rows);
+  const int rows = kTileWarps * g.stretch + kPairHalo;
+  stage_tokens(tile.x, p.x, p, at, at.first - kPairHalo, rows);
   commit_copies();
-  stage_mask(tile.live, p, at, at.first - kTileHalo, rows);
-  const TileWeights weights(p, at.channel, at.works);
+  stage_mask(tile.live, p, at, at.first - kPairHalo, rows);
+  const PairWeights weights(p.weight, p.bias, at.works ? at.channel : 0);
   wait_for_copies<0>();
   __syncthreads();
   if (!at.works) return;
@@ -48,14 +48,14 @@ __global__ void __launch_bounds__(kTileThreads, 4)
   const uint32_t* live = tile.live + row;
   auto* out = static_cast<T*>(p.out.data) + at.batch * p.out.batch_stride +
               at.begin * p.out.step_stride + at.channel;
-  float window[kTileHalo][2];
+  float window[kPairHalo][2];
 #pragma unroll
-  for (int h = 0; h < kTileHalo; ++h) load_pair(x + h * kTileChannels, live[h], window[h]);
+  for (int h = 0; h < kPairHalo; ++h) load_pair(x + h * kTileChannels, live[h], window[h]);
   for (int step = 0; step < g.stretch; step += kTileUnroll) {
 #pragma unroll
     for (int i = 0; i < kTileUnroll; ++i) {
       float v[2], y[2];
-      load_pair(x + (step + i + kTileHalo) * kTileChannels, live[step + i + kTileHalo], v);
+      load_pair(x + (step + i + kPairHalo) * kTileChannels, live[step + i + kPairHalo], v);
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         const float a = weights.activation(c, window, v[c]);

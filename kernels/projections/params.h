@@ -3,7 +3,20 @@
 
 #include <cstdint>
 
+#include "kernels/common/types.h"
+
 namespace dmamba::kernels {
+
+/// u = SiLU(convolution of x), four taps, along sequences of `length` tokens that begin with zeros
+/// (kernels/causal_conv1d/params.h), where the projections compute it themselves.
+struct ProjectionsConvolution {
+  const void* x;       // (rows, inner) bfloat16, rows x_stride apart, on 16 bytes
+  int64_t x_stride;    // elements
+  const void* weight;  // (inner, 4) float32 contiguous, on 16 bytes
+  const void* bias;    // (inner,) float32, optional
+  Flags mask, segment_starts;
+  int length;
+};
 
 /// projected = u x_proj^T, whose first `rank` columns are dt, and delta = dt dt_proj^T.
 ///
@@ -14,9 +27,10 @@ struct ProjectionsParams {
   int inner, rank, width;
   const void* x_proj;
   const void* dt_proj;
-  const void* u;
+  void* u;  // written where there is a convolution
   void* projected;
   void* delta;
+  ProjectionsConvolution convolution;  // x null: there is none
 };
 
 /// d dt = ddelta dt_proj, into dprojected's first `rank` columns; du += dprojected x_proj. The

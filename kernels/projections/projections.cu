@@ -1,16 +1,19 @@
 // x_proj and dt_proj, between the convolution and the scan, in one launch each way; at the sizes of
 // RL two small products whose launches take longer than they do.
 //
-//   forward   projected = u x_proj^T (the terms shared among four groups of warps), dt its first
-//             columns, delta = dt dt_proj^T
+//   forward   u = SiLU(convolution of x), where it is asked for: three more tokens, that reach into
+//             the block's; projected = u x_proj^T (the terms shared among four groups of warps), dt
+//             its first columns, delta = dt dt_proj^T
 //   backward  d dt = ddelta dt_proj (likewise), du += (d dt, dB, dC) x_proj, where dB and dC are
 //             what the scan's blocks of channels leave, added up, or are there already
 //
-// A block has 32 tokens and all of both matrices in shared memory, 93 or 157 KB. Eight warps: two
+// A block has 32 tokens and all of both matrices in shared memory, 95 or 160 KB. Eight warps: two
 // along the rows, four groups. Sums of a group's terms meet in shared memory in one order. Floor:
 // 1.1 KB read and written a token forward, 1.7 KB backward.
+#include "kernels/causal_conv1d/pair.cuh"
 #include "kernels/common/copy.cuh"
 #include "kernels/common/launch.cuh"
+#include "kernels/common/math.cuh"
 #include "kernels/common/mma.cuh"
 #include "kernels/common/storage.cuh"
 #include "kernels/projections/launch.h"
@@ -26,12 +29,13 @@ constexpr int kMostWidth = 48, kPadded = kMostWidth + kPack;  // of projected, a
 template <int kInner>
 struct Memory {
   static constexpr int kPitch = kInner + kPack;
-  alignas(16) bfloat16 rows[kRows * kPitch];  // u, or ddelta; then delta
-  alignas(16) bfloat16 du[kRows * kPitch];
+  alignas(16) bfloat16 rows[kRows * kPitch];                // u, or ddelta; then delta
+  alignas(16) bfloat16 more[(kRows + kPairHalo) * kPitch];  // du; or x, from three tokens before
   alignas(16) bfloat16 x_proj[kMostWidth * kPitch];
   alignas(16) bfloat16 dt_proj[kInner * 16];
   alignas(16) bfloat16 projected[kRows * kPadded];
   float parts[kGroups][kRows * kMostWidth];
+  uint2 tokens[kRows + kPairHalo];  // x's: bits where the mask holds, and where a token precedes
 };
 
 /// `count` rows of kPacks packs to rows of `pitch` numbers.
@@ -120,18 +124,88 @@ __device__ __forceinline__ void store_rows(void* global, const bfloat16* rows, i
   }
 }
 
-/// What both directions begin with.
+/// What both directions begin with; without activations the matrices alone.
 template <int kInner, int kRank, class Params>
 __device__ __forceinline__ void send_all(Memory<kInner>& memory, const Params& p,
                                          const void* activations, int rows, const Place& at) {
   constexpr int kPacks = kInner / kPack, kPitch = Memory<kInner>::kPitch;
-  send<kPacks>(memory.rows, kPitch,
-               static_cast<const bfloat16*>(activations) + at.first_row * kInner, kInner, rows);
+  if (activations != nullptr) {
+    send<kPacks>(memory.rows, kPitch,
+                 static_cast<const bfloat16*>(activations) + at.first_row * kInner, kInner, rows);
+  }
   send<kPacks>(memory.x_proj, kPitch, p.x_proj, kInner, p.width);
   send<kRank / kPack>(memory.dt_proj, kRank, p.dt_proj, kRank, kInner);
 }
 
-template <int kInner, int kRank>
+/// Asks for x and the three tokens before.
+template <int kInner>
+__device__ __forceinline__ void send_inputs(Memory<kInner>& memory, const ProjectionsConvolution& c,
+                                            int rows, const Place& at) {
+  constexpr int kPacks = kInner / kPack, kTurn = kThreads / kPacks;
+  const int pack = static_cast<int>(threadIdx.x) % kPacks * kPack;
+  const int64_t first = at.first_row - kPairHalo;
+  for (int i = static_cast<int>(threadIdx.x) / kPacks; i < rows + kPairHalo; i += kTurn) {
+    const bool there = first + i >= 0;
+    copy_async(memory.more + i * Memory<kInner>::kPitch + pack,
+               static_cast<const bfloat16*>(c.x) + (there ? (first + i) * c.x_stride + pack : 0),
+               there ? 16 : 0);
+  }
+}
+
+template <int kInner>
+__device__ __forceinline__ void note_flags(Memory<kInner>& memory, const ProjectionsConvolution& c,
+                                           int rows, const Place& at) {
+  const int i = static_cast<int>(threadIdx.x);
+  if (i >= rows + kPairHalo) return;
+  const int token = static_cast<int>(at.first_row) - kPairHalo + i;
+  const auto* mask = reinterpret_cast<const uint8_t*>(c.mask.data);
+  const auto* starts = reinterpret_cast<const uint8_t*>(c.segment_starts.data);
+  const uint8_t live = mask != nullptr && token >= 0 ? mask[token] : 1;
+  const uint8_t start = starts != nullptr && token >= 0 ? starts[token] : 0;
+  const bool follows = token % c.length != 0 && start == 0;
+  memory.tokens[i] = make_uint2(live != 0 ? ~0U : 0U, follows ? ~0U : 0U);
+}
+
+/// u, from x to `rows`: a thread has two channels of a few neighbouring rows. Rows that don't exist
+/// get what happens to lie there.
+template <int kInner>
+__device__ __forceinline__ void convolve(Memory<kInner>& memory, const PairWeights& weights) {
+  constexpr int kPairs = kInner / 2, kShare = kRows * kPairs / kThreads;
+  constexpr int kPitch = Memory<kInner>::kPitch;
+  const int channel = static_cast<int>(threadIdx.x) % kPairs * 2;
+  const int first = static_cast<int>(threadIdx.x) / kPairs * kShare;
+  const bfloat16* x = memory.more + first * kPitch + channel;
+  const uint2* tokens = memory.tokens + first;
+  bfloat16* u = memory.rows + (first - kPairHalo) * kPitch + channel;
+  float window[kPairHalo][2] = {};
+  const auto take = [&](int row, float(&v)[2]) {
+    const uint2 token = tokens[row];
+    load_pair(x + row * kPitch, token.x, v);
+    if (token.y != 0) return;
+#pragma unroll
+    for (int k = 0; k < kPairHalo; ++k) window[k][0] = window[k][1] = 0.0F;
+  };
+#pragma unroll
+  for (int row = 0; row < kPairHalo; ++row) {
+    float v[2];
+    take(row, v);
+    move_window(window, v);
+  }
+#pragma unroll 4
+  for (int row = kPairHalo; row < kPairHalo + kShare; ++row) {
+    float v[2], y[2];
+    take(row, v);
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const float a = weights.activation(c, window, v[c]);
+      y[c] = a * sigmoid(a);
+    }
+    store_pack<bfloat16, 2>(u + row * kPitch, y);
+    move_window(window, v);
+  }
+}
+
+template <int kInner, int kRank, bool kConvolves>
 __global__ void __launch_bounds__(kThreads)
     projections_kernel(const __grid_constant__ ProjectionsParams p) {
   constexpr int kPitch = Memory<kInner>::kPitch, kShare = kInner / kGroups;
@@ -142,10 +216,24 @@ __global__ void __launch_bounds__(kThreads)
   fetch_early(p.x_proj, int64_t{2} * p.width * kInner);
   fetch_early(p.dt_proj, int64_t{2} * kRank * kInner);
   wait_for_stream();
-  send_all<kInner, kRank>(memory, p, p.u, rows, at);
-  commit_copies();
+  if constexpr (kConvolves) {
+    const ProjectionsConvolution& c = p.convolution;
+    send_inputs(memory, c, rows, at);
+    commit_copies();
+    send_all<kInner, kRank>(memory, p, nullptr, rows, at);
+    commit_copies();
+    note_flags(memory, c, rows, at);
+    const PairWeights weights(c.weight, c.bias, static_cast<int>(threadIdx.x) % (kInner / 2) * 2);
+    wait_for_copies<1>();
+    __syncthreads();
+    convolve(memory, weights);
+  } else {
+    send_all<kInner, kRank>(memory, p, p.u, rows, at);
+    commit_copies();
+  }
   wait_for_copies<0>();
   __syncthreads();
+  if constexpr (kConvolves) store_rows<kInner>(p.u, memory.rows, rows, at);
   {
     float sums[kMostWidth / 8][4] = {};
 #pragma unroll
@@ -243,7 +331,7 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
   commit_copies();
-  send<kInner / kPack>(memory.du, kPitch, static_cast<bfloat16*>(p.du) + at.first_row * kInner,
+  send<kInner / kPack>(memory.more, kPitch, static_cast<bfloat16*>(p.du) + at.first_row * kInner,
                        kInner, rows);
   commit_copies();
   if (p.parts != nullptr) add_scan_parts<kRank>(memory, p, rows, at);
@@ -307,7 +395,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int i = 0; i < 2; ++i) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        bfloat16* to = memory.du + (at.row() + 8 * half) * kPitch + first + i * 8 + at.column();
+        bfloat16* to = memory.more + (at.row() + 8 * half) * kPitch + first + i * 8 + at.column();
         float du[2];
         load_pack<bfloat16, 2>(to, du);
         store_pack<bfloat16, 2>(to, {du[0] + sums[i][2 * half], du[1] + sums[i][2 * half + 1]});
@@ -315,7 +403,7 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
   __syncthreads();
-  store_rows<kInner>(p.du, memory.du, rows, at);
+  store_rows<kInner>(p.du, memory.more, rows, at);
 }
 
 template <class Params>
@@ -327,6 +415,18 @@ cudaError_t launch_blocks(void (*kernel)(Params), const Params& p, int bytes, cu
   return launch_early(kernel, blocks, kThreads, static_cast<size_t>(bytes), stream, p);
 }
 
+template <bool kConvolves>
+cudaError_t launch_forward(const ProjectionsParams& p, cudaStream_t stream) {
+  if (p.inner == 256) {
+    return launch_blocks(p.rank == 8 ? projections_kernel<256, 8, kConvolves>
+                                     : projections_kernel<256, 16, kConvolves>,
+                         p, sizeof(Memory<256>), stream);
+  }
+  return launch_blocks(p.rank == 8 ? projections_kernel<512, 8, kConvolves>
+                                   : projections_kernel<512, 16, kConvolves>,
+                       p, sizeof(Memory<512>), stream);
+}
+
 }  // namespace
 
 int projections_shared_bytes(int64_t inner) {
@@ -336,12 +436,8 @@ int projections_shared_bytes(int64_t inner) {
 cudaError_t launch_projections(const ProjectionsParams& p, cudaStream_t stream) {
   if (!projections_fit(p.rows, p.inner, p.rank, p.width)) return cudaErrorInvalidValue;
   if (p.rows == 0) return cudaSuccess;
-  if (p.inner == 256) {
-    return launch_blocks(p.rank == 8 ? projections_kernel<256, 8> : projections_kernel<256, 16>, p,
-                         sizeof(Memory<256>), stream);
-  }
-  return launch_blocks(p.rank == 8 ? projections_kernel<512, 8> : projections_kernel<512, 16>, p,
-                       sizeof(Memory<512>), stream);
+  return p.convolution.x != nullptr ? launch_forward<true>(p, stream)
+                                    : launch_forward<false>(p, stream);
 }
 
 cudaError_t launch_projections_backward(const ProjectionsBackwardParams& p, cudaStream_t stream) {

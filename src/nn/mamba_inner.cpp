@@ -20,12 +20,13 @@ namespace cuda_only = ops::cuda_only;
 
 /// Everything that the forward pass computes; sequences are (batch, L, ...).
 struct Forward {
-  Tensor u;          // d_inner
-  Tensor projected;  // dt_rank + 2 d_state: dt, B, C
-  Tensor delta;      // d_inner
-  Tensor A;          // (d_inner, d_state)
-  Tensor y;          // d_inner
-  Tensor conv_state, ssm_state, checkpoints;
+  Tensor u;           // d_inner
+  Tensor projected;   // dt_rank + 2 d_state: dt, B, C
+  Tensor delta;       // d_inner
+  Tensor A;           // (d_inner, d_state)
+  Tensor y;           // d_inner
+  Tensor conv_state;  // undefined where it was not given, perhaps
+  Tensor ssm_state, checkpoints;
   Tensor x_proj_weight, dt_proj_weight;  // in the activations' type
 };
 
@@ -44,25 +45,42 @@ struct Parts {
   }
 };
 
-Forward run_forward(const Tensor& xz, const MambaInnerParameters& p, const ops::TokenFlags& flags,
-                    const States& states, int64_t checkpoint_every) {
-  const auto type = xz.scalar_type();
-  const int64_t batch = xz.size(0), L = xz.size(1), d_inner = xz.size(2) / 2;
-  Forward f;
-  std::tie(f.u, f.conv_state) =
-      calls::causal_conv1d(xz.narrow(2, 0, d_inner), p.conv_weight, p.conv_bias, /*silu=*/true,
-                           flags.mask, flags.segment_starts, states.conv);
-  f.x_proj_weight = cast_parameter(p.x_proj_weight, type);
-  f.dt_proj_weight = cast_parameter(p.dt_proj_weight, type);
-  // dt_proj's bias joins inside the scan, before the softplus.
+/// Fills u, conv_state, projected and delta op by op; f has both projections' weights.
+void convolve_and_project(Forward& f, const Tensor& x, const MambaInnerParameters& p,
+                          const ops::TokenFlags& flags, const States& states) {
+  const int64_t batch = x.size(0), L = x.size(1), d_inner = x.size(2);
+  std::tie(f.u, f.conv_state) = calls::causal_conv1d(x, p.conv_weight, p.conv_bias, /*silu=*/true,
+                                                     flags.mask, flags.segment_starts, states.conv);
   if (cuda_only::projections_fit(f.u, f.x_proj_weight, f.dt_proj_weight)) {
     const auto out = cuda_only::projections(f.u, f.x_proj_weight, f.dt_proj_weight);
     f.projected = out.projected;
     f.delta = out.delta;
+    return;
+  }
+  f.projected = at::mm(rows(f.u), f.x_proj_weight.t()).view({batch, L, p.x_proj_weight.size(0)});
+  const Tensor dt = Parts(f.projected, p.A_log.size(1)).dt;
+  f.delta = at::mm(rows(dt), f.dt_proj_weight.t()).view({batch, L, d_inner});
+}
+
+Forward run_forward(const Tensor& xz, const MambaInnerParameters& p, const ops::TokenFlags& flags,
+                    const States& states, int64_t checkpoint_every) {
+  const auto type = xz.scalar_type();
+  const int64_t d_inner = xz.size(2) / 2;
+  Forward f;
+  f.x_proj_weight = cast_parameter(p.x_proj_weight, type);
+  f.dt_proj_weight = cast_parameter(p.dt_proj_weight, type);
+  const cuda_only::Convolution convolution{
+      xz.narrow(2, 0, d_inner), p.conv_weight, p.conv_bias.value_or(Tensor()),
+      flags.mask.value_or(Tensor()), flags.segment_starts.value_or(Tensor())};
+  // dt_proj's bias joins inside the scan, before the softplus.
+  if (!states.conv.has_value() &&
+      cuda_only::convolved_projections_fit(convolution, f.x_proj_weight, f.dt_proj_weight)) {
+    auto out = cuda_only::convolved_projections(convolution, f.x_proj_weight, f.dt_proj_weight);
+    f.u = out.u;
+    f.projected = out.projections.projected;
+    f.delta = out.projections.delta;
   } else {
-    f.projected = at::mm(rows(f.u), f.x_proj_weight.t()).view({batch, L, p.x_proj_weight.size(0)});
-    const Tensor dt = Parts(f.projected, p.A_log.size(1)).dt;
-    f.delta = at::mm(rows(dt), f.dt_proj_weight.t()).view({batch, L, d_inner});
+    convolve_and_project(f, convolution.x, p, flags, states);
   }
   const Parts parts(f.projected, p.A_log.size(1));
   f.A = decay_rates(p.A_log);

@@ -87,6 +87,27 @@ struct Projections {
 
 Projections projections(const Tensor& u, const Tensor& x_proj, const Tensor& dt_proj);
 
+/// The convolution before them, with SiLU and without states; bias, mask and segment_starts may be
+/// undefined.
+struct Convolution {
+  Tensor x;             // (batch, L, inner)
+  Tensor weight, bias;  // (inner, width), (inner,) float32
+  Tensor mask, segment_starts;
+};
+
+/// Whether convolved_projections() takes both.
+bool convolved_projections_fit(const Convolution& convolution, const Tensor& x_proj,
+                               const Tensor& dt_proj);
+
+struct ConvolvedProjections {
+  Tensor u;  // (batch, L, inner)
+  Projections projections;
+};
+
+/// Both in one launch.
+ConvolvedProjections convolved_projections(const Convolution& convolution, const Tensor& x_proj,
+                                           const Tensor& dt_proj);
+
 /// A scan with softplus and without states, as the op has it; mask and segment_starts may be
 /// undefined.
 struct ScanBackward {

@@ -11,6 +11,13 @@ namespace {
 
 using cuda::Call;
 
+/// Rows of bfloat16, whatever lies between them, on 16 bytes, as one sequence of tokens.
+bool rows_as_kernels_read(const Tensor& x) {
+  return x.is_cuda() && x.scalar_type() == at::kBFloat16 && x.stride(2) == 1 &&
+         x.stride(0) == x.size(1) * x.stride(1) && x.stride(1) % 8 == 0 &&
+         kernels::aligned(x.const_data_ptr(), 16);
+}
+
 bool as_kernels_read(const Tensor& t) {
   return t.is_cuda() && t.scalar_type() == at::kBFloat16 && t.is_contiguous() &&
          kernels::aligned(t.const_data_ptr(), 16);
@@ -37,25 +44,64 @@ Params sized_params(const Tensor& activations, const Tensor& x_proj, const Tenso
   return p;
 }
 
-}  // namespace
-
-bool projections_fit(const Tensor& u, const Tensor& x_proj, const Tensor& dt_proj) {
-  return as_kernels_read(u) && as_kernels_read(x_proj) && as_kernels_read(dt_proj) &&
-         kernels::projections_fit(u.numel() / x_proj.size(1), x_proj.size(1), dt_proj.size(1),
-                                  x_proj.size(0)) &&
-         device_takes(u, x_proj.size(1));
+/// For `activations` of x_proj's inner width.
+bool matrices_fit(const Tensor& activations, const Tensor& x_proj, const Tensor& dt_proj) {
+  return as_kernels_read(x_proj) && as_kernels_read(dt_proj) &&
+         kernels::projections_fit(activations.numel() / x_proj.size(1), x_proj.size(1),
+                                  dt_proj.size(1), x_proj.size(0)) &&
+         device_takes(activations, x_proj.size(1));
 }
 
-Projections projections(const Tensor& u, const Tensor& x_proj, const Tensor& dt_proj) {
-  Call call("projections", u);
+/// Without a convolution u is there.
+Projections run_projections(const char* op, const kernels::ProjectionsConvolution& convolution,
+                            const Tensor& u, const Tensor& x_proj, const Tensor& dt_proj) {
+  Call call(op, u);
   auto p = sized_params<kernels::ProjectionsParams>(u, x_proj, dt_proj);
   Projections out{at::empty({u.size(0), u.size(1), p.width}, u.options()),
                   at::empty(u.sizes(), u.options())};
-  p.u = u.const_data_ptr();
+  p.u = u.data_ptr();
   p.projected = out.projected.mutable_data_ptr();
   p.delta = out.delta.mutable_data_ptr();
+  p.convolution = convolution;
   call.check(kernels::launch_projections(p, call.stream()));
   return out;
+}
+
+}  // namespace
+
+bool projections_fit(const Tensor& u, const Tensor& x_proj, const Tensor& dt_proj) {
+  return as_kernels_read(u) && matrices_fit(u, x_proj, dt_proj);
+}
+
+Projections projections(const Tensor& u, const Tensor& x_proj, const Tensor& dt_proj) {
+  return run_projections("projections", {}, u, x_proj, dt_proj);
+}
+
+bool convolved_projections_fit(const Convolution& convolution, const Tensor& x_proj,
+                               const Tensor& dt_proj) {
+  const Tensor &x = convolution.x, &weight = convolution.weight;
+  return rows_as_kernels_read(x) && x.size(2) == x_proj.size(1) && weight.size(1) == 4 &&
+         weight.scalar_type() == at::kFloat && weight.is_contiguous() &&
+         kernels::aligned(weight.const_data_ptr(), 16) && matrices_fit(x, x_proj, dt_proj);
+}
+
+ConvolvedProjections convolved_projections(const Convolution& convolution, const Tensor& x_proj,
+                                           const Tensor& dt_proj) {
+  constexpr const char* kOp = "convolved_projections";
+  const Convolution& c = convolution;
+  const auto optional = [](const Tensor& t) {
+    return t.defined() ? OptionalTensor(t) : std::nullopt;
+  };
+  check_causal_conv1d(kOp, c.x, c.weight, optional(c.bias), optional(c.mask),
+                      optional(c.segment_starts), {});
+  cuda::Inputs views;
+  const kernels::ProjectionsConvolution inputs{
+      c.x.const_data_ptr(),          c.x.stride(1),
+      c.weight.const_data_ptr(),     views.vector(optional(c.bias)),
+      views.flags(optional(c.mask)), views.flags(optional(c.segment_starts)),
+      static_cast<int>(c.x.size(1))};
+  const Tensor u = at::empty(c.x.sizes(), c.x.options());
+  return {u, run_projections(kOp, inputs, u, x_proj, dt_proj)};
 }
 
 void projections_backward(const Tensor& ddelta, const Tensor& parts, const Tensor& dprojected,

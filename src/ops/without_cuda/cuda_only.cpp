@@ -31,6 +31,10 @@ AddNormGradients add_norm_backward(const Tensor&, const Tensor&, const Tensor&, 
 }
 bool projections_fit(const Tensor&, const Tensor&, const Tensor&) { return false; }
 Projections projections(const Tensor&, const Tensor&, const Tensor&) { refuse("projections"); }
+bool convolved_projections_fit(const Convolution&, const Tensor&, const Tensor&) { return false; }
+ConvolvedProjections convolved_projections(const Convolution&, const Tensor&, const Tensor&) {
+  refuse("convolved_projections");
+}
 ScanSums scan_backward(const ScanBackward&) { refuse("scan_backward"); }
 void projections_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                           const Tensor&) {

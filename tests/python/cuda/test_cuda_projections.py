@@ -1,4 +1,4 @@
-"""The products between convolution and scan: one launch in bfloat16, beside float32."""
+"""Convolution and products before the scan: one launch in bfloat16, beside float32."""
 
 import pytest
 import torch
@@ -16,25 +16,25 @@ pytestmark = [
 ]
 
 
-def run(layer, x, weights, autocast):
+def run(layer, x, weights, autocast, **flags):
     """The output and every gradient of a weighted sum of it."""
     x = x.clone().requires_grad_()
     layer.zero_grad(set_to_none=True)
     poison()
     with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
-        y = layer(x)
+        y = layer(x, **flags)
     (y.float() * weights).sum().backward()
     return {"y": y.detach().float(), "x": x.grad} | {n: p.grad for n, p in layer.named_parameters()}
 
 
-def kernels(layer, x):
+def kernels(layer, x, part="projections"):
     with (
         profile(activities=[ProfilerActivity.CUDA]) as profiled,
         torch.autocast("cuda", torch.bfloat16),
     ):
         layer(x.requires_grad_()).float().sum().backward()
         torch.cuda.synchronize()
-    return [event.name for event in profiled.events() if "projections" in event.name]
+    return [event.name for event in profiled.events() if part in event.name]
 
 
 # The last: widths that single products take.
@@ -54,6 +54,28 @@ def test_gradients_are_those_of_float32_to_rounding(d_model, d_state, fused, bat
     again = run(layer, x, weights, True)
     assert all(torch.equal(got[name], value) for name, value in again.items())
     assert len(kernels(layer, x)) == (2 if fused else 0)
+    names = kernels(layer, x, "conv")
+    assert names
+    assert any("forward" in name for name in names) != fused
+
+
+# Blocks of 32 tokens that begin in the midst of sequences, masked tokens and segments.
+@pytest.mark.parametrize("given", ["mask", "segment_starts", "both"])
+@pytest.mark.parametrize(("batch", "L"), [(40, 1), (40, 2), (5, 33), (64, 60)])
+def test_flags_reach_the_convolution(batch, L, given):
+    torch.manual_seed(0)
+    layer = dmamba.nn.Mamba(128).cuda()
+    x, weights = torch.randn(2, batch, L, 128, device="cuda")
+    flags = {
+        "mask": torch.rand(batch, L, device="cuda") > 0.3,
+        "segment_starts": torch.rand(batch, L, device="cuda") < 0.2,
+    }
+    if given != "both":
+        flags = {given: flags[given]}
+    expected, got = (run(layer, x, weights, autocast, **flags) for autocast in (False, True))
+    for name, value in expected.items():
+        error = (got[name] - value).norm() / value.norm().clamp_min(1e-12)
+        assert error <= 5e-2, name
 
 
 def test_it_is_the_same_without_gradients_and_with_frozen_projections():
