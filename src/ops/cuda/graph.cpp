@@ -34,8 +34,10 @@ c10::MempoolId_t new_pool() {
 }
 
 /// Factors of weights' gradients that wait for others are at most so large together, but for the
-/// last one.
+/// last one; in TF32, whose kernel keeps the device busy for longer, they are at most so many
+/// (docs/performance.md).
 constexpr size_t kMostWaitingBytes = size_t{256} << 20;
+constexpr size_t kMostWaitingTf32 = 6;
 
 class Event {
  public:
@@ -204,9 +206,9 @@ at::Tensor SideStream::weight_gradient(const at::Tensor& dy, const at::Tensor& x
   // The last one, if this pass is like the one before: what is still to be done, such as the
   // embedding's part, leaves room beside it.
   const bool last = ++impl_->asked == impl_->asked_before;
-  const char* together = getenv("X_TOGETHER");
-  if (together && impl_->waiting.size() >= size_t(atoi(together))) impl_->launch_waiting();
-  if (last || impl_->waiting_bytes > kMostWaitingBytes) impl_->launch_waiting();
+  const bool enough = impl_->waiting_bytes > kMostWaitingBytes ||
+                      (dy.scalar_type() == at::kFloat && impl_->waiting.size() >= kMostWaitingTf32);
+  if (last || enough) impl_->launch_waiting();
   return out;
 }
 
