@@ -33,6 +33,7 @@ __global__ void __launch_bounds__(kTileThreads, 4)
     conv_tiles_forward_kernel(const __grid_constant__ CausalConv1dForwardParams p,
                               const __grid_constant__ ConvTiles g) {
   __shared__ ForwardTile<T> tile;
+  fetch_early(p.weight, int64_t{4} * kPairTaps * p.d_inner);
   wait_for_stream();
   const TilePlace at(p, g);
   const int rows = kTileWarps * g.stretch + kPairHalo;

@@ -38,14 +38,21 @@ struct Memory {
   uint2 tokens[kRows + kPairHalo];  // x's: bits where the mask holds, and where a token precedes
 };
 
-/// `count` rows of kPacks packs to rows of `pitch` numbers.
-template <int kPacks>
-__device__ __forceinline__ void send(bfloat16* to, int pitch, const void* from, int64_t stride,
-                                     int count) {
-  for (int i = static_cast<int>(threadIdx.x); i < count * kPacks; i += kThreads) {
-    const int row = i / kPacks, pack = i % kPacks;
-    copy_async(to + row * pitch + pack * kPack,
-               static_cast<const bfloat16*>(from) + row * stride + pack * kPack, 16);
+/// The first `count` of up to kMost rows of kPacks packs, to rows of kPitch numbers. Unrolled with
+/// offsets that are known: two instructions a copy.
+template <int kPacks, int kPitch, int kMost>
+__device__ __forceinline__ void send(bfloat16* to, const void* from, int count) {
+  static_assert(kThreads % kPacks == 0);
+  constexpr int kTurn = kThreads / kPacks;  // rows at a time
+  const int first = static_cast<int>(threadIdx.x) / kPacks;
+  const int pack = static_cast<int>(threadIdx.x) % kPacks * kPack;
+  bfloat16* const shared = to + first * kPitch + pack;
+  const bfloat16* const global = static_cast<const bfloat16*>(from) + first * kPacks * kPack + pack;
+#pragma unroll
+  for (int row = 0; row < kMost; row += kTurn) {
+    if (first + row < count) {
+      copy_async(shared + row * kPitch, global + row * kPacks * kPack, 16);
+    }
   }
 }
 
@@ -115,12 +122,17 @@ __device__ __forceinline__ void join_parts(Memory<kInner>& memory, int columns, 
 template <int kInner>
 __device__ __forceinline__ void store_rows(void* global, const bfloat16* rows, int count,
                                            const Place& at) {
-  constexpr int kPacks = kInner / kPack;
-  for (int i = static_cast<int>(threadIdx.x); i < count * kPacks; i += kThreads) {
-    const int row = i / kPacks, pack = i % kPacks;
-    auto* to = static_cast<bfloat16*>(global) + (at.first_row + row) * kInner + pack * kPack;
-    *reinterpret_cast<uint4*>(to) =
-        *reinterpret_cast<const uint4*>(rows + row * Memory<kInner>::kPitch + pack * kPack);
+  constexpr int kPacks = kInner / kPack, kTurn = kThreads / kPacks;
+  const int first = static_cast<int>(threadIdx.x) / kPacks;
+  const int pack = static_cast<int>(threadIdx.x) % kPacks * kPack;
+  const bfloat16* from = rows + first * Memory<kInner>::kPitch + pack;
+  bfloat16* to = static_cast<bfloat16*>(global) + (at.first_row + first) * kInner + pack;
+#pragma unroll
+  for (int row = 0; row < kRows; row += kTurn) {
+    if (first + row < count) {
+      *reinterpret_cast<uint4*>(to + row * kInner) =
+          *reinterpret_cast<const uint4*>(from + row * Memory<kInner>::kPitch);
+    }
   }
 }
 
@@ -130,11 +142,11 @@ __device__ __forceinline__ void send_all(Memory<kInner>& memory, const Params& p
                                          const void* activations, int rows, const Place& at) {
   constexpr int kPacks = kInner / kPack, kPitch = Memory<kInner>::kPitch;
   if (activations != nullptr) {
-    send<kPacks>(memory.rows, kPitch,
-                 static_cast<const bfloat16*>(activations) + at.first_row * kInner, kInner, rows);
+    send<kPacks, kPitch, kRows>(
+        memory.rows, static_cast<const bfloat16*>(activations) + at.first_row * kInner, rows);
   }
-  send<kPacks>(memory.x_proj, kPitch, p.x_proj, kInner, p.width);
-  send<kRank / kPack>(memory.dt_proj, kRank, p.dt_proj, kRank, kInner);
+  send<kPacks, kPitch, kMostWidth>(memory.x_proj, p.x_proj, p.width);
+  send<kRank / kPack, kRank, kInner>(memory.dt_proj, p.dt_proj, kInner);
 }
 
 /// Asks for x and the three tokens before.
@@ -142,13 +154,18 @@ template <int kInner>
 __device__ __forceinline__ void send_inputs(Memory<kInner>& memory, const ProjectionsConvolution& c,
                                             int rows, const Place& at) {
   constexpr int kPacks = kInner / kPack, kTurn = kThreads / kPacks;
+  const int first = static_cast<int>(threadIdx.x) / kPacks;
   const int pack = static_cast<int>(threadIdx.x) % kPacks * kPack;
-  const int64_t first = at.first_row - kPairHalo;
-  for (int i = static_cast<int>(threadIdx.x) / kPacks; i < rows + kPairHalo; i += kTurn) {
-    const bool there = first + i >= 0;
-    copy_async(memory.more + i * Memory<kInner>::kPitch + pack,
-               static_cast<const bfloat16*>(c.x) + (there ? (first + i) * c.x_stride + pack : 0),
-               there ? 16 : 0);
+  const int64_t token = at.first_row - kPairHalo + first;
+  const bfloat16* from = static_cast<const bfloat16*>(c.x) + token * c.x_stride + pack;
+  bfloat16* const to = memory.more + first * Memory<kInner>::kPitch + pack;
+#pragma unroll
+  for (int row = 0; row < kRows + kPairHalo; row += kTurn) {
+    if (first + row < rows + kPairHalo) {
+      const bool there = token + row >= 0;
+      copy_async(to + row * Memory<kInner>::kPitch, there ? from : c.x, there ? 16 : 0);
+    }
+    from += kTurn * c.x_stride;
   }
 }
 
@@ -206,7 +223,7 @@ __device__ __forceinline__ void convolve(Memory<kInner>& memory, const PairWeigh
 }
 
 template <int kInner, int kRank, bool kConvolves>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 3)
     projections_kernel(const __grid_constant__ ProjectionsParams p) {
   constexpr int kPitch = Memory<kInner>::kPitch, kShare = kInner / kGroups;
   extern __shared__ __align__(16) unsigned char bytes[];
@@ -215,6 +232,7 @@ __global__ void __launch_bounds__(kThreads)
   const int rows = static_cast<int>(min(int64_t{kRows}, p.rows - at.first_row));
   fetch_early(p.x_proj, int64_t{2} * p.width * kInner);
   fetch_early(p.dt_proj, int64_t{2} * kRank * kInner);
+  if constexpr (kConvolves) fetch_early(p.convolution.weight, int64_t{16} * kInner);
   wait_for_stream();
   if constexpr (kConvolves) {
     const ProjectionsConvolution& c = p.convolution;
@@ -293,14 +311,25 @@ __device__ __forceinline__ void add_scan_parts(Shared& memory, const Projections
                                                int rows, const Place& at) {
   const int columns = p.width - kRank, packs = columns / 4;
   const int64_t part = p.rows * columns;
+  constexpr int kInFlight = 8;
+#pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < rows * packs; i += kThreads) {
     const int row = i / packs, column = i % packs * 4;
     const float* from = p.parts + (at.first_row + row) * columns + column;
     float sum[4] = {};
-#pragma unroll 8
-    for (int n = 0; n < p.n_parts; ++n) {
-      const float4 next = *reinterpret_cast<const float4*>(from + n * part);
-      sum[0] += next.x, sum[1] += next.y, sum[2] += next.z, sum[3] += next.w;
+#pragma unroll 1
+    for (int n = 0; n < p.n_parts; n += kInFlight) {
+      float4 next[kInFlight];
+#pragma unroll
+      for (int j = 0; j < kInFlight; ++j) {
+        next[j] = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
+        if (n + j < p.n_parts) next[j] = *reinterpret_cast<const float4*>(from);
+        from += part;
+      }
+#pragma unroll
+      for (int j = 0; j < kInFlight; ++j) {
+        sum[0] += next[j].x, sum[1] += next[j].y, sum[2] += next[j].z, sum[3] += next[j].w;
+      }
     }
     const uint2 words = make_uint2(two_words(sum[0], sum[1]), two_words(sum[2], sum[3]));
     *reinterpret_cast<uint2*>(memory.projected + row * kPadded + kRank + column) = words;
@@ -310,7 +339,7 @@ __device__ __forceinline__ void add_scan_parts(Shared& memory, const Projections
 }
 
 template <int kInner, int kRank>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 3)
     projections_backward_kernel(const __grid_constant__ ProjectionsBackwardParams p) {
   constexpr int kPitch = Memory<kInner>::kPitch, kShare = kInner / kGroups;
   extern __shared__ __align__(16) unsigned char bytes[];
@@ -323,6 +352,7 @@ __global__ void __launch_bounds__(kThreads)
   wait_for_stream();
   send_all<kInner, kRank>(memory, p, p.ddelta, rows, at);
   if (p.parts == nullptr) {
+#pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < rows * p.width / kPack; i += kThreads) {
       const int row = i / (p.width / kPack), pack = i % (p.width / kPack);
       if (pack < kRank / kPack) continue;
@@ -331,16 +361,21 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
   commit_copies();
-  send<kInner / kPack>(memory.more, kPitch, static_cast<bfloat16*>(p.du) + at.first_row * kInner,
-                       kInner, rows);
+  send<kInner / kPack, kPitch, kRows>(memory.more,
+                                      static_cast<bfloat16*>(p.du) + at.first_row * kInner, rows);
   commit_copies();
   if (p.parts != nullptr) add_scan_parts<kRank>(memory, p, rows, at);
   // Terms that don't exist are zero in both factors.
-  for (int i = static_cast<int>(threadIdx.x); i < (kMostWidth - p.width) * kInner; i += kThreads) {
-    memory.x_proj[(p.width + i / kInner) * kPitch + i % kInner] = from_float<bfloat16>(0.0F);
+  constexpr int kPacks = kInner / kPack;
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x); i < (kMostWidth - p.width) * kPacks; i += kThreads) {
+    bfloat16* to = memory.x_proj + (p.width + i / kPacks) * kPitch + i % kPacks * kPack;
+    *reinterpret_cast<uint4*>(to) = make_uint4(0, 0, 0, 0);
   }
-  for (int i = static_cast<int>(threadIdx.x); i < (kMostWidth - p.width) * kRows; i += kThreads) {
-    memory.projected[i % kRows * kPadded + p.width + i / kRows] = from_float<bfloat16>(0.0F);
+  const int row = static_cast<int>(threadIdx.x) % kRows;
+  for (int column = p.width + static_cast<int>(threadIdx.x) / kRows * kPack; column < kMostWidth;
+       column += kWarps * kPack) {
+    *reinterpret_cast<uint4*>(memory.projected + row * kPadded + column) = make_uint4(0, 0, 0, 0);
   }
   wait_for_copies<1>();
   __syncthreads();
