@@ -55,7 +55,7 @@ struct EmbeddingNormParams {
   const float* weight;
   const float* bias;
   DropoutMask dropout;
-  NextNorm next;        // weight and statistics, and of its gradient the storage
+  NextNorm next;        // weight, statistics, and the gradient's storage
   const void* dnormed;  // where there is a next norm
   float* dtokens;
   float* dsteps;  // (steps, width): a step's tokens added up

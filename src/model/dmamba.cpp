@@ -6,6 +6,7 @@
 #include "src/model/layers.h"
 #include "src/nn/action_loss.h"
 #include "src/nn/layer_stack.h"
+#include "src/nn/plain_dispatch.h"
 #include "src/nn/residual_stream.h"
 #include "src/nn/step_context.h"
 #include "src/nn/token_embedding.h"
@@ -153,8 +154,13 @@ DMambaImpl::Window DMambaImpl::embed_window(const Tensor& states, const Tensor& 
     if (embedding_dropout_->active()) {
       in.dropout = nn::next_dropout(embedding_dropout_->p(), device(), 3 * K * config_.d_model);
     }
+    const auto type = nn::product_type(in.time);
+    if (type == torch::kFloat || type == torch::kBFloat16) {
+      const auto& norm = *blocks_.front()->norm();
+      in.next = {norm.weight, norm.bias, norm.options.eps(), type};
+    }
     const nn::EmbeddedTokens embedded = nn::embed_tokens(in);
-    return {embedded.tokens, embedded.mask};
+    return {embedded.tokens, embedded.mask, embedded.normed};
   }
   const Tensor time = embed_timestep_(timesteps);
   const auto inputs = kinds_.choose(returns_to_go, states, actions);
@@ -167,7 +173,8 @@ DMambaImpl::Window DMambaImpl::embed_window(const Tensor& states, const Tensor& 
   const int64_t count = kinds_.count();
   return {embed_tokens(torch::stack(tokens, 2).view({batch, count * K, config_.d_model})),
           mask.defined() ? mask.unsqueeze(2).expand({batch, K, count}).reshape({batch, count * K})
-                         : mask};
+                         : mask,
+          {}};
 }
 
 ops::cuda_only::EmbeddingInputs DMambaImpl::fused_embedding(
@@ -199,7 +206,7 @@ Tensor DMambaImpl::run_window(const Tensor& states, const Tensor& actions,
       embed_window(states, actions, returns_to_go, timesteps, masked ? *mask : Tensor());
   ops::TokenFlags flags;
   if (window.mask.defined()) flags.mask = window.mask;
-  return nn::run_layers(blocks_, *ln_f_, window.tokens, flags);
+  return nn::run_layers(blocks_, *ln_f_, window.tokens, flags, window.normed);
 }
 
 Tensor DMambaImpl::forward(const Tensor& states, const Tensor& actions, const Tensor& returns_to_go,

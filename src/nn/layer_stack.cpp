@@ -112,8 +112,8 @@ Tensor run_chained(const std::vector<Layer>& layers, std::vector<TokenChainInput
 }  // namespace
 
 Tensor run_layers(std::vector<Block>& layers, torch::nn::LayerNormImpl& norm, const Tensor& x,
-                  const ops::TokenFlags& flags) {
-  ResidualStream stream(x);
+                  const ops::TokenFlags& flags, const Tensor& normed) {
+  ResidualStream stream(x, normed);
   const std::vector<Layer> parts = mamba_layers(layers);
   std::vector<TokenChainInputs> chains = chains_of(parts, norm, x);
   if (!chains.empty()) return run_chained(parts, std::move(chains), stream, flags);

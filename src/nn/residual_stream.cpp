@@ -3,6 +3,8 @@
 
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <utility>
+
 #include "dmamba/ops/ops.h"
 #include "src/nn/keyed_dropout.h"
 #include "src/nn/plain_dispatch.h"
@@ -75,10 +77,11 @@ struct AddNorm : torch::autograd::Function<AddNorm> {
 
 }  // namespace
 
-ResidualStream::ResidualStream(Tensor x)
+ResidualStream::ResidualStream(Tensor x, Tensor normed)
     : fused_(x.is_cuda() && x.scalar_type() == at::kFloat && ops::built_with_cuda() &&
              cuda_only::norm_width_fits(x.size(-1))),
-      x_(std::move(x)) {
+      x_(std::move(x)),
+      normed_(std::move(normed)) {
   if (fused_) x_ = x_.contiguous();
 }
 
@@ -105,6 +108,10 @@ void ResidualStream::add(Tensor branch, Tensor bias, const DropoutImpl& dropout)
 }
 
 Tensor ResidualStream::norm(torch::nn::LayerNormImpl& layer) {
+  if (normed_.defined()) {
+    TORCH_INTERNAL_ASSERT(!branch_.defined(), "what was added is not in the known norm");
+    return std::exchange(normed_, Tensor());
+  }
   if (!fused_) return layer.forward(x_);
   const auto type = product_type(x_);
   TORCH_CHECK(type == at::kFloat || type == at::kBFloat16, "LayerNorm: autocast's type must be ",

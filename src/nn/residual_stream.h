@@ -13,7 +13,8 @@ namespace dmamba::nn {
 /// kernels don't take, single ops do the same.
 class ResidualStream {
  public:
-  explicit ResidualStream(torch::Tensor x);
+  /// normed: what the first call of norm() is to give, where it is known.
+  explicit ResidualStream(torch::Tensor x, torch::Tensor normed = {});
 
   /// x += branch
   void add(torch::Tensor branch);
@@ -35,6 +36,7 @@ class ResidualStream {
 
   bool fused_;
   torch::Tensor x_;
+  torch::Tensor normed_;             // undefined: not known
   torch::Tensor branch_, bias_;      // held back; undefined: nothing
   ops::cuda_only::Dropout dropout_;  // of them
 };

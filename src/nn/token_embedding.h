@@ -10,6 +10,7 @@ namespace dmamba::nn {
 struct EmbeddedTokens {
   torch::Tensor tokens;  // (batch, 3 K, d_model) float32, after norm and dropout
   torch::Tensor mask;    // (batch, 3 K) bool where the steps have one
+  torch::Tensor normed;  // (batch, 3 K, d_model): the next norm of them, where there is one
 };
 
 /// values: (batch, K, features) float32, which get no gradient; timesteps and mask (batch, K).

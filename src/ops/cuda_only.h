@@ -178,6 +178,13 @@ TokenChainGradients token_chain_backward(const Tensor& dnext, const Tensor& dsum
 
 // ---- The token embedding: kernels/embedding/params.h ----
 
+/// The norm that reads the tokens next, the first layer's; without a weight there is none here.
+struct NextNorm {
+  Tensor weight, bias;  // (width,)
+  double epsilon = 0.0;
+  at::ScalarType type = at::kFloat;  // of its result
+};
+
 struct EmbeddingInputs {
   std::array<Tensor, 3> values;   // of a step's tokens, in their order: (steps, features)
   std::array<Tensor, 3> weights;  // (width, features)
@@ -189,13 +196,16 @@ struct EmbeddingInputs {
   Tensor norm_weight, norm_bias;  // (width,)
   double epsilon;
   Dropout dropout;
+  NextNorm next;
 };
 
 struct Embedding {
-  Tensor out;         // (3 steps, width) float32
-  Tensor tokens;      // the same before norm and dropout
-  Tensor statistics;  // (3 steps, 2)
-  Tensor token_mask;  // (3 steps,) bool where there is a mask
+  Tensor out;              // (3 steps, width) float32
+  Tensor tokens;           // the same before norm and dropout
+  Tensor statistics;       // (3 steps, 2)
+  Tensor token_mask;       // (3 steps,) bool where there is a mask
+  Tensor normed;           // (3 steps, width) of the next norm's type, where there is one
+  Tensor next_statistics;  // (3 steps, 2) likewise
 };
 
 Embedding embed(const EmbeddingInputs& in);
@@ -203,13 +213,15 @@ Embedding embed(const EmbeddingInputs& in);
 struct EmbeddingNormGradients {
   Tensor dtokens;  // (3 steps, width)
   Tensor dsteps;   // (steps, width): a step's tokens added up
-  Tensor parts;    // (blocks, 2, width) of the norm's weight and bias
+  Tensor parts;    // (blocks, 2 or 4, width) of weight and bias of the norm, of the next norm
   Tensor tickets;  // for embed_gradients
 };
 
-/// dout (3 steps, width); of the embedding tokens and statistics.
-EmbeddingNormGradients embed_norm_backward(const Tensor& dout, const Embedding& embedding,
-                                           const EmbeddingInputs& in);
+/// dout (3 steps, width), or undefined: zero. dnormed: that of the next norm's result, or
+/// undefined: none came, and the next norm is left out. Of the embedding tokens and both
+/// statistics.
+EmbeddingNormGradients embed_norm_backward(const Tensor& dout, const Tensor& dnormed,
+                                           const Embedding& embedding, const EmbeddingInputs& in);
 
 struct EmbeddingGradients {
   Tensor linear;  // (sum of (features + 1) width,): each kind's weight (width, features), its bias

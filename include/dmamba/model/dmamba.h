@@ -94,9 +94,10 @@ class DMambaImpl : public torch::nn::Module {
       const std::array<torch::nn::Linear, 3>& kinds) const;
   torch::Tensor embed_step(const RecurrentInput& input);
   torch::Tensor embed_tokens(const torch::Tensor& tokens);
-  /// Tokens (batch, kinds K, d_model) and, where there is a mask, theirs (batch, kinds K).
+  /// Tokens (batch, kinds K, d_model); where there is a mask, theirs (batch, kinds K); where one
+  /// launch did that too, the first layer's norm of them.
   struct Window {
-    torch::Tensor tokens, mask;
+    torch::Tensor tokens, mask, normed;
   };
   Window embed_window(const torch::Tensor& states, const torch::Tensor& actions,
                       const torch::Tensor& returns_to_go, const torch::Tensor& timesteps,

@@ -120,6 +120,8 @@ Embedding embed(const EmbeddingInputs& in) {
   Embedding out{empty_floats({3 * steps, width}, in.time),
                 empty_floats({3 * steps, width}, in.time),
                 empty_floats({3 * steps, 2}, in.time),
+                {},
+                {},
                 {}};
   if (in.mask.defined()) out.token_mask = at::empty({3 * steps}, in.mask.options());
   kernels::EmbeddingParams p{};
@@ -139,29 +141,48 @@ Embedding embed(const EmbeddingInputs& in) {
   p.tokens = out.tokens.mutable_data_ptr<float>();
   p.statistics = out.statistics.mutable_data_ptr<float>();
   p.out = out.out.mutable_data_ptr<float>();
+  if (in.next.weight.defined()) {
+    out.normed = at::empty({3 * steps, width}, in.time.options().dtype(in.next.type));
+    out.next_statistics = empty_floats({3 * steps, 2}, in.time);
+    p.next = {floats(in.next.weight),
+              floats(in.next.bias),
+              static_cast<float>(in.next.epsilon),
+              storage_of(out.normed),
+              out.normed.mutable_data_ptr(),
+              out.next_statistics.mutable_data_ptr<float>()};
+  }
   call.check(kernels::launch_embedding(p, call.stream()));
   return out;
 }
 
-EmbeddingNormGradients embed_norm_backward(const Tensor& dout, const Embedding& embedding,
-                                           const EmbeddingInputs& in) {
-  Call call("embed_backward", dout);
+EmbeddingNormGradients embed_norm_backward(const Tensor& dout, const Tensor& dnormed,
+                                           const Embedding& embedding, const EmbeddingInputs& in) {
+  const Tensor& like = embedding.tokens;
+  Call call("embed_backward", like);
   const int64_t steps = in.timesteps.numel(), width = in.time.size(1);
   kernels::EmbeddingNormParams p{};
   kernels::TokenKind kinds[kernels::kTokenKinds];
   for (int k = 0; k < kernels::kTokenKinds; ++k) kinds[k] = kind_of(in, k);
   p.n_tickets = kernels::embedding_tickets(kinds, width);
   EmbeddingNormGradients out{
-      empty_floats({3 * steps, width}, dout), empty_floats({steps, width}, dout),
-      empty_floats({kernels::embedding_norm_blocks(steps, width), 2, width}, dout),
-      at::empty({p.n_tickets}, dout.options().dtype(at::kInt))};
+      empty_floats({3 * steps, width}, like), empty_floats({steps, width}, like),
+      empty_floats({kernels::embedding_norm_blocks(steps, width), dnormed.defined() ? 4 : 2, width},
+                   like),
+      at::empty({p.n_tickets}, like.options().dtype(at::kInt))};
   p.steps = steps;
   p.width = width;
   p.dout = floats(dout);
   p.tokens = floats(embedding.tokens);
   p.statistics = floats(embedding.statistics);
   p.weight = floats(in.norm_weight);
+  p.bias = floats(in.norm_bias);
   p.dropout = mask_of(in.dropout);
+  if (dnormed.defined()) {
+    p.next.weight = floats(in.next.weight);
+    p.next.storage = storage_of(dnormed);
+    p.next.statistics = embedding.next_statistics.mutable_data_ptr<float>();
+    p.dnormed = dnormed.const_data_ptr();
+  }
   p.dtokens = out.dtokens.mutable_data_ptr<float>();
   p.dsteps = out.dsteps.mutable_data_ptr<float>();
   p.parts = out.parts.mutable_data_ptr<float>();

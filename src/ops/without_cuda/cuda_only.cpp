@@ -47,7 +47,7 @@ TokenChainGradients token_chain_backward(const Tensor&, const Tensor&, const Tok
   refuse("token_chain_backward");
 }
 Embedding embed(const EmbeddingInputs&) { refuse("embed"); }
-EmbeddingNormGradients embed_norm_backward(const Tensor&, const Embedding&,
+EmbeddingNormGradients embed_norm_backward(const Tensor&, const Tensor&, const Embedding&,
                                            const EmbeddingInputs&) {
   refuse("embed_backward");
 }

@@ -64,6 +64,44 @@ def test_the_gradients_are_those_of_float64(d_model, channel_mixing):
         assert error <= 2e-5, f"{name}: {error:.2e}"
 
 
+# Rows of the table that a few steps share, that all share, that none use; several slices of steps.
+@pytest.mark.parametrize("share", ["segments", "one", "padding"])
+@pytest.mark.parametrize("state_dim", [7, 17])
+def test_the_embeddings_gradients_are_those_of_float64(share, state_dim):
+    batch, K = 61, 21
+    config = _C.ModelConfig()
+    config.d_model = 64
+    config.n_layer = 1
+    config.max_timestep = 1000
+    torch.manual_seed(0)
+    reference = dmamba.nn.DMamba(state_dim, 3, config=config).eval()
+    fused = dmamba.nn.DMamba(state_dim, 3, config=config).eval()
+    fused.load_state_dict(reference.state_dict())
+    reference, fused = reference.double(), fused.to("cuda")
+    states, actions, rtg, *_ = window(state_dim, 3, batch, K)
+    timesteps = torch.arange(K) + torch.arange(batch)[:, None] * 15
+    if share == "one":
+        timesteps = torch.full_like(timesteps, 999)
+    if share == "padding":
+        timesteps = timesteps * (torch.arange(K) >= torch.arange(batch)[:, None] % K)
+    weights = torch.randn(batch, K, 3, dtype=torch.float64)
+    (reference(states, actions, rtg, timesteps) * weights).sum().backward()
+    on_gpu = [x.float().cuda() for x in (states, actions, rtg)]
+    runs = []
+    for _ in range(2):
+        fused.zero_grad()
+        poison()
+        out = fused(*on_gpu, timesteps.cuda())
+        (out * weights.float().cuda()).sum().backward()
+        runs.append({name: p.grad.clone() for name, p in fused.named_parameters()})
+    for name, expected in reference.named_parameters():
+        if not name.startswith("embed") and ".h.0.norm_" not in name:
+            continue
+        error = (runs[0][name].cpu().double() - expected.grad).abs().max()
+        assert error <= 2e-5 * expected.grad.abs().max(), name
+    assert all(torch.equal(grad, runs[1][name]) for name, grad in runs[0].items())
+
+
 @pytest.mark.parametrize("d_model", [64, 128, 320])
 @pytest.mark.parametrize("padding", ["masked", "paper"])
 def test_losses_with_dropout_are_the_cpus(d_model, padding):
