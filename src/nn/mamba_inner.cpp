@@ -110,13 +110,10 @@ void projections_backward(const Tensor& ddelta, const Tensor& parts, const Tenso
 }
 
 /// Through the scan. Where the projections' kernel follows, it adds up dB and dC, and the
-/// parameters' sums go to the side stream, if there is one.
+/// parameters' sums are left for later.
 cuda_only::ScanSums scan_backward(const cuda_only::ScanBackward& s, int64_t checkpoint_every,
-                                  bool projections_follow, ops::SideStream* side) {
-  if (projections_follow) {
-    const ops::SumsBeside beside(side);
-    return cuda_only::scan_backward(s);
-  }
+                                  bool projections_follow) {
+  if (projections_follow) return cuda_only::scan_backward(s);
   const auto optional = [](const Tensor& t) {
     return t.defined() ? OptionalTensor(t) : std::nullopt;
   };
@@ -124,7 +121,7 @@ cuda_only::ScanSums scan_backward(const cuda_only::ScanBackward& s, int64_t chec
       s.dy, {}, s.u, s.delta, s.A, s.B, s.C, s.D, s.z, s.delta_bias, /*delta_softplus=*/true,
       optional(s.mask), optional(s.segment_starts), {}, s.checkpoints, checkpoint_every, s.du,
       s.ddelta, s.dB, s.dC, s.dz);
-  return {dA, dD, ddelta_bias, {}};
+  return {dA, dD, ddelta_bias, {}, [] {}};
 }
 
 /// Whose gradient is wanted, and where it goes.
@@ -187,22 +184,25 @@ struct MambaInner : torch::autograd::Function<MambaInner> {
     const size_t after_bias = conv_bias.has_value() ? 3 : 2;
     const bool sums_taken =
         context->needs_input_grad(after_bias + 2) && context->needs_input_grad(after_bias + 4);
-    const auto [dA, dD, ddelta_bias, scan_parts] = scan_backward(
+    const cuda_only::ScanSums sums = scan_backward(
         {gradients[0], u, delta, A, parts.B, parts.C, D, xz.narrow(2, d_inner, d_inner),
          dt_proj_bias, saved[7], saved[8], checkpoints, du, ddelta, dparts.B, dparts.C,
          dxz.narrow(2, d_inner, d_inner)},
         context->saved_data["checkpoint_every"].toInt(),
-        cuda_only::projections_fit(ddelta, x_proj_weight, dt_proj_weight),
-        sums_taken ? side_stream(side) : nullptr);
+        cuda_only::projections_fit(ddelta, x_proj_weight, dt_proj_weight));
 
     const Tensor ddt_proj = dt_proj_gradient(
         rows(parts.dt), rows(ddelta), {context->needs_input_grad(after_bias + 1), parameter, side});
-    projections_backward(ddelta, scan_parts, dprojected, du, x_proj_weight, dt_proj_weight);
+    projections_backward(ddelta, sums.parts, dprojected, du, x_proj_weight, dt_proj_weight);
+    {
+      const ops::SumsBeside beside(sums_taken ? side_stream(side) : nullptr);
+      sums.add_up();  // after the projections, which the pass waits for
+    }
     Tensor dx_proj, dA_log;
     if (context->needs_input_grad(after_bias)) {
       dx_proj = weight_gradient_beside(side, rows(dprojected), rows(u), parameter);
     }
-    run_beside(side, [&, dA = dA] { dA_log = dA * A; }, {A, dA});  // dA / dA_log = A
+    run_beside(side, [&] { dA_log = sums.dA * A; }, {A, sums.dA});  // dA / dA_log = A
 
     const bool taken =
         context->needs_input_grad(1) && (!conv_bias.has_value() || context->needs_input_grad(2));
@@ -211,8 +211,8 @@ struct MambaInner : torch::autograd::Function<MambaInner> {
         du, {}, xz.narrow(2, 0, d_inner), conv_weight, conv_bias, /*silu=*/true, mask,
         segment_starts, {}, dxz.narrow(2, 0, d_inner));
     if (!conv_bias.has_value()) dconv_bias = Tensor();
-    return {dxz,         dconv_weight, dconv_bias, dx_proj,  ddt_proj,
-            ddelta_bias, dA_log,       dD,         Tensor(), Tensor()};
+    return {dxz,    dconv_weight, dconv_bias, dx_proj, ddt_proj, sums.ddelta_bias,
+            dA_log, sums.dD,      Tensor(),   Tensor()};
   }
 };
 

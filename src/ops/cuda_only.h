@@ -7,6 +7,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "dmamba/common/learning_rate.h"
@@ -116,8 +117,9 @@ struct ScanBackward {
 };
 
 struct ScanSums {
-  Tensor dA, dD, ddelta_bias;  // on the side stream, where SumsBeside lends one
+  Tensor dA, dD, ddelta_bias;  // nothing before add_up()
   Tensor parts;                // (blocks, batch, L, 2 d_state) float32, for projections_backward()
+  std::function<void()> add_up;  // on the side stream, where SumsBeside lends one
 };
 
 /// The scan's backward pass, but for dB and dC: their sums over channels are left in blocks, or, in

@@ -36,7 +36,7 @@ c10::MempoolId_t new_pool() {
 /// Factors of weights' gradients that wait for others are at most so large together, but for the
 /// last one; in TF32, whose kernel keeps the device busy for longer, they are at most so many
 /// (docs/performance.md).
-constexpr size_t kMostWaitingBytes = size_t{256} << 20;
+constexpr size_t kMostWaitingBytes = size_t{512} << 20;
 constexpr size_t kMostWaitingTf32 = 6;
 
 class Event {

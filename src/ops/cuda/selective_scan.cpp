@@ -306,10 +306,15 @@ ScanSums scan_backward(const ScanBackward& scan) {
   auto* scratch =
       static_cast<char*>(call.scratch(kernels::selective_scan_backward_workspace(p, plan)));
   call.check(kernels::launch_selective_scan_backward_parts(p, sums, plan, scratch, call.stream()));
-  call.beside([&](cudaStream_t stream) {
-    return kernels::launch_selective_scan_backward_sums(p, sums, plan, scratch, stream);
-  });
-  ScanSums out{gradients.dA, gradients.dD, gradients.ddelta_bias, {}};
+  ScanSums out{gradients.dA, gradients.dD, gradients.ddelta_bias, {}, {}};
+  out.add_up = [p, sums, plan, memory = call.scratch_memory()] {
+    cuda::Call later(kOp, memory);
+    later.keep_scratch(memory);
+    later.beside([&](cudaStream_t stream) {
+      return kernels::launch_selective_scan_backward_sums(p, sums, plan, memory.mutable_data_ptr(),
+                                                          stream);
+    });
+  };
   const auto parts = kernels::selective_scan_channel_parts(p, plan, scratch);
   if (parts.data != nullptr) {
     const int64_t first = reinterpret_cast<char*>(parts.data) - scratch;

@@ -79,6 +79,9 @@ class Call {
   /// What scratch() gave, for work that outlives the call.
   const at::Tensor& scratch_memory() const { return scratch_; }
 
+  /// For a call that goes on where another has ended.
+  void keep_scratch(const at::Tensor& memory) { scratch_ = memory; }
+
   /// Launches sums that only parameters' gradients need: on the side stream where there is one, or
   /// else in line. They may read the scratch.
   template <class F>
