@@ -8,14 +8,22 @@
 
 namespace dmamba::kernels {
 
+/// The next kernel's blocks may come, if it is launched early. First in kernels that are not, and
+/// that leave room.
+__device__ __forceinline__ void let_next_come() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
 /// First in every kernel that is launched early: returns when the kernels before it in the stream
-/// have ended and what they wrote is to be seen. Nothing is read or written before it. Then the
-/// next kernel's blocks may come.
+/// have ended and what they wrote is to be seen. Nothing that they may write is read before it, and
+/// nothing written. Then the next kernel's blocks may come.
 __device__ __forceinline__ void wait_for_stream() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
-  asm volatile("griddepcontrol.launch_dependents;");
 #endif
+  let_next_come();
 }
 
 /// Asks L2 for an array, each thread of the grid for its share, by lines of 128 bytes. Whatever it

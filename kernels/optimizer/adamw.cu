@@ -78,6 +78,7 @@ __device__ int64_t vector_at(int64_t offset, int i, int64_t size, int& count) {
 
 __global__ void __launch_bounds__(kThreads)
     norm_kernel(const __grid_constant__ Batch batch, float* __restrict__ sums) {
+  let_next_come();
   const Place place = place_of(batch, static_cast<int>(blockIdx.x));
   const AdamWTensor& t = batch.tensors[place.tensor];
   float sum = 0.0F;
@@ -134,10 +135,23 @@ __global__ void __launch_bounds__(kThreads)
                   const StepScalars* __restrict__ scalars, const float* __restrict__ loss,
                   const __grid_constant__ AdamWTraces traces, const float* __restrict__ sums,
                   int n_sums) {
-  wait_for_stream();
   const Place place = place_of(batch, static_cast<int>(blockIdx.x));
   const AdamWTensor& t = batch.tensors[place.tensor];
   const bool wide = batch.wide[place.tensor];
+  // These come while the norm is computed, whose kernel only reads them: what was before it has
+  // ended.
+  float p[kVectors][4], g[kVectors][4], m[kVectors][4], v[kVectors][4];
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    int count;
+    const int64_t at = vector_at(place.offset, i, t.count, count);
+    const bool whole = wide && count == 4;
+    fetch<4, false>(t.parameter + at, count, whole).get(p[i]);
+    fetch<4, false>(t.gradient + at, count, whole).get(g[i]);
+    fetch<4, false>(t.first_moment + at, count, whole).get(m[i]);
+    fetch<4, false>(t.second_moment + at, count, whole).get(v[i]);
+  }
+  wait_for_stream();
   const StepScalars s = scalars[t.of_set ? 1 : 0];
   const float norm = global_norm(sums, n_sums);
   const bool moves = isfinite(norm) && isfinite(*loss) && s.stopped == 0.0F;
@@ -154,28 +168,23 @@ __global__ void __launch_bounds__(kThreads)
     int count;
     const int64_t at = vector_at(place.offset, i, t.count, count);
     const bool whole = wide && count == 4;
-    float p[4], g[4], m[4], v[4];
-    fetch<4, false>(t.parameter + at, count, whole).get(p);
-    fetch<4, false>(t.gradient + at, count, whole).get(g);
-    fetch<4, false>(t.first_moment + at, count, whole).get(m);
-    fetch<4, false>(t.second_moment + at, count, whole).get(v);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const float gradient = g[e] * clip;
-      m[e] = fmaf(1.0F - options.beta1, gradient - m[e], m[e]);
-      v[e] = fmaf(options.beta2, v[e], (1.0F - options.beta2) * gradient * gradient);
-      const float denominator = sqrtf(v[e]) / s.second_correction + options.epsilon;
-      p[e] = fmaf(-step_size, m[e] / denominator, p[e] * kept);
+      const float gradient = g[i][e] * clip;
+      m[i][e] = fmaf(1.0F - options.beta1, gradient - m[i][e], m[i][e]);
+      v[i][e] = fmaf(options.beta2, v[i][e], (1.0F - options.beta2) * gradient * gradient);
+      const float denominator = sqrtf(v[i][e]) / s.second_correction + options.epsilon;
+      p[i][e] = fmaf(-step_size, m[i][e] / denominator, p[i][e] * kept);
     }
-    store_some<float, 4>(t.parameter + at, p, count, whole);
-    store_some<float, 4>(t.first_moment + at, m, count, whole);
-    store_some<float, 4>(t.second_moment + at, v, count, whole);
+    store_some<float, 4>(t.parameter + at, p[i], count, whole);
+    store_some<float, 4>(t.first_moment + at, m[i], count, whole);
+    store_some<float, 4>(t.second_moment + at, v[i], count, whole);
     if (t.mirror_kind == Mirror::kBFloat16) {
-      store_some<bfloat16, 4>(static_cast<bfloat16*>(t.mirror) + at, p, count, whole);
+      store_some<bfloat16, 4>(static_cast<bfloat16*>(t.mirror) + at, p[i], count, whole);
     } else if (t.mirror_kind == Mirror::kDecayRates) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) p[e] = -expf(p[e]);
-      store_some<float, 4>(static_cast<float*>(t.mirror) + at, p, count, whole);
+      for (int e = 0; e < 4; ++e) p[i][e] = -expf(p[i][e]);
+      store_some<float, 4>(static_cast<float*>(t.mirror) + at, p[i], count, whole);
     }
   }
 }

@@ -18,7 +18,7 @@ namespace {
 using namespace weight_gradients;
 
 constexpr int kPieceTokens = 64, kStages = 3, kPanels = kTile / kPanelColumns;
-constexpr int kMostBlocks = 132;  // half of the room; the rest is for the work beside
+constexpr int kMostBlocks = 264;
 constexpr uint32_t kPanelBytes = 2 * kPieceTokens * kPanelColumns;
 
 struct Piece {
