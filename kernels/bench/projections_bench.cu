@@ -1,8 +1,7 @@
 // Checks and times the products between the convolution and the scan alone, without torch:
 //
 //   nvcc -std=c++20 -O3 -arch=sm_90 -I . kernels/projections/*.cu
-//   kernels/bench/projections_bench.cu
-//        -o projections_bench
+//        kernels/bench/projections_bench.cu -o projections_bench
 //   ./projections_bench check | time | all
 #include <cmath>
 #include <cstring>

@@ -42,7 +42,7 @@ __device__ __forceinline__ void add(Row<1>& to, const Row<1>& other) {
 }
 
 /// Adds to the stream's gradients those of the warp's rows before a norm, given those after it; and
-/// to the column sums of the norm's weight and bias. See norm_gradient() in row.cuh.
+/// to the column sums of the norm's weight and bias. See norm_gradients() in row.cuh.
 template <int kCount>
 __device__ __forceinline__ void add_norm_gradients(Row<1> (&stream)[kCount],
                                                    const Row<1> (&dnormed)[kCount],

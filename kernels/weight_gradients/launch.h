@@ -20,7 +20,8 @@ bool weight_gradient_fits(const WeightGradient& gradient, Storage storage);
 cudaError_t launch_weight_gradients(const WeightGradient* gradients, int count, Storage storage,
                                     cudaStream_t stream);
 
-/// The same for bfloat16, on the compute capability kHopperArchitecture alone.
+/// The same for bfloat16, on the compute capability kHopperArchitecture alone, whose sums have
+/// another order.
 cudaError_t launch_hopper_weight_gradients(const WeightGradient* gradients, int count,
                                            cudaStream_t stream);
 

@@ -130,7 +130,6 @@ struct TokenChain : torch::autograd::Function<TokenChain> {
       if (!context->needs_input_grad(input)) return;
       d[input] = weight_gradient_beside(side, rows(dy), rows(x), at::kFloat);
     };
-    // The last of a layer's six, which begin beside the chain: a scan leaves no room for them.
     if (in.in_proj.defined()) weight_gradient_of(kInProj, dnext, chain.normed[1]);
     const auto out = cuda_only::token_chain_backward(dnext, dsum, in, chain);
     weight_gradient_of(kSecond, out.dbranch[1], chain.hidden);

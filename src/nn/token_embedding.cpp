@@ -1,5 +1,5 @@
 // Forward and backward of the embedding. Its gradients are the last of a step, and the stream
-// beside still has those of the layers to do: all but the norm's are computed in line.
+// beside still has those of the layers to do: all but the norms' are computed in line.
 #include "src/nn/token_embedding.h"
 
 #include <torch/csrc/autograd/custom_function.h>

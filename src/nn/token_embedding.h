@@ -14,8 +14,8 @@ struct EmbeddedTokens {
 };
 
 /// values: (batch, K, features) float32, which get no gradient; timesteps and mask (batch, K).
-/// Without first_timesteps differentiable once in the
-/// parameters; on CUDA alone, for widths that ops::cuda_only::norm_width_fits.
+/// Without first_timesteps differentiable once in the parameters, those of the next norm among
+/// them; on CUDA alone, for widths that ops::cuda_only::norm_width_fits.
 EmbeddedTokens embed_tokens(const ops::cuda_only::EmbeddingInputs& in);
 
 }  // namespace dmamba::nn
