@@ -89,9 +89,11 @@ __device__ __forceinline__ void store_four(float* to, const float4& sum, int cou
 }
 
 /// Adds the tile over the blocks of the cluster, in one order; each block has its share of the
-/// rows. The last of a kernel: the others may read this block's memory until it returns.
+/// rows. The last of a kernel: the others may read this block's memory until it returns. Empty
+/// where there are no clusters, as its callers are.
 __device__ __forceinline__ void add_over_cluster(float* tile, const Batch& batch, const Place& at,
                                                  int blocks) {
+#if __CUDA_ARCH__ >= 900
   namespace cg = cooperative_groups;
   const cg::cluster_group cluster = cg::this_cluster();
   cluster.sync();
@@ -111,6 +113,7 @@ __device__ __forceinline__ void add_over_cluster(float* tile, const Batch& batch
                at.columns - c);
   }
   cluster.sync();
+#endif
 }
 
 /// Those of `gradients` that fit one launch.
