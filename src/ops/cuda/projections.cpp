@@ -44,9 +44,9 @@ Params sized_params(const Tensor& activations, const Tensor& x_proj, const Tenso
   return p;
 }
 
-/// For `activations` of x_proj's inner width.
+/// For `activations` of x_proj's inner width, which are not empty.
 bool matrices_fit(const Tensor& activations, const Tensor& x_proj, const Tensor& dt_proj) {
-  return as_kernels_read(x_proj) && as_kernels_read(dt_proj) &&
+  return activations.numel() > 0 && as_kernels_read(x_proj) && as_kernels_read(dt_proj) &&
          kernels::projections_fit(activations.numel() / x_proj.size(1), x_proj.size(1),
                                   dt_proj.size(1), x_proj.size(0)) &&
          device_takes(activations, x_proj.size(1));

@@ -36,8 +36,12 @@ bool may_round(at::ScalarType type) {
 }  // namespace
 
 bool weight_gradient_fits(const Tensor& dy, const Tensor& x) {
+  // One row that was expanded to all lies nowhere as a matrix: a tensor map does not take it.
+  const auto rows_apart = [](const Tensor& t) {
+    return t.stride(1) == 1 && t.stride(0) >= t.size(1);
+  };
   return dy.is_cuda() && dy.scalar_type() == x.scalar_type() && may_round(dy.scalar_type()) &&
-         dy.numel() > 0 && x.numel() > 0 && dy.stride(1) == 1 && x.stride(1) == 1 &&
+         dy.numel() > 0 && x.numel() > 0 && rows_apart(dy) && rows_apart(x) &&
          kernels::weight_gradient_fits(params_of(dy, x, nullptr), storage_of(dy)) &&
          has_clusters(dy);
 }
