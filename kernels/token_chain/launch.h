@@ -8,8 +8,8 @@
 
 namespace dmamba::kernels {
 
-/// Whether the kernels, which are of kHopperArchitecture alone, take so many rows of a layer of these
-/// widths.
+/// Whether the kernels, which are of kHopperArchitecture alone, take so many rows of a layer of
+/// these widths.
 constexpr bool token_chain_fits(int64_t rows, int64_t width, int64_t inner, int64_t hidden,
                                 int64_t next) {
   return rows > 0 && rows <= kChainMostRows && width == kChainWidth && inner > 0 &&
