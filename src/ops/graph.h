@@ -1,4 +1,4 @@
-// A captured piece of work, and a second stream beside the first. CUDA alone; in a library built
+// A captured piece of work, and streams beside the first. CUDA alone; in a library built
 // without CUDA the constructors throw dmamba::Error.
 #pragma once
 
@@ -61,6 +61,9 @@ class SideStream {
 
   /// Forgets what a step that failed has asked for: its gradients are gone.
   void drop_weight_gradients();
+
+  /// The next pass may ask for the gradients of other weights than the one before.
+  void expect_other_weights();
 
  private:
   struct Impl;

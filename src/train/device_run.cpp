@@ -4,6 +4,8 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/torch.h>
 
+#include <utility>
+
 #include "dmamba/train/schedule.h"
 #include "src/train/precision.h"
 
@@ -109,6 +111,9 @@ void DeviceRun::begin_burst() {
     identity.push_back(slot.parameter.requires_grad());
   }
   for (ops::CapturedWork& work : works_) work.expect(identity);
+  // The next pass computes the gradients of other weights together then, as one after a resumption.
+  if (identity != identity_) side_.expect_other_weights();
+  identity_ = std::move(identity);
   if (sum_) sum_->prepare();
 }
 

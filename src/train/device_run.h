@@ -81,6 +81,7 @@ class DeviceRun {
   nn::StepContext context_;
   std::unique_ptr<GradientSum> sum_;      // over the ranks; null: one process
   std::vector<ops::CapturedWork> works_;  // one a set, or a length of segments
+  std::vector<int64_t> identity_;         // of the parameters, as begin_burst() saw them last
   size_t set_ = 0, graph_ = 0;            // of the last step
   std::vector<c10::Event> queued_;
   size_t turn_ = 0;

@@ -225,6 +225,8 @@ void SideStream::drop_weight_gradients() {
   impl_->asked = 0;
 }
 
+void SideStream::expect_other_weights() { impl_->asked_before = 0; }
+
 void SideStream::join() {
   impl_->launch_waiting();
   impl_->sums.join();
