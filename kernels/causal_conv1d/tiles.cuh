@@ -21,8 +21,10 @@ constexpr int kTileMost = kTileWarps * kTileLongest<T>;  // tokens of a tile
 
 /// Sequences shorter than this would leave most warps idle.
 constexpr int64_t kTileShortest = 16;
-/// Of float32 beyond these elements the walk of whole sequences is as fast.
-constexpr int64_t kTileManyElements = int64_t{1} << 22;
+/// Beyond these elements the walk of whole sequences is as fast, or faster.
+constexpr int64_t tile_many_elements(Storage storage) {
+  return int64_t{1} << (storage == Storage::kBFloat16 ? 23 : 22);
+}
 
 /// Blocks go over (batch, tiles, channel blocks), the last fastest.
 struct ConvTiles {
@@ -49,7 +51,7 @@ inline bool conv_tiles_fit(const CausalConv1dParams& p) {
   return conv_weight_is_wide(p) && p.silu && p.segment_starts.data == nullptr &&
          p.initial_state.data == nullptr && p.length >= kTileShortest &&
          conv_rows_are_wide(p, p.x, 16 / storage_bytes(p.storage)) &&
-         (p.storage == Storage::kBFloat16 || p.batch * p.length * p.d_inner < kTileManyElements);
+         p.batch * p.length * p.d_inner < tile_many_elements(p.storage);
 }
 
 /// The thread's piece: tokens [begin, begin + stretch) and two channels from `channel` on.
