@@ -160,6 +160,23 @@ def test_ctrl_c_on_ray(long, elsewhere, cluster):
     assert 0 < runs[0].latest_checkpoint()[0] < steps
 
 
+def test_an_interrupt_that_loses_the_exit_status(long, elsewhere, monkeypatch):
+    """Between waiting for a process and noting its status: Python then takes it to be 0."""
+    run = engines.Training(elsewhere / "long.json", (), elsewhere / "run")
+    run.folder.mkdir()
+    codes = iter([KeyboardInterrupt(), 0])
+
+    def lose(process):
+        code = next(codes)
+        if isinstance(code, BaseException):
+            raise code
+        process.wait()
+        return code
+
+    monkeypatch.setattr("dmamba.engines.base.wait_for", lose)
+    assert run.run() == runner.STOPPED
+
+
 def test_a_search_on_ray(config, elsewhere, cluster, capfd):
     words = ["sweep", "tiny.json", "K=3,5", "dropout=0.0..0.3", "seed=7", "--trials", "2"]
     words += ["--output", "out", "--jobs", "2", "--sampler", "random"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dmamba.run import Run
-from dmamba.runner import failure_of, start, train_arguments
+from dmamba.runner import STOPPED, failure_of, start, train_arguments
 from dmamba.signals import NotedSignals
 
 POLL_SECONDS = 0.2
@@ -64,6 +64,9 @@ class Training:
         except KeyboardInterrupt:
             process.terminate()
             code = _wait_on(process)
+            # An interrupt while the exit status is read loses it, and what is lost counts as 0.
+            if code == 0 and not self.finished:
+                return STOPPED
         return failure_of(code, self.folder)
 
 
