@@ -130,16 +130,6 @@ struct Problem {
   }
 };
 
-double error_of(const std::vector<float>& x, const Doubles& reference) {
-  double worst = 0, largest = 1e-30;
-  for (size_t i = 0; i < x.size(); ++i) {
-    const double difference = std::fabs(x[i] - reference[i]);
-    worst = difference <= worst ? worst : difference;  // NaN stays
-    largest = std::max(largest, std::fabs(reference[i]));
-  }
-  return worst / largest;
-}
-
 /// The backward pass with its sums.
 void run_backward(Problem& q, void* workspace, cudaStream_t stream) {
   const auto b = q.backward();
@@ -165,7 +155,7 @@ int run_check(const Case& c, cudaStream_t stream) {
   double worst = 0;
   const char* where = "";
   const auto compare = [&](const char* name, const std::vector<float>& x, const Doubles& answer) {
-    const double e = error_of(x, answer);
+    const double e = relative_error(x, answer);
     if (!(e <= worst)) worst = e, where = name;
   };
   const auto rows = [&](const DeviceArray& a) {
@@ -249,31 +239,23 @@ int run_checks(cudaStream_t stream) {
   return failures;
 }
 
+/// A mask alone.
+constexpr Case training_step(int64_t d_inner, int64_t length) {
+  return {.batch = 64,
+          .d_inner = d_inner,
+          .length = length,
+          .bf16 = true,
+          .flags = true,
+          .states = false,
+          .starts = false};
+}
+
 constexpr Case kSizes[] = {
     {.batch = 64, .d_inner = 256, .length = 60, .states = false},
     {.batch = 64, .d_inner = 512, .length = 60, .states = false},
-    // A training step's: a mask alone.
-    {.batch = 64,
-     .d_inner = 256,
-     .length = 60,
-     .bf16 = true,
-     .flags = true,
-     .states = false,
-     .starts = false},
-    {.batch = 64,
-     .d_inner = 512,
-     .length = 60,
-     .bf16 = true,
-     .flags = true,
-     .states = false,
-     .starts = false},
-    {.batch = 64,
-     .d_inner = 256,
-     .length = 300,
-     .bf16 = true,
-     .flags = true,
-     .states = false,
-     .starts = false},
+    training_step(256, 60),
+    training_step(512, 60),
+    training_step(256, 300),
     {.batch = 256, .d_inner = 256, .length = 90, .states = false},
     {.batch = 256, .d_inner = 256, .length = 90, .bf16 = true, .states = false},
     {.batch = 256, .d_inner = 256, .length = 90, .flags = true, .states = false},

@@ -43,15 +43,10 @@ int failures = 0;
 /// Prints max|x - ref| / max|ref| of one result where it is above the limit.
 void compare(const char* what, const std::vector<float>& x, const Doubles& reference,
              double limit) {
-  double worst = 0, largest = 1e-30;
-  for (size_t i = 0; i < reference.size(); ++i) {
-    const double difference = std::abs(x[i] - reference[i]);
-    if (!(difference <= worst)) worst = difference;
-    largest = std::max(largest, std::abs(reference[i]));
-  }
-  const bool ok = worst / largest <= limit;
+  const double error = relative_error(x, reference);
+  const bool ok = error <= limit;
   if (!ok) ++failures;
-  std::printf(" %s %.1e%s", what, worst / largest, ok ? "" : " FAILED");
+  std::printf(" %s %.1e%s", what, error, ok ? "" : " FAILED");
 }
 
 /// Parts (blocks, columns, width) added up, one column.

@@ -6,6 +6,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -87,6 +88,17 @@ inline std::vector<float> to_host(const DeviceArray& array, int64_t count, bool 
   std::transform(narrow.begin(), narrow.end(), host.begin(),
                  [](__nv_bfloat16 x) { return __bfloat162float(x); });
   return host;
+}
+
+/// max|x - reference| / max|reference|; NaN stays.
+inline double relative_error(const std::vector<float>& x, const std::vector<double>& reference) {
+  double worst = 0, largest = 1e-30;
+  for (size_t i = 0; i < std::min(x.size(), reference.size()); ++i) {
+    const double difference = std::abs(x[i] - reference[i]);
+    if (!(difference <= worst)) worst = difference;
+    largest = std::max(largest, std::abs(reference[i]));
+  }
+  return worst / largest;
 }
 
 struct Times {

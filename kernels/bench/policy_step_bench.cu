@@ -81,14 +81,7 @@ std::vector<float> make_seen(const PolicyStepSizes& s, int num_envs, int index,
 }
 
 double error_of(const DeviceArray& array, const std::vector<double>& reference) {
-  const std::vector<float> out = to_host(array, int64_t(reference.size()), false);
-  double worst = 0, largest = 0;
-  for (size_t i = 0; i < out.size(); ++i) {
-    const double difference = std::abs(out[i] - reference[i]);
-    if (!(difference <= worst)) worst = difference;
-    largest = std::max(largest, std::abs(reference[i]));
-  }
-  return worst / std::max(largest, 1e-30);
+  return relative_error(to_host(array, int64_t(reference.size()), false), reference);
 }
 
 std::vector<PolicyStepPlan> plans_for(const PolicyStepSizes& sizes) {

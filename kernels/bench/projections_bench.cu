@@ -108,15 +108,10 @@ float rounded(float x) { return __bfloat162float(__float2bfloat16(x)); }
 
 void compare(const char* what, const std::vector<float>& x, const std::vector<double>& reference) {
   constexpr double kLimit = 1e-2;
-  double worst = 0, largest = 1e-30;
-  for (size_t i = 0; i < reference.size(); ++i) {
-    const double difference = std::abs(x[i] - reference[i]);
-    if (!(difference <= worst)) worst = difference;
-    largest = std::max(largest, std::abs(reference[i]));
-  }
-  const bool ok = worst / largest <= kLimit;
+  const double error = relative_error(x, reference);
+  const bool ok = error <= kLimit;
   if (!ok) ++failures;
-  std::printf("  %-10s %.2e of %.2e%s\n", what, worst / largest, kLimit, ok ? "" : "  FAILED");
+  std::printf("  %-10s %.2e of %.2e%s\n", what, error, kLimit, ok ? "" : "  FAILED");
 }
 
 /// The same in double precision; what lies in memory between two products is rounded.

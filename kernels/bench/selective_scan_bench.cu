@@ -113,16 +113,6 @@ struct Problem {
   }
 };
 
-double error_of(const std::vector<float>& x, const Doubles& reference) {
-  double worst = 0, largest = 1e-30;
-  for (size_t i = 0; i < x.size(); ++i) {
-    const double difference = std::fabs(x[i] - reference[i]);
-    worst = difference <= worst ? worst : difference;  // NaN stays
-    largest = std::max(largest, std::fabs(reference[i]));
-  }
-  return worst / largest;
-}
-
 Doubles widen(const std::vector<float>& x) { return {x.begin(), x.end()}; }
 
 int run_check(int64_t batch, int64_t d_inner, int64_t length, int64_t d_state, bool bf16,
@@ -147,7 +137,7 @@ int run_check(int64_t batch, int64_t d_inner, int64_t length, int64_t d_state, b
   const char* where = "";
   const auto compare = [&](const char* name, const DeviceArray& a, int64_t n, bool narrow,
                            const Doubles& reference) {
-    const double e = error_of(to_host(a, n, narrow), reference);
+    const double e = relative_error(to_host(a, n, narrow), reference);
     if (!(e <= worst)) worst = e, where = name;
   };
   compare("out", q.out, q.channels, bf16, r.out);

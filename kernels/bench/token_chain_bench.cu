@@ -115,15 +115,10 @@ int failures = 0;
 /// Prints max|x - ref| / max|ref| of one result, which must stay below the limit of bfloat16.
 void compare(const char* what, const std::vector<float>& x, const std::vector<double>& reference,
              double limit) {
-  double worst = 0, largest = 1e-30;
-  for (size_t i = 0; i < reference.size(); ++i) {
-    const double difference = std::abs(x[i] - reference[i]);
-    if (!(difference <= worst)) worst = difference;
-    largest = std::max(largest, std::abs(reference[i]));
-  }
-  const bool ok = worst / largest <= limit;
+  const double error = relative_error(x, reference);
+  const bool ok = error <= limit;
   if (!ok) ++failures;
-  std::printf("  %-12s %.2e of %.2e%s\n", what, worst / largest, limit, ok ? "" : "  FAILED");
+  std::printf("  %-12s %.2e of %.2e%s\n", what, error, limit, ok ? "" : "  FAILED");
 }
 
 void check_one(int64_t rows, int64_t next, bool dropout, cudaStream_t stream) {

@@ -5,7 +5,6 @@
 // the batch: three plain copies. Bound by latency: one draw, a search over the episodes by all
 // threads at once (two rounds up to 16,384 of them), one round of loads.
 #include "include/dmamba/common/philox.h"
-#include "kernels/common/launch.cuh"
 #include "kernels/sampling/episodes.cuh"
 #include "kernels/sampling/launch.h"
 
@@ -93,7 +92,6 @@ __device__ void begin(const BeginStepParams& p, int64_t step) {
 
 __global__ void __launch_bounds__(kThreads)
     begin_step_kernel(const __grid_constant__ BeginStepParams p) {
-  let_next_come();
   const int64_t step = *p.step, sample = blockIdx.x;
   if (sample == p.batch.batch_size) return begin(p, step);
   write_segment(

@@ -6,6 +6,7 @@
 #include "src/nn/plain_dispatch.h"
 #include "src/nn/step_context.h"
 #include "src/ops/calls.h"
+#include "src/ops/optional.h"
 
 namespace dmamba::nn {
 namespace {
@@ -87,8 +88,7 @@ struct ChannelMlp : torch::autograd::Function<ChannelMlp> {
 
 Tensor channel_mlp(const Tensor& x, const Tensor& weight1, const Tensor& bias1,
                    const Tensor& weight2, const Tensor& bias2) {
-  return ChannelMlp::apply(x, weight1, bias1, weight2,
-                           bias2.defined() ? std::optional<Tensor>(bias2) : std::nullopt);
+  return ChannelMlp::apply(x, weight1, bias1, weight2, ops::or_absent(bias2));
 }
 
 }  // namespace dmamba::nn

@@ -5,6 +5,7 @@
 
 #include "src/nn/plain_dispatch.h"
 #include "src/nn/step_context.h"
+#include "src/ops/optional.h"
 
 namespace dmamba::nn {
 namespace {
@@ -54,8 +55,7 @@ struct Linear : torch::autograd::Function<Linear> {
 
 Tensor linear(torch::nn::LinearImpl& layer, const Tensor& x) {
   if (!x.is_cuda() || layer.weight.scalar_type() != at::kFloat) return layer.forward(x);
-  return Linear::apply(x, layer.weight,
-                       layer.bias.defined() ? std::optional<Tensor>(layer.bias) : std::nullopt);
+  return Linear::apply(x, layer.weight, ops::or_absent(layer.bias));
 }
 
 }  // namespace dmamba::nn

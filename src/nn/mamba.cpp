@@ -7,6 +7,7 @@
 #include "src/nn/linear.h"
 #include "src/nn/mamba_inner.h"
 #include "src/nn/mixer_support.h"
+#include "src/ops/optional.h"
 
 namespace dmamba::nn {
 namespace {
@@ -38,7 +39,7 @@ Tensor initial_dt_bias(int64_t d_inner) {
 
 MambaInnerParameters inner_parameters(const MambaImpl& m) {
   return {m.conv1d->weight.squeeze(1),
-          m.conv1d->bias.defined() ? ops::OptionalTensor(m.conv1d->bias) : std::nullopt,
+          ops::or_absent(m.conv1d->bias),
           m.x_proj->weight,
           m.dt_proj->weight,
           m.dt_proj->bias,

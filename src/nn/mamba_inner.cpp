@@ -7,6 +7,7 @@
 #include "src/nn/step_context.h"
 #include "src/ops/calls.h"
 #include "src/ops/checkpoints.h"
+#include "src/ops/optional.h"
 
 namespace dmamba::nn {
 namespace {
@@ -114,13 +115,10 @@ void projections_backward(const Tensor& ddelta, const Tensor& parts, const Tenso
 cuda_only::ScanSums scan_backward(const cuda_only::ScanBackward& s, int64_t checkpoint_every,
                                   bool projections_follow) {
   if (projections_follow) return cuda_only::scan_backward(s);
-  const auto optional = [](const Tensor& t) {
-    return t.defined() ? OptionalTensor(t) : std::nullopt;
-  };
   const auto [dA, dD, ddelta_bias, no_initial_state] = calls::selective_scan_backward_out(
       s.dy, {}, s.u, s.delta, s.A, s.B, s.C, s.D, s.z, s.delta_bias, /*delta_softplus=*/true,
-      optional(s.mask), optional(s.segment_starts), {}, s.checkpoints, checkpoint_every, s.du,
-      s.ddelta, s.dB, s.dC, s.dz);
+      ops::or_absent(s.mask), ops::or_absent(s.segment_starts), {}, s.checkpoints, checkpoint_every,
+      s.du, s.ddelta, s.dB, s.dC, s.dz);
   return {dA, dD, ddelta_bias, {}, [] {}};
 }
 
@@ -164,9 +162,7 @@ struct MambaInner : torch::autograd::Function<MambaInner> {
     refuse_second_order("mamba_inner");
     const PlainDispatch guard;
     const auto saved = context->get_saved_variables();
-    const auto present = [&](int i) {
-      return saved[i].defined() ? OptionalTensor(saved[i]) : std::nullopt;
-    };
+    const auto present = [&](int i) { return ops::or_absent(saved[i]); };
     const Tensor &xz = saved[0], &conv_weight = saved[1], &x_proj_weight = saved[3],
                  &dt_proj_weight = saved[4], &dt_proj_bias = saved[5], &D = saved[6], &u = saved[9],
                  &projected = saved[10], &delta = saved[11], &A = saved[12],

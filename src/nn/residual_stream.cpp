@@ -9,6 +9,7 @@
 #include "src/nn/keyed_dropout.h"
 #include "src/nn/plain_dispatch.h"
 #include "src/nn/step_context.h"
+#include "src/ops/optional.h"
 
 namespace dmamba::nn {
 namespace {
@@ -18,9 +19,6 @@ using torch::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 namespace cuda_only = ops::cuda_only;
-
-/// Autograd takes no undefined tensors.
-OptionalTensor optional(const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; }
 
 struct AddNorm : torch::autograd::Function<AddNorm> {
   static variable_list forward(AutogradContext* context, const Tensor& residual,
@@ -121,8 +119,9 @@ Tensor ResidualStream::norm(torch::nn::LayerNormImpl& layer) {
   if (branch_.defined()) branch_ = branch_.contiguous();
   Tensor normed;
   if (at::GradMode::is_enabled()) {
-    const auto out = AddNorm::apply(x_, optional(branch_), optional(bias_), layer.weight,
-                                    layer.bias, optional(dropout_.key), &dropout_, epsilon, type);
+    const auto out =
+        AddNorm::apply(x_, ops::or_absent(branch_), ops::or_absent(bias_), layer.weight, layer.bias,
+                       ops::or_absent(dropout_.key), &dropout_, epsilon, type);
     x_ = out[0];
     normed = out[1];
   } else {

@@ -7,6 +7,7 @@
 #include "dmamba/ops/ops.h"
 #include "src/nn/plain_dispatch.h"
 #include "src/nn/step_context.h"
+#include "src/ops/optional.h"
 
 namespace dmamba::nn {
 namespace {
@@ -16,11 +17,6 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 namespace cuda_only = ops::cuda_only;
 using cuda_only::EmbeddingInputs;
-
-/// Autograd takes no undefined tensors.
-ops::OptionalTensor optional(const Tensor& t) {
-  return t.defined() ? ops::OptionalTensor(t) : std::nullopt;
-}
 
 struct TokenEmbedding : torch::autograd::Function<TokenEmbedding> {
   static variable_list forward(AutogradContext* context, const Tensor& weight0,
@@ -112,7 +108,7 @@ EmbeddedTokens embed_tokens(const EmbeddingInputs& inputs) {
     const variable_list out =
         TokenEmbedding::apply(in.weights[0], in.weights[1], in.weights[2], in.biases[0],
                               in.biases[1], in.biases[2], in.time, in.norm_weight, in.norm_bias,
-                              optional(in.next.weight), optional(in.next.bias), &in);
+                              ops::or_absent(in.next.weight), ops::or_absent(in.next.bias), &in);
     tokens = out[0];
     if (in.next.weight.defined()) normed = out[1];
     if (in.mask.defined()) mask = out.back();

@@ -5,6 +5,7 @@
 
 #include "src/ops/calls.h"
 #include "src/ops/checkpoints.h"
+#include "src/ops/optional.h"
 
 namespace dmamba::ops {
 namespace {
@@ -14,7 +15,6 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 Tensor or_undefined(const OptionalTensor& t) { return t.has_value() ? *t : Tensor(); }
-OptionalTensor or_absent(const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; }
 
 /// The gradient of an optional input: undefined where the input was absent.
 Tensor gradient_if(const Tensor& input, const Tensor& gradient) {

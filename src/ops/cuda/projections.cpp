@@ -5,6 +5,7 @@
 #include "kernels/projections/launch.h"
 #include "src/ops/cuda/tensors.h"
 #include "src/ops/cuda_only.h"
+#include "src/ops/optional.h"
 
 namespace dmamba::ops::cuda_only {
 namespace {
@@ -89,16 +90,13 @@ ConvolvedProjections convolved_projections(const Convolution& convolution, const
                                            const Tensor& dt_proj) {
   constexpr const char* kOp = "convolved_projections";
   const Convolution& c = convolution;
-  const auto optional = [](const Tensor& t) {
-    return t.defined() ? OptionalTensor(t) : std::nullopt;
-  };
-  check_causal_conv1d(kOp, c.x, c.weight, optional(c.bias), optional(c.mask),
-                      optional(c.segment_starts), {});
+  check_causal_conv1d(kOp, c.x, c.weight, or_absent(c.bias), or_absent(c.mask),
+                      or_absent(c.segment_starts), {});
   cuda::Inputs views;
   const kernels::ProjectionsConvolution inputs{
-      c.x.const_data_ptr(),          c.x.stride(1),
-      c.weight.const_data_ptr(),     views.vector(optional(c.bias)),
-      views.flags(optional(c.mask)), views.flags(optional(c.segment_starts)),
+      c.x.const_data_ptr(),           c.x.stride(1),
+      c.weight.const_data_ptr(),      views.vector(or_absent(c.bias)),
+      views.flags(or_absent(c.mask)), views.flags(or_absent(c.segment_starts)),
       static_cast<int>(c.x.size(1))};
   const Tensor u = at::empty(c.x.sizes(), c.x.options());
   return {u, run_projections(kOp, inputs, u, x_proj, dt_proj)};

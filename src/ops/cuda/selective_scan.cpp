@@ -5,6 +5,7 @@
 #include "src/ops/cuda/scan.h"
 #include "src/ops/cuda/tensors.h"
 #include "src/ops/cuda_only.h"
+#include "src/ops/optional.h"
 
 namespace dmamba::ops::cuda {
 namespace {
@@ -276,9 +277,6 @@ TORCH_LIBRARY_IMPL(dmamba, CUDA, m) {
 namespace dmamba::ops::cuda_only {
 
 ScanSums scan_backward(const ScanBackward& scan) {
-  const auto optional = [](const Tensor& t) {
-    return t.defined() ? OptionalTensor(t) : std::nullopt;
-  };
   const cuda::ScanInputs in{scan.u,
                             scan.delta,
                             scan.A,
@@ -288,8 +286,8 @@ ScanSums scan_backward(const ScanBackward& scan) {
                             scan.z,
                             scan.delta_bias,
                             /*delta_softplus=*/true,
-                            optional(scan.mask),
-                            optional(scan.segment_starts),
+                            or_absent(scan.mask),
+                            or_absent(scan.segment_starts),
                             {}};
   constexpr const char* kOp = "scan_backward";
   cuda::check_backward_inputs(kOp, in, scan.dy, {}, scan.checkpoints, kCudaCheckpointEvery);
