@@ -115,7 +115,10 @@ def cluster():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else it is kept in the home folder
+        # It ignores SIGINT, as what a shell starts in the background does.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         context = ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        signal.signal(signal.SIGINT, before)
         yield context.address_info["gcs_address"]
         ray.shutdown()
 
@@ -155,7 +158,7 @@ def test_ctrl_c_on_ray(long, elsewhere, cluster):
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=180)  # Ray loses requests, which are repeated
     assert process.returncode == 128 + signal.SIGINT, out
-    assert "tiny seed 0: stopped" in out and "tiny seed 1: stopped" in out
+    assert "tiny seed 0: stopped" in out and "tiny seed 1: stopped" in out, out
     assert not runs[1].folder.exists()
     assert 0 < runs[0].latest_checkpoint()[0] < steps
 

@@ -273,6 +273,38 @@ with Environments("Hangs-v0", 4, workers=2, guard=Guard(0.0, check)) as environm
 """
 
 
+WRITING_PROGRAM = """
+import mmap, sys
+memory, size = mmap.mmap(int(sys.argv[1]), 0), int(sys.argv[2])
+while True:
+    for order in (b"\\0", b"\\1"):
+        for row in range(0, len(memory), size):
+            memory[row:row + 1] = order
+"""
+
+
+def test_workers_may_write_while_they_are_looked_at():
+    with Environments("Pendulum-v1", 2, workers=2) as environments:
+        processes = environments._engine
+        rows, memory = processes.rows, processes._setup["memory"]
+        assert rows.dtype.fields["order"][1] == 0 and rows["order"].itemsize == 1
+        writing = subprocess.Popen(
+            [sys.executable, "-c", WRITING_PROGRAM, str(memory), str(rows.itemsize)],
+            pass_fds=[memory],
+        )
+        try:
+            deadline = time.monotonic() + 30
+            while not rows["order"].any():
+                assert time.monotonic() < deadline and writing.poll() is None
+            deadline = time.monotonic() + 1
+            while time.monotonic() < deadline:
+                assert processes._pending(processes._workers[0]) is None  # none has begun
+        finally:
+            writing.kill()
+            writing.wait()
+        rows["order"] = 0
+
+
 @pytest.mark.parametrize("how", ["killed", "interrupted"])
 def test_nothing_is_left_of_workers_that_hang(how):
     path = os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])

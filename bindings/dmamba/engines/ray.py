@@ -6,6 +6,7 @@ Run folders, data and the program are on file systems that all nodes see under t
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,13 @@ ASK_SECONDS = 10.0
 
 
 def _train(run: Training) -> str:
-    return run.run()  # ray.cancel raises KeyboardInterrupt here
+    """Trains in a worker, in whose main thread ray.cancel raises KeyboardInterrupt.
+
+    It does by a simulated SIGINT. What a shell starts with ``&``, or nohup, ignores that signal,
+    and so does each worker of a cluster that was started in such a way: nothing would stop a run.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return run.run()
 
 
 class Ray(Engine):

@@ -197,7 +197,8 @@ class Processes:
     def _pending(self, worker: _Worker) -> int | None:
         """The slot in whose order a worker is, or was when it died; None: in none."""
         rows = self.rows[worker.first : worker.last]
-        left = np.flatnonzero(rows["order"])
+        # Of a copy: numpy counts first, and raises where a worker has written in between.
+        left = np.flatnonzero(rows["order"].copy())
         return worker.first + int(left[0]) if len(left) and rows["begun"][left[0]] > 0 else None
 
     def _overdue(self, waiting: dict[int, _Worker], started: float) -> list[_Worker]:
