@@ -86,7 +86,7 @@ std::shared_ptr<model::ExternalModelImpl> make(std::string name, int64_t state_d
 void bind_external(py::module_& m) {
   using model::ExternalModelImpl;
   py::class_<ExternalModelImpl, torch::nn::Module, std::shared_ptr<ExternalModelImpl>>(
-      m, "ExternalModel", "A torch.nn.Module of Python's as C++ sees it; see dmamba.external.")
+      m, "ExternalModel", "A torch.nn.Module of Python's as C++ sees it; see dmamba.nn.external.")
       .def(py::init(&make), py::arg("name"), py::arg("state_dim"), py::arg("act_dim"),
            py::arg("config"), py::arg("parts"), py::arg("embeddings"), py::arg("module"),
            py::arg("forward"), py::arg("buffers"))

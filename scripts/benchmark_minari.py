@@ -26,7 +26,7 @@ MEASURE = """
 import resource, sys, time
 from pathlib import Path
 import numpy as np
-from dmamba import minari_sets
+from dmamba.data import minari_sets
 folder, how = Path(sys.argv[1]), sys.argv[2]
 if how == "minari":
     from minari import MinariDataset

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from dmamba import data
-from dmamba.files import write_json
-from dmamba.replay_files import Game, write_shards
+from dmamba.common.files import write_json
+from dmamba.data.replay_files import Game, write_shards
 
 
 def choose(store: Any, least: float) -> list[int]:

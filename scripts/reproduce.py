@@ -50,11 +50,11 @@ from typing import Any
 import yaml
 from lib.experiment_table import format_csv, format_tables
 
-from dmamba.files import write_json, write_text
-from dmamba.pretraining import FOLDER as SETS
-from dmamba.run import Run
-from dmamba.runner import Runner
-from dmamba.seeds import read_evaluation, read_run, summarize
+from dmamba.common.files import write_json, write_text
+from dmamba.data.pretraining import FOLDER as SETS
+from dmamba.runs import Run
+from dmamba.runs.seeds import read_evaluation, read_run, summarize
+from dmamba.sweeps.runner import Runner
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from . import _C  # noqa: F401  (registers the ops)
+from dmamba import _C  # noqa: F401  (registers the ops)
 
 _ops = torch.ops.dmamba
 

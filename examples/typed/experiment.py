@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 import dmamba
 from dmamba import nn, ops
-from dmamba.callbacks import Callback
+from dmamba.training.callbacks import Callback
 
 Episode = dict[str, npt.NDArray[np.float32] | bool]
 

@@ -6,8 +6,8 @@ import csv
 import io
 from typing import Any
 
-from dmamba import scores
-from dmamba.scores import format_markdown, format_number
+from dmamba.common import scores
+from dmamba.common.scores import format_markdown, format_number
 
 
 def format_tables(results: list[dict[str, Any]], confidence: float = 0.95) -> str:

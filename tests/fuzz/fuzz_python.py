@@ -61,7 +61,7 @@ def reader(name: str, place: Path) -> tuple[Callable[[bytes], None], tuple[type[
     from dmamba import _C
 
     if name == "cpt":
-        official = importlib.import_module("dmamba.official")
+        official = importlib.import_module("dmamba.nn.official")
         path = place / "input.cpt"
 
         def read_checkpoint(data: bytes) -> None:
@@ -69,7 +69,7 @@ def reader(name: str, place: Path) -> tuple[Callable[[bytes], None], tuple[type[
             official.from_official(path)
 
         return read_checkpoint, (_C.CheckpointError, _C.ConfigError)
-    folders = importlib.import_module("dmamba.minari_folders")
+    folders = importlib.import_module("dmamba.data.minari_folders")
     file = place / folders.METADATA_FILE
 
     def read_metadata(data: bytes) -> None:

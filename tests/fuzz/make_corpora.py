@@ -22,7 +22,8 @@ import numpy as np
 import torch
 
 import dmamba
-from dmamba import _C, hdf5
+from dmamba import _C
+from dmamba.data import hdf5
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = 6

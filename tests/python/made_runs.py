@@ -5,10 +5,11 @@ import shutil
 
 import numpy as np
 
-from dmamba import _C, envs, scores
-from dmamba.files import write_json, write_text
-from dmamba.run import Run
-from dmamba.summary import best_by_target
+from dmamba import _C, envs
+from dmamba.common import scores
+from dmamba.common.files import write_json, write_text
+from dmamba.runs import Run
+from dmamba.training.summary import best_by_target
 
 
 def make_run(source, folder, overrides=(), factor=1.0, environment=None):

@@ -1,7 +1,7 @@
 """What holds for whole modules with any sizes, flags and values: the same numbers as in float64.
 
 A module in float32 (or with bfloat16 arithmetic) is compared with the same model written in single
-operators of plain PyTorch, in float64: `dmamba.graph` and `dmamba.mixers` over `dmamba.reference`.
+operators of plain PyTorch, in float64: `dmamba.nn.graph` and `.mixers` over `dmamba.reference`.
 How far rounding may move a result follows from how far it moves in float64 where every input and
 parameter is off by a rounding. Examples in which float64 itself goes beyond what float32 holds are
 passed over.
@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from op_properties import Draw
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dmamba import _C, mixers, reference
-from dmamba.graph import GraphAtariDMamba, GraphDMamba
+from dmamba import _C, reference
+from dmamba.nn import mixers
+from dmamba.nn.graph import GraphAtariDMamba, GraphDMamba
 
 LARGEST = 1e36  # float32 ends at 3.4e38
 ROUNDING = {torch.float32: 2.0**-22, torch.bfloat16: 2.0**-8}  # of a number, and of what it meets

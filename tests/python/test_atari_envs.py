@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import dmamba
-from dmamba import envs, suites
+from dmamba import envs
 from dmamba.envs import atari, games
 from dmamba.envs.slots import SlotError
+from dmamba.evaluation import suites
 
 RECORDED = Path(__file__).parents[1] / "data" / "breakout_game.npz"
 EVERYWHERE = {n: np.ones(n, dtype=bool) for n in (1, 2, 3)}

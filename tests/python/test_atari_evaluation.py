@@ -9,14 +9,15 @@ import pytest
 import torch
 
 import dmamba
-from dmamba import _C, evaluation, nn, plots, suites
-from dmamba.beside import Evaluator
+from dmamba import _C, evaluation, nn
 from dmamba.commands import main
-from dmamba.describing import format_result
-from dmamba.evaluation import evaluate_model
-from dmamba.rollout import FramePolicy
-from dmamba.run import RunWriter
-from dmamba.summary import format_run
+from dmamba.display import plots
+from dmamba.display.describing import format_result
+from dmamba.evaluation import evaluate_model, suites
+from dmamba.evaluation.rollout import FramePolicy
+from dmamba.runs import RunWriter
+from dmamba.training.beside import Evaluator
+from dmamba.training.summary import format_run
 
 STEPS = 25  # of an episode, so that they are short
 

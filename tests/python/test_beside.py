@@ -14,7 +14,7 @@ from gymnasium.envs.registration import register
 from walk import Walk
 
 import dmamba
-from dmamba.callbacks import Callback
+from dmamba.training.callbacks import Callback
 
 
 def config_for(dataset):
@@ -134,7 +134,7 @@ def test_an_evaluator_that_dies_is_replaced(dataset, tmp_path):
     class Kills(Callback):
         def on_checkpoint(self, run, path):
             if path.name.endswith("20"):  # while step 15 is evaluated, or waits to be
-                for child in children_with("dmamba.beside"):
+                for child in children_with("dmamba.training.beside"):
                     os.kill(child, signal.SIGKILL)
 
     with pytest.warns(UserWarning, match="could not be evaluated: its process ended with exit"):

@@ -6,8 +6,7 @@ from mamba_reference import ReferenceMamba
 from torch.nn import functional as F
 
 import dmamba
-from dmamba import captures
-from dmamba.nn import AtariDMamba, DMamba, Mamba, MambaBlock
+from dmamba.nn import AtariDMamba, DMamba, Mamba, MambaBlock, captures
 
 SIZES = {"d_model": 24, "n_layer": 2, "context_length": 7, "d_state": 5, "max_timestep": 50}
 KINDS = 3

@@ -9,7 +9,9 @@ import torch
 from conftest import tiny, write_dataset
 
 import dmamba
-from dmamba import _C, choosing, held_out, nn
+from dmamba import _C, nn
+from dmamba.data import held_out
+from dmamba.training import choosing
 
 
 def told(rule, *signals):
@@ -73,7 +75,7 @@ def choosing_run(dataset, kind, rule="auto", **training):
     return config
 
 
-class Stop(dmamba.callbacks.Callback):
+class Stop(dmamba.training.callbacks.Callback):
     """Stops the process as Ctrl-C would, at the checkpoint of a step or when a row is logged."""
 
     def __init__(self, step):

@@ -233,7 +233,7 @@ def test_a_warning_is_one_line(monkeypatch, capsys):
 
 def test_a_signal_is_128_and_its_number(monkeypatch):
     def stopped(arguments):
-        raise dmamba.signals.Interrupted(signal.SIGTERM, None)
+        raise dmamba.common.signals.Interrupted(signal.SIGTERM, None)
 
     def pressed(arguments):
         raise KeyboardInterrupt

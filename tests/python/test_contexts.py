@@ -7,10 +7,11 @@ from conftest import tiny
 from replay_games import write_recording
 
 import dmamba
-from dmamba import _C, contexts, nn
+from dmamba import _C, nn
 from dmamba.commands import main
 from dmamba.configuration import load_config
-from dmamba.rollout import ArrayPolicy
+from dmamba.evaluation import contexts
+from dmamba.evaluation.rollout import ArrayPolicy
 
 
 def varying(dataset, **training):
@@ -19,7 +20,7 @@ def varying(dataset, **training):
     return config
 
 
-class Stop(dmamba.callbacks.Callback):
+class Stop(dmamba.training.callbacks.Callback):
     """Ends the process's work as a kill would, after the checkpoint of a step."""
 
     def on_checkpoint(self, run, path):

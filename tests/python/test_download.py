@@ -17,8 +17,10 @@ import pytest
 from conftest import LENGTHS, tiny, write_dataset
 
 import dmamba
-from dmamba import data, download, locks, sources
+from dmamba import data
 from dmamba.commands import main
+from dmamba.common import locks
+from dmamba.data import downloading, sources
 
 NAME = "hopper-medium-v2"
 FILE = "hopper_medium-v2.hdf5"
@@ -91,7 +93,7 @@ def server(dataset, elsewhere, monkeypatch):
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         monkeypatch.setenv("DMAMBA_D4RL_URL", f"http://127.0.0.1:{server.server_port}/")
         monkeypatch.setenv("DMAMBA_DATA", str(elsewhere / "cache"))
-        monkeypatch.setattr(download, "PAUSE_SECONDS", 0.0)
+        monkeypatch.setattr(downloading, "PAUSE_SECONDS", 0.0)
         yield server
         server.hold.set()
         server.shutdown()
@@ -108,7 +110,7 @@ def names(folder: Path) -> list[str]:
 
 def interrupt(server) -> int:
     """Leaves half the file as a part; returns its size."""
-    server.moods = ["drop", *["503"] * download.ATTEMPTS]
+    server.moods = ["drop", *["503"] * downloading.ATTEMPTS]
     with pytest.raises(dmamba.DataError, match="Try again later"):
         data.load(NAME)
     server.moods, server.requests = [], []
@@ -266,7 +268,7 @@ def test_a_file_that_is_truncated_on_the_server(server, cache):
 
 def test_no_space_for_it(server, cache, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda folder: usage)
+    monkeypatch.setattr(downloading.shutil, "disk_usage", lambda folder: usage)
     with pytest.raises(dmamba.DataError, match="no space left.*1000 are free.*DMAMBA_DATA"):
         data.load(NAME)
     assert FILE not in names(cache)
@@ -323,7 +325,7 @@ def test_a_touched_file_is_hashed_once(server, cache, monkeypatch):
     data.load(NAME)
     os.utime(cache / FILE)
     data.load(NAME)
-    monkeypatch.setattr(download, "sha256", None)
+    monkeypatch.setattr(downloading, "sha256", None)
     data.load(NAME)
 
 
@@ -386,7 +388,9 @@ def test_the_lock_is_given_back_after_an_error(server, cache):
 
 
 def test_other_disk_errors_are_named(tmp_path):
-    error = download._disk_error(OSError(errno.EROFS, "Read-only file system"), tmp_path / "a", "n")
+    error = downloading._disk_error(
+        OSError(errno.EROFS, "Read-only file system"), tmp_path / "a", "n"
+    )
     assert "Read-only file system" in str(error)
 
 
@@ -408,7 +412,7 @@ def test_the_command_s_download(server, cache, capsys):
     for _ in range(2):
         assert main(["data", "download", NAME]) == 0
         out = capsys.readouterr().out
-        assert str(cache / FILE) in out and download.sha256(cache / FILE) in out
+        assert str(cache / FILE) in out and downloading.sha256(cache / FILE) in out
     assert len(server.requests) == 1
     (cache / FILE).write_bytes(server.content[::-1])
     assert main(["data", "download", NAME]) == 2

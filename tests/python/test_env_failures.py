@@ -18,11 +18,12 @@ from test_evaluation import Steering
 import dmamba
 from dmamba import _C, nn
 from dmamba.commands import main
-from dmamba.describing import format_result
+from dmamba.display.describing import format_result
+from dmamba.envs.failures import Guard
+from dmamba.envs.jobs import episode_seed, make_jobs
 from dmamba.envs.vector import Environments
 from dmamba.evaluation import evaluate_model
-from dmamba.failures import Guard
-from dmamba.rollout import episode_seed, make_jobs, play
+from dmamba.evaluation.rollout import play
 
 EPISODES = 12
 TARGETS = [1.0, 30.0]
@@ -250,7 +251,7 @@ import os, pathlib, signal, sys, threading
 import gymnasium, numpy as np
 from faulty import Faulty
 from dmamba.envs.vector import Environments
-from dmamba.failures import Guard
+from dmamba.envs.failures import Guard
 
 armed = []
 

@@ -11,9 +11,9 @@ import torch
 
 import dmamba
 from dmamba import _C, nn
-from dmamba.describing import format_result
+from dmamba.display.describing import format_result
 from dmamba.evaluation import evaluate_model
-from dmamba.suites import check_engine
+from dmamba.evaluation.suites import check_engine
 
 pytest.importorskip("envpool")
 

@@ -6,7 +6,8 @@ import pytest
 from conftest import left_in, tiny
 
 import dmamba
-from dmamba import data, hdf5
+from dmamba import data
+from dmamba.data import hdf5
 
 STATE_DIM, ACT_DIM = 4, 2
 

@@ -9,12 +9,13 @@ from gymnasium.envs.registration import register
 from walk import Walk
 
 import dmamba
-from dmamba import scores
-from dmamba.describing import format_result
+from dmamba.common import scores
+from dmamba.display.describing import format_result
 from dmamba.envs.host import usable_cores
+from dmamba.envs.jobs import episode_seed, make_jobs
 from dmamba.envs.vector import Environments
-from dmamba.rollout import episode_seed, make_jobs, play
-from dmamba.suites import default_workers
+from dmamba.evaluation.rollout import play
+from dmamba.evaluation.suites import default_workers
 
 
 class Steering:

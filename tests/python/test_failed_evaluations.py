@@ -9,8 +9,8 @@ from conftest import tiny, write_dataset
 from faulty import Faulty
 
 import dmamba
-from dmamba.run import Run
-from dmamba.runner import failure_of
+from dmamba.runs import Run
+from dmamba.sweeps.runner import failure_of
 
 ID = "dmamba-test/Failing-v0"
 
@@ -44,7 +44,7 @@ def register(kind):
     gymnasium.register(ID, Failing, max_episode_steps=9, kwargs={"kind": kind})
 
 
-class Mend(dmamba.callbacks.Callback):
+class Mend(dmamba.training.callbacks.Callback):
     """Mends the environment once the model of a step has been saved."""
 
     def __init__(self, step):
@@ -135,7 +135,7 @@ def test_a_sweep_names_a_run_without_a_result(config, tmp_path):
     folder = tmp_path / "run"
     with pytest.warns(UserWarning):
         dmamba.train(config, output=folder, progress=False)
-    from dmamba.seeds import read_finished
+    from dmamba.runs.seeds import read_finished
 
     assert read_finished({7: folder}) == {}
     assert WHY in failure_of(0, folder)

@@ -7,8 +7,8 @@ import pytest
 from conftest import LENGTHS, tiny
 
 import dmamba
-from dmamba import sources
-from dmamba.grid import make_grid, split_values
+from dmamba.data import sources
+from dmamba.sweeps.grid import make_grid, split_values
 
 
 @pytest.mark.parametrize(

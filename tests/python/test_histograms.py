@@ -5,9 +5,10 @@ import pytest
 from conftest import LENGTHS
 
 import dmamba
-from dmamba import data, plots
+from dmamba import data
 from dmamba.commands import main
-from dmamba.histograms import MOST_BINS, format_histograms, histogram
+from dmamba.data.histograms import MOST_BINS, format_histograms, histogram
+from dmamba.display import plots
 
 
 @pytest.mark.parametrize(

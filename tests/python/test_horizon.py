@@ -6,8 +6,9 @@ import torch
 from conftest import write_dataset
 
 import dmamba
-from dmamba import horizon, nn
+from dmamba import nn
 from dmamba.commands import main
+from dmamba.evaluation import horizon
 
 
 def by_hand(lengths, K, moved_back=False):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import dmamba
-from dmamba import locks
+from dmamba.common import locks
 
 ROOT = Path(__file__).parents[2]
 

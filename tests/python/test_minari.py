@@ -16,8 +16,9 @@ from minari_made import ID, LENGTHS, VECTOR, make, make_episodes, reference
 from reach import Reach
 
 import dmamba
-from dmamba import data, minari_folders
+from dmamba import data
 from dmamba.commands import main
+from dmamba.data import minari_folders
 from dmamba.envs import vector
 
 

@@ -11,8 +11,9 @@ from minari.storage import remotes
 from minari_made import ID, LENGTHS, VECTOR, make
 
 import dmamba
-from dmamba import data, minari_folders
+from dmamba import data
 from dmamba.commands import main
+from dmamba.data import minari_folders
 
 
 class Remote(remotes.CloudStorage):

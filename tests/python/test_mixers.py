@@ -99,7 +99,7 @@ def test_a_stopped_run_ends_with_the_same_bytes(options, dataset, tmp_path):
     quiet = {"progress": False, "evaluate": False}
     whole = dmamba.train(config, output=tmp_path / "whole", **quiet)
 
-    class Stop(dmamba.callbacks.Callback):
+    class Stop(dmamba.training.callbacks.Callback):
         def on_checkpoint(self, run, path):
             raise KeyboardInterrupt
 

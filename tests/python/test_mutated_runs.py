@@ -28,7 +28,7 @@ def test_damaged_runs_are_refused_or_untouched():
 
 @pytest.mark.parametrize("junk", [b"\xff", b"\xf0\x9f", b"\xed\xa0\x80"])
 def test_metrics_that_are_no_text(junk, tmp_path):
-    header = ",".join(dmamba.metrics.METRICS)
+    header = ",".join(dmamba.runs.metrics.METRICS)
     (tmp_path / "metrics.csv").write_bytes(f"{header}\n4,1.0,1.0,1.0,0\n".encode() + junk + b"\n")
     with pytest.raises(dmamba.DataError, match=r"metrics.csv:3: not a row of metrics"):
-        dmamba.metrics.read_rows(tmp_path / "metrics.csv")
+        dmamba.runs.metrics.read_rows(tmp_path / "metrics.csv")

@@ -150,7 +150,7 @@ def test_a_row_of_skipped_steps_alone(dataset, tmp_path):
         rows = list(csv.DictReader(file))
     assert rows[2]["training/loss"] == "nan" and rows[3]["training/skipped"] == "0"
     assert run.summary()["loss"] == pytest.approx(metrics["training/loss"][-2])
-    assert dmamba.seeds.late_loss(metrics, 30) == pytest.approx(
+    assert dmamba.runs.seeds.late_loss(metrics, 30) == pytest.approx(
         np.nanmean(metrics["training/loss"])
     )
 
@@ -189,9 +189,11 @@ def test_a_bad_checkpoint_is_not_written(dataset, tmp_path):
 
 def test_the_trainer_may_be_saved_where_it_stopped(dataset, tmp_path):
     config = dmamba.configuration.load_config(tiny(dataset, log_every=2))
-    stores = dmamba.beginning.load_stores(config, progress=False)
-    config, parts = dmamba.beginning.resolve(config, stores)
-    _, trainer, _ = dmamba.beginning.make_trainer(config, parts, None, None, Poisoned.at(7))
+    stores = dmamba.training.beginning.load_stores(config, progress=False)
+    config, parts = dmamba.training.beginning.resolve(config, stores)
+    _, trainer, _ = dmamba.training.beginning.make_trainer(
+        config, parts, None, None, Poisoned.at(7)
+    )
     rows = trainer.run(seconds=100.0)
     assert [row["step"] for row in rows] == [2, 4, 6] and trainer.step == 7
     for _ in range(2):

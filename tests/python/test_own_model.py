@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import dmamba
-from dmamba import beginning, external
+from dmamba.nn import external
+from dmamba.training import beginning
 
 HERE = Path(__file__).parent
 

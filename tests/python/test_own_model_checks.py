@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import dmamba
-from dmamba import _C, external
+from dmamba import _C
+from dmamba.nn import external
 
 
 def quiet(config, folder, **arguments):

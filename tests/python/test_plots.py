@@ -6,8 +6,8 @@ import warnings
 import matplotlib.image
 import pytest
 
-from dmamba import plots
-from dmamba.run import Run, RunWriter
+from dmamba.display import plots
+from dmamba.runs import Run, RunWriter
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -15,7 +15,8 @@ from own_models import Net
 from walk import Walk
 
 import dmamba
-from dmamba import _C, rollout
+from dmamba import _C
+from dmamba.envs import jobs
 
 TARGET = 300.0
 
@@ -47,7 +48,7 @@ def test_a_plain_loop_is_an_evaluation(trained, policy):
     assert agent.environment == "Hopper-v4" and agent.num_envs is None
     env = agent.wrap(gymnasium.make("Hopper-v4"))
     for number in range(2):
-        _, total = episode(agent, env, rollout.episode_seed(0, number))
+        _, total = episode(agent, env, jobs.episode_seed(0, number))
         row = env.episodes[number]
         assert total == row["return"] == pytest.approx(result["targets"][0]["returns"][number])
         assert row["length"] == result["targets"][0]["lengths"][number]
@@ -140,7 +141,7 @@ def test_a_model_of_ones_own_acts(dataset, tmp_path):
     )
     result = dmamba.evaluate(run, targets=[TARGET], episodes=1, model=Net, progress=False)
     agent = dmamba.load_policy(run, TARGET, model=Net)
-    _, total = episode(agent, agent.wrap(gymnasium.make("Hopper-v4")), rollout.episode_seed(0, 0))
+    _, total = episode(agent, agent.wrap(gymnasium.make("Hopper-v4")), jobs.episode_seed(0, 0))
     assert total == pytest.approx(result["targets"][0]["return_mean"])
     with pytest.raises(dmamba.CheckpointError, match="model=Net"):
         dmamba.load_policy(run)
@@ -196,7 +197,7 @@ def test_a_game(tmp_path):
     config = dmamba.configuration.load_config(config)
     model = dmamba.nn.AtariDMamba(4, config.model)
     info = {"rtg_scale": 1.0}
-    choices = dmamba.suites.Choices()
+    choices = dmamba.evaluation.suites.Choices()
     agents = [
         dmamba.Agent(model, info, choices, 90.0, count, "ALE/Breakout-v5") for count in (None, 2)
     ]

@@ -80,7 +80,7 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dmamba.pretrained.write_json", full)
+    monkeypatch.setattr("dmamba.nn.pretrained.write_json", full)
     with pytest.raises(dmamba.Error, match="policy: cannot be written: No space left"):
         make_model(n_layer=1).save_pretrained(folder)
     with pytest.raises(dmamba.Error, match="No space left"):

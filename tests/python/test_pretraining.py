@@ -8,8 +8,9 @@ import torch
 from conftest import tiny, write_dataset
 
 import dmamba
-from dmamba import _C, pretraining
+from dmamba import _C
 from dmamba.commands import main
+from dmamba.data import pretraining
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,10 @@ from replay_reference import games, read_shard, shard_numbers
 from walk import Walk
 
 import dmamba
-from dmamba import data, recording
+from dmamba import data
 from dmamba.commands import main
 from dmamba.envs.atari import Environments
+from dmamba.evaluation import recording
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_every_step_is_what_the_environment_did(walk, elsewhere):
     ends = set()
     for number in range(40):
         episode = store.episode(number)
-        seed = dmamba.rollout.episode_seed(5, number)
+        seed = dmamba.envs.jobs.episode_seed(5, number)
         states, rewards, terminated = replay(walk, seed, episode["actions"])
         assert np.array_equal(episode["observations"], states)
         assert np.array_equal(episode["rewards"], rewards)
@@ -195,7 +196,7 @@ def test_a_game_goes_by_again(elsewhere):
     found, (row,) = read_games(folder)
     assert row["game"] == "Pong" and row["games"] == 2 and row["policy"] == "random"
     for number, game in enumerate(found):
-        seed = dmamba.rollout.episode_seed(4, number)
+        seed = dmamba.envs.jobs.episode_seed(4, number)
         total = 0.0
         with Environments("ALE/Pong-v5", 1) as environments:
             every = np.ones(1, bool)

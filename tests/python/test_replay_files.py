@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from replay_reference import games, read_shard, shard_numbers
 
-from dmamba.replay_files import Game, write_shards
+from dmamba.data.replay_files import Game, write_shards
 
 
 def make_game(length, seed=0, reward=2.5):

@@ -10,7 +10,7 @@ from replay_reference import games, read_shard
 
 import dmamba
 from dmamba import data, training
-from dmamba.grid import make_grid
+from dmamba.sweeps.grid import make_grid
 
 SAMPLE = data.PACKAGE_FOLDER / "samples" / "Breakout"
 
@@ -148,11 +148,11 @@ def test_targets_of_a_game_without_any_in_the_papers(elsewhere):
 def test_the_actions_are_the_game_s(recording, elsewhere):
     few = load(write_recording(elsewhere / "few" / "Breakout", actions=2))
     assert few.num_actions == 2
-    assert dmamba.replays.num_actions(few, "ALE/Breakout-v5") == 4
-    assert dmamba.replays.num_actions(few, "") == 2
+    assert dmamba.data.replays.num_actions(few, "ALE/Breakout-v5") == 4
+    assert dmamba.data.replays.num_actions(few, "") == 2
     many = load(write_recording(elsewhere / "many" / "Breakout", actions=6))
     with pytest.raises(dmamba.DataError, match="6 actions, but ALE/Breakout-v5 has 4"):
-        dmamba.replays.num_actions(many, "ALE/Breakout-v5")
+        dmamba.data.replays.num_actions(many, "ALE/Breakout-v5")
 
 
 @pytest.mark.parametrize(

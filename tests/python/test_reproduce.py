@@ -14,8 +14,8 @@ import pytest
 from conftest import tiny, write_dataset
 
 import dmamba
-from dmamba import scores
-from dmamba.seeds import read_evaluation
+from dmamba.common import scores
+from dmamba.runs.seeds import read_evaluation
 
 ROOT = Path(__file__).parents[2]
 TINY = """

@@ -11,12 +11,12 @@ from made_runs import make_run
 from tqdm import notebook as widgets
 
 import dmamba
-from dmamba import notebook, progress
-from dmamba.files import write_json
-from dmamba.results import Evaluation
-from dmamba.run import Run
-from dmamba.sweep_progress import SweepProgress
-from dmamba.sweeping import Sweep
+from dmamba.common.files import write_json
+from dmamba.display import notebook, progress
+from dmamba.display.describing import Evaluation
+from dmamba.runs import Run
+from dmamba.sweeps import Sweep
+from dmamba.sweeps.sweep_progress import SweepProgress
 
 
 class Shown:
@@ -168,8 +168,8 @@ def test_pictures_show_themselves(trained):
 
 
 def test_a_sweep_is_a_table_and_a_plot(trained, tmp_path):
-    from dmamba import sweep_report
-    from dmamba.grid import make_grid
+    from dmamba.sweeps import sweep_report
+    from dmamba.sweeps.grid import make_grid
 
     config = trained.config
     grid = make_grid(config, ["K=3,5", "seed=0:2"])

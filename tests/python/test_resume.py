@@ -105,7 +105,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(dataset, whole, t
 
 
 def test_an_evaluation_that_was_cut_off_is_made_up_for(dataset, trained, tmp_path):
-    class InterruptsEvaluation(dmamba.callbacks.Callback):
+    class InterruptsEvaluation(dmamba.training.callbacks.Callback):
         def on_checkpoint(self, run, path):
             if path.name.endswith("15"):
                 os.kill(os.getpid(), signal.SIGINT)  # seen after the evaluation's first step

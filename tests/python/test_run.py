@@ -13,9 +13,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import dmamba
-from dmamba.files import write_json, write_text
-from dmamba.metrics import METRICS
-from dmamba.run import Run, RunWriter, locate_checkpoint
+from dmamba.common.files import write_json, write_text
+from dmamba.runs import Run, RunWriter, locate_checkpoint
+from dmamba.runs.metrics import METRICS
 
 
 def row(step, loss=0.5):

@@ -22,7 +22,8 @@ import pytest
 import torch
 
 import dmamba
-from dmamba import _C, data, minari_folders
+from dmamba import _C, data
+from dmamba.data import minari_folders
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "fuzz"))
 import make_corpora

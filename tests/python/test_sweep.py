@@ -12,9 +12,10 @@ import pytest
 from conftest import tiny
 
 import dmamba
-from dmamba import plots, sweep_report
 from dmamba.commands import main
-from dmamba.seeds import summarize
+from dmamba.display import plots
+from dmamba.runs.seeds import summarize
+from dmamba.sweeps import sweep_report
 
 
 @pytest.fixture
@@ -122,7 +123,7 @@ def test_a_stopped_sweep_continues(config, elsewhere):
 
 
 def made_point(value, returns, environment="Hopper-v4", target=100.0):
-    """A point as :func:`dmamba.sweep_report.collect` gives it, of one target."""
+    """A point as :func:`dmamba.sweeps.sweep_report.collect` gives it, of one target."""
     scored = environment == "Hopper-v4"
     records = {}
     for seed, mean in enumerate(returns):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from dmamba.runner import STOPPED
-from dmamba.sweep_progress import SweepProgress, Watch, duration
+from dmamba.sweeps.runner import STOPPED
+from dmamba.sweeps.sweep_progress import SweepProgress, Watch, duration
 
 HEADER = "step,training/loss,training/grad_norm,training/learning_rate,training/skipped\n"
 

@@ -6,7 +6,7 @@ import pty
 
 import pytest
 
-from dmamba import scores, terminal
+from dmamba.common import scores, terminal
 
 COLOUR_VARIABLES = ("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "CLICOLOR", "TERM")
 

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 import dmamba
 from dmamba import configuration, training
-from dmamba.callbacks import Callback
+from dmamba.training.callbacks import Callback
 
 
 def quiet(config, folder, **arguments):

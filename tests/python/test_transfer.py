@@ -9,7 +9,8 @@ import torch
 from conftest import tiny, write_dataset
 
 import dmamba
-from dmamba import _C, data, transfer
+from dmamba import _C, data
+from dmamba.training import transfer
 
 
 @pytest.fixture(scope="module")

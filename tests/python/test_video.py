@@ -9,7 +9,7 @@ from PIL import Image
 from test_atari_evaluation import STEPS, games_run  # noqa: F401
 
 import dmamba
-from dmamba import video
+from dmamba.evaluation import video
 
 
 def test_a_game_as_mp4(games_run, tmp_path):  # noqa: F811

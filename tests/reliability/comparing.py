@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from dmamba.run import METRICS, Run
+from dmamba.runs import METRICS, Run
 
 Picture = dict[str, str]
 

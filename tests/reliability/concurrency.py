@@ -38,7 +38,8 @@ from typing import Any
 import numpy as np
 
 import dmamba
-from dmamba import _C, replays, sources
+from dmamba import _C
+from dmamba.data import replays, sources
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "python"))
 import replay_games
@@ -150,7 +151,7 @@ def place_resume(folder: Path, count: int) -> str:
     """One goes on; who comes later finds it at its end."""
     wanted = config(folder, 60)
 
-    class Stop(dmamba.callbacks.Callback):
+    class Stop(dmamba.training.callbacks.Callback):
         def on_checkpoint(self, run: dmamba.Run, path: Path) -> None:
             raise KeyboardInterrupt
 
@@ -240,7 +241,7 @@ def place_checksum(folder: Path, count: int) -> str:
             count, lambda n: dmamba.data.load(NAME, progress=False, verify=True).num_episodes
         )
         require({result for _, _, result in found} == {6}, f"not all agree: {found}")
-    require(dmamba.download.check(path, full=True), "the record is gone")
+    require(dmamba.data.downloading.check(path, full=True), "the record is gone")
     return "5 times all of them"
 
 

@@ -24,8 +24,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "python"))
 from faulty import DEADLY, HANGING, KINDS, Faulty
 
-from dmamba import _C, evaluation, nn, suites
-from dmamba.rollout import episode_seed
+from dmamba import _C, evaluation, nn
+from dmamba.envs.jobs import episode_seed
+from dmamba.evaluation import suites
 
 ID = "Faulty-v0"
 FAULTS = {**KINDS, **DEADLY, **HANGING}

@@ -83,7 +83,7 @@ def _write(path: Path, episodes: int) -> dict[int, np.ndarray]:
     return written
 
 
-class _Most(dmamba.callbacks.Callback):
+class _Most(dmamba.training.callbacks.Callback):
     """The most that was resident, by kind."""
 
     def __init__(self) -> None:

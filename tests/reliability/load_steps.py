@@ -27,7 +27,7 @@ ROW_BYTES = 120  # the most that a row of metrics may take, and four of its scal
 EVENT_BYTES = 400
 
 
-class Samples(dmamba.callbacks.Callback):
+class Samples(dmamba.training.callbacks.Callback):
     """Measures at some of the rows of metrics."""
 
     def __init__(self, every: int, cuda: bool) -> None:

@@ -18,8 +18,9 @@ import torch
 from comparing import Picture, check_run, check_temporaries, picture
 
 import dmamba
-from dmamba import data, hdf5
-from dmamba.run import Run
+from dmamba import data
+from dmamba.data import hdf5
+from dmamba.runs import Run
 
 sys.path.append(str(Path(__file__).parents[1] / "python"))
 
@@ -296,12 +297,12 @@ def import_for(subjects: Iterable[Subject]) -> None:
     import matplotlib.font_manager  # noqa: F401
     import torch.utils.tensorboard  # noqa: F401
 
-    import dmamba.pictures  # noqa: F401
+    import dmamba.display.pictures  # noqa: F401
 
     if any(subject.plays for subject in subjects):
         import gymnasium.envs.mujoco.hopper_v4  # noqa: F401
 
-        dmamba.suites.import_vector()
+        dmamba.evaluation.suites.import_vector()
     if len(os.listdir("/proc/self/task")) > 1:
         print("note: this process has threads; children that hang may be its own fault", flush=True)
 

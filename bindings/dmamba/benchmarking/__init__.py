@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 
-from dmamba import _C, data, scores, summary
+from dmamba import _C, data
 from dmamba.benchmarking import cases, machine
 from dmamba.benchmarking.machine import processor
 from dmamba.benchmarking.timing import ratio, spread, take_turns
-from dmamba.progress import bar
+from dmamba.common import scores
+from dmamba.display.progress import bar
+from dmamba.training import summary
 
 __all__ = ["PARTS", "benchmark", "format_result", "processor"]
 

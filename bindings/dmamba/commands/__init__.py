@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Sequence
 from types import ModuleType
 
-from dmamba import _C, _build_info, terminal
+from dmamba import _C, _build_info
 from dmamba.commands import (
     answers,
     benchmark,
@@ -31,8 +31,9 @@ from dmamba.commands import (
     sweep,
     train,
 )
+from dmamba.common import terminal
+from dmamba.common.signals import Interrupted
 from dmamba.configuration import did_you_mean
-from dmamba.signals import Interrupted
 
 COMMANDS: dict[str, ModuleType] = {
     "train": train,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dmamba import _C, data, horizon, nn
+from dmamba import _C, data, nn
 from dmamba.commands.answers import Answer
 from dmamba.configuration import load_config
-from dmamba.run import Run, locate_checkpoint
+from dmamba.evaluation import horizon
+from dmamba.runs import Run, locate_checkpoint
 
 HELP = "Propose a context length from a dataset, or from a short run's memory as well."
 EXAMPLES = (

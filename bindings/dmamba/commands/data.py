@@ -6,9 +6,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from dmamba import _C, data, download, minari_folders, plots, replays
+from dmamba import _C, data
 from dmamba.commands import record
 from dmamba.commands.answers import Answer
+from dmamba.data import downloading, minari_folders, replays
+from dmamba.display import plots
 
 HELP = "Show, download or record datasets: dmamba data info PATH, data list, download, record."
 EXAMPLES = (
@@ -91,7 +93,7 @@ def format_list() -> str:
 def _download(name: str, progress: bool) -> dict[str, Any]:
     path = data.download(name, progress=progress)
     parts = [part for part in path.rglob("*") if part.is_file()] if path.is_dir() else [path]
-    digest = None if path.is_dir() else download.recorded_sha256(path)
+    digest = None if path.is_dir() else downloading.recorded_sha256(path)
     size = sum(part.stat().st_size for part in parts)
     return {"name": name, "path": path, "bytes": size, "sha256": digest}
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dmamba import contexts
 from dmamba._C import ConfigError, Error
 from dmamba.commands.answers import Answer
-from dmamba.describing import format_result
-from dmamba.evaluation import evaluate
-from dmamba.files import write_json
-from dmamba.pretraining import FOLDER
-from dmamba.run import Run, locate_checkpoint
-from dmamba.suites import ENGINES, RTG_REWARDS
-from dmamba.video import check_path, record_video
+from dmamba.common.files import write_json
+from dmamba.data.pretraining import FOLDER
+from dmamba.display import describing
+from dmamba.evaluation import contexts, evaluate
+from dmamba.evaluation.suites import ENGINES, RTG_REWARDS
+from dmamba.evaluation.video import check_path, record_video
+from dmamba.runs import Run, locate_checkpoint
 
 HELP = "Evaluate a run's latest checkpoint, or one checkpoint folder, in its environment."
 EXAMPLES = (
@@ -153,12 +152,14 @@ def run(arguments: argparse.Namespace) -> Answer:
     if arguments.output:
         write_json(Path(arguments.output), result)
     if isinstance(wanted, list):
-        return Answer(contexts.format_results(result), result)
-    lines = [contexts.format_choice(result)] if wanted == contexts.AUTO else []
+        return Answer(describing.format_results(result), result)
+    lines = [describing.format_choice(result)] if wanted == contexts.AUTO else []
     folder, _ = locate_checkpoint(Path(arguments.run))
     if folder is not None and arguments.set:
         folder = folder / FOLDER / arguments.set
-    lines.append(format_result(result, None if folder is None else Run(folder).dataset_mean()))
+    lines.append(
+        describing.format_result(result, None if folder is None else Run(folder).dataset_mean())
+    )
     if arguments.video:
         target = result["targets"][0]["target"]
         film = record_video(arguments.run, arguments.video, target, **choices)

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from dmamba.commands.answers import Answer
-from dmamba.exporting import export
-from dmamba.files import read_json
+from dmamba.common.files import read_json
+from dmamba.runs.exporting import export
 
 HELP = "Write a run's policy as a folder with parameters, configuration and model card."
 EXAMPLES = (

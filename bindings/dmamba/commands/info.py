@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
-from dmamba import _C, _build_info, summary, terminal
+from dmamba import _C, _build_info
 from dmamba.commands.answers import Answer
+from dmamba.common import terminal
+from dmamba.training import summary
 
 HELP = "Show versions, instruction sets, threads, and whether CUDA is used and why."
 EXAMPLES = (("dmamba info", "for a bug report"), ("dmamba info --json", "for a script"))

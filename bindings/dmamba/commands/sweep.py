@@ -7,7 +7,7 @@ import argparse
 from dmamba import _C, engines
 from dmamba.commands.answers import Answer
 from dmamba.configuration import recipes
-from dmamba.sweeping import sweep
+from dmamba.sweeps import sweep
 
 HELP = "Train a grid of settings and seeds, several runs at a time, and compare the points."
 EXAMPLES = (

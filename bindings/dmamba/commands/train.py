@@ -7,8 +7,8 @@ from pathlib import Path
 
 from dmamba import _C
 from dmamba.commands.answers import Answer
+from dmamba.common.ranks import leads
 from dmamba.configuration import recipes
-from dmamba.ranks import leads
 from dmamba.training import EVALUATE, train
 
 HELP = "Train a model on a dataset and evaluate it in the dataset's environment."

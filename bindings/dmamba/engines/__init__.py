@@ -14,7 +14,7 @@ from typing import Any
 from dmamba import _C
 from dmamba.engines.base import Engine, Training
 from dmamba.engines.local import default_jobs
-from dmamba.grid import split_values
+from dmamba.sweeps.grid import split_values
 
 __all__ = [
     "ENGINES",

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dmamba.run import Run
-from dmamba.runner import STOPPED, failure_of, start, train_arguments
-from dmamba.signals import NotedSignals
+from dmamba.common.signals import NotedSignals
+from dmamba.runs import Run
+from dmamba.sweeps.runner import STOPPED, failure_of, start, train_arguments
 
 POLL_SECONDS = 0.2
 

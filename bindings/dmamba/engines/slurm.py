@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from dmamba import _C
+from dmamba.common.files import read_json, write_json
 from dmamba.engines.base import Engine, Training
-from dmamba.files import read_json, write_json
-from dmamba.runner import STOPPED, failure_of
+from dmamba.sweeps.runner import STOPPED, failure_of
 
 POLL_SECONDS = 0.5  # a look at the jobs' result files
 QUEUE_SECONDS = 15.0  # a call of squeue, for the jobs that leave no result

@@ -23,9 +23,9 @@ from ale_py.registration import rom_id_to_name
 from ale_py.vector_env import AtariVectorEnv
 
 from dmamba import _C
+from dmamba.envs.failures import Failure
 from dmamba.envs.games import FRAMES_PER_STEP, MAX_FRAMES, plain
 from dmamba.envs.slots import SlotError
-from dmamba.failures import Failure
 
 NOOP_MAX = 30  # as the author's environment, which draws 0 to 29, too
 _IDLE = 0  # the first action of every set does nothing

@@ -18,7 +18,7 @@ import numpy as np
 
 from dmamba import _C
 from dmamba.envs import ids, vector
-from dmamba.failures import Failure
+from dmamba.envs.failures import Failure
 
 
 def check(environment: str) -> None:

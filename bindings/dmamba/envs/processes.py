@@ -30,8 +30,8 @@ import numpy as np
 
 from dmamba import _C
 from dmamba.envs import slots
+from dmamba.envs.failures import Failure, Guard
 from dmamba.envs.host import python_environment
-from dmamba.failures import Failure, Guard
 
 # A worker has one core to itself; the thread pools of BLAS would only be in the others' way.
 _ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}

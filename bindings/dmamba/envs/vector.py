@@ -15,8 +15,8 @@ import numpy as np
 
 from dmamba import _C
 from dmamba.envs import ids, slots
+from dmamba.envs.failures import Failure, Guard
 from dmamba.envs.processes import Processes
-from dmamba.failures import Failure, Guard
 
 
 class Environments:

@@ -3,8 +3,8 @@
 Written for reading: one line of the equations is one line of code, in any floating dtype.
 """
 
-from .causal_conv1d import causal_conv1d
-from .model import DMamba, Mamba
-from .selective_scan import selective_scan, selective_scan_materialized
+from dmamba.reference.causal_conv1d import causal_conv1d
+from dmamba.reference.model import DMamba, Mamba
+from dmamba.reference.selective_scan import selective_scan, selective_scan_materialized
 
 __all__ = ["DMamba", "Mamba", "causal_conv1d", "selective_scan", "selective_scan_materialized"]

@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmamba._C import ModelConfig
-
-from .selective_scan import selective_scan
+from dmamba.reference.selective_scan import selective_scan
 
 
 class Mamba(nn.Module):

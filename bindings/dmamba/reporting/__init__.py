@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dmamba import _C
-from dmamba.files import write_text
+from dmamba.common.files import write_text
 from dmamba.reporting.canvas import Figure
 from dmamba.reporting.collect import collect
 from dmamba.reporting.figures import all_figures

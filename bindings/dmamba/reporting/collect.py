@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from dmamba import _C, envs
+from dmamba.common.files import read_json
 from dmamba.configuration import UNSHAPING, flatten
-from dmamba.files import read_json
-from dmamba.grid import folder_name, short_name
-from dmamba.pretraining import FOLDER as SETS
-from dmamba.run import Run
+from dmamba.data.pretraining import FOLDER as SETS
+from dmamba.runs import Run
+from dmamba.sweeps.grid import folder_name, short_name
 
 MAX_DEPTH = 4  # a folder of sweeps of runs, and one to spare
 WHICH = ("last", "best")

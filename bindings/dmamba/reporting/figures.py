@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dmamba.common.scores import format_interval
 from dmamba.reporting.canvas import (
     COLOURS,
     GREY,
@@ -22,7 +23,6 @@ from dmamba.reporting.canvas import (
 from dmamba.reporting.collect import Collection, Point, Record
 from dmamba.reporting.statistics import Estimate, estimate, of_runs
 from dmamba.reporting.tables import aggregates, point_label, point_values, unit_of
-from dmamba.scores import format_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from dmamba.common.scores import format_markdown
 from dmamba.reporting.canvas import Figure
 from dmamba.reporting.collect import Collection
 from dmamba.reporting.tables import Table
-from dmamba.scores import format_markdown
 
 _NUMBER = re.compile(r"-|[-\d.,]+( ± [\d.]+)?|\[[-\d., ]+\]|no\. \d+")
 _SPECIAL = re.compile(r"([\\`*_{}<>#|$&~]|\[(?=[^\]]*\]\())")

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dmamba.common.scores import Interval, standard_error
 from dmamba.reporting.collect import Record
-from dmamba.scores import Interval, standard_error
 
 CONFIDENCE = 0.95
 # A few values have few different means, and the ends of an interval jump from one to the next: of

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from dmamba import envs
+from dmamba.common.scores import format_interval, format_number
 from dmamba.reporting.collect import WHICH, Collection, Point, Record
 from dmamba.reporting.statistics import Estimate, estimate, of_runs
-from dmamba.scores import format_interval, format_number
 
 BIASED = (
     "The evaluation of each run that did best at this target: a maximum over evaluations, so "

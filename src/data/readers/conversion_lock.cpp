@@ -1,5 +1,5 @@
 // See conversion_lock.h. The file goes with the lock: who gets one that has been removed meanwhile
-// tries again. It says "PID HOST", as those of bindings/dmamba/locks.py.
+// tries again. It says "PID HOST", as those of bindings/dmamba/common/locks.py.
 #include "data/readers/conversion_lock.h"
 
 #include <fcntl.h>

@@ -62,7 +62,7 @@ def test_generators_are_seeded_before_python_has_used_the_gpu():
     """In a process whose C++ alone has: torch.cuda has no generators until it is initialised."""
     program = """
 import torch
-from dmamba.external import seeded
+from dmamba.nn.external import seeded
 with seeded(3, torch.device("cuda:0")):
     first = torch.rand(2, device="cuda")
 with seeded(3, torch.device("cuda:0")):

@@ -1,0 +1,1 @@
+"""What all else stands on: files, locks, signals, ranks, the terminal, statistics."""
