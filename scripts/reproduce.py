@@ -52,9 +52,9 @@ from lib.experiment_table import format_csv, format_tables
 
 from dmamba.common.files import write_json, write_text
 from dmamba.data.pretraining import FOLDER as SETS
+from dmamba.engines.runner import Runner
 from dmamba.runs import Run
 from dmamba.runs.seeds import read_evaluation, read_run, summarize
-from dmamba.sweeps.runner import Runner
 
 
 @dataclass(frozen=True)

@@ -41,12 +41,12 @@ from ._C import (  # noqa: E402
     set_log_level,
 )
 from .evaluation import evaluate  # noqa: E402
+from .evaluation.exporting import export  # noqa: E402
 from .evaluation.policies import Agent, load_policy  # noqa: E402
 from .evaluation.video import record_video  # noqa: E402
 from .nn.official import from_official  # noqa: E402
 from .reporting import Report, report  # noqa: E402
 from .runs import Run  # noqa: E402
-from .runs.exporting import export  # noqa: E402
 from .sweeps import Sweep, sweep  # noqa: E402
 from .training import train  # noqa: E402
 from .training.callbacks import Callback, WandbCallback  # noqa: E402

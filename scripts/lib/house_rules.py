@@ -1,8 +1,10 @@
 """Rules of the house that no off-the-shelf tool knows; scripts/lint.sh runs this.
 
-Who may include whom (CONTRIBUTING.md), the length of files, and a comment at the head of each.
+Who may include whom (CONTRIBUTING.md), in C++ and between the rooms of the Python package, the
+length of files, and a comment at the head of each.
 """
 
+import ast
 import re
 import sys
 from collections.abc import Iterator
@@ -12,6 +14,14 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("src", "include", "kernels", "bindings", "tests", "scripts", "examples")
 CPP = (".cpp", ".h", ".cu", ".cuh")
 MAX_LINES = 500
+
+PACKAGE = ROOT / "bindings" / "dmamba"
+# Its rooms, from the ground up: what a file imports as it is loaded lies in its room or below.
+ROOMS = (
+    *("_C", "_build_info", "_openmp", "_uncompiled", "configuration", "ops", "reference"),
+    *("common", "envs", "display", "nn", "data", "runs", "evaluation", "training"),
+    *("engines", "sweeps", "benchmarking", "reporting", "commands", "__main__"),
+)
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]')
 TORCH = re.compile(r"^(torch|ATen|c10|caffe2)/")
@@ -32,12 +42,41 @@ def include_problem(file: Path, header: str) -> str | None:
     return None
 
 
+def imported_rooms(line: ast.stmt) -> Iterator[str]:
+    """Yields the rooms of the package that a line `from dmamba... import ...` names."""
+    if isinstance(line, ast.ImportFrom) and line.module and not line.level:
+        package, _, inside = line.module.partition(".")
+        if package == "dmamba":
+            yield from [inside.split(".")[0]] if inside else [name.name for name in line.names]
+
+
+def import_problems(file: Path, text: str) -> Iterator[tuple[int, str]]:
+    """Yields line number and problem for imports of a file of the Python package that go up.
+
+    Those inside functions, which break a circle, and those for type checkers alone are left out.
+    """
+    room = file.relative_to(PACKAGE).parts[0].removesuffix(file.suffix)
+    if room == "__init__":
+        return
+    if room not in ROOMS:
+        yield 1, f"no room {room} in the list of house_rules.py: choose one, or place the new one"
+        return
+    for line in ast.parse(text).body:
+        for other in imported_rooms(line):
+            if other not in ROOMS or ROOMS.index(other) > ROOMS.index(room):
+                yield line.lineno, f"{room} imports {other}, which stands above it"
+
+
 def problems_of(file: Path) -> Iterator[str]:
     """Yields `path:line: what is wrong` for one source file."""
     name = file.relative_to(ROOT)
-    lines = file.read_text(encoding="utf-8").splitlines()
+    text = file.read_text(encoding="utf-8")
+    lines = text.splitlines()
     if len(lines) > MAX_LINES:
         yield f"{name}:{MAX_LINES + 1}: {len(lines)} lines, at most {MAX_LINES}: split the file"
+    if file.is_relative_to(PACKAGE) and file.suffix == ".py":
+        for number, problem in import_problems(file, text):
+            yield f"{name}:{number}: {problem}"
     if file.suffix not in CPP:
         return
     if not lines or not lines[0].startswith(("//", "/*")):

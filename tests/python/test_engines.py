@@ -16,8 +16,8 @@ from conftest import tiny
 import dmamba
 from dmamba import engines
 from dmamba.commands import main
+from dmamba.engines import runner
 from dmamba.engines import slurm as slurm_engine
-from dmamba.sweeps import runner
 
 COMMANDS = Path(__file__).with_name("slurm_commands.py")
 

@@ -9,8 +9,8 @@ from conftest import tiny, write_dataset
 from faulty import Faulty
 
 import dmamba
+from dmamba.engines.runner import failure_of
 from dmamba.runs import Run
-from dmamba.sweeps.runner import failure_of
 
 ID = "dmamba-test/Failing-v0"
 

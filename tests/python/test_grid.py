@@ -7,8 +7,9 @@ import pytest
 from conftest import LENGTHS, tiny
 
 import dmamba
+from dmamba.common.values import split_values
 from dmamba.data import sources
-from dmamba.sweeps.grid import make_grid, split_values
+from dmamba.sweeps.grid import make_grid
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_a_holder_that_has_not_signed_yet_is_waited_for(tmp_path):
 
 def test_what_a_killed_process_held_is_free(tmp_path):
     program = (
-        "import os, pathlib, signal, sys\nfrom dmamba import locks\n"
+        "import os, pathlib, signal, sys\nfrom dmamba.common import locks\n"
         "locks.take(pathlib.Path(sys.argv[1])); os.kill(os.getpid(), signal.SIGKILL)"
     )
     path = tmp_path / "a.lock"

@@ -15,7 +15,7 @@ from conftest import tiny
 from replay_games import write_recording
 
 import dmamba
-from dmamba.sweeps import runner
+from dmamba.engines import runner
 
 HERE = Path(__file__).parent
 WORLD = 2

@@ -11,10 +11,10 @@ from conftest import LENGTHS, tiny
 
 import dmamba
 from dmamba.commands import main
+from dmamba.engines.runner import STOPPED
 from dmamba.runs import seeds
 from dmamba.sweeps import search
 from dmamba.sweeps.ranges import Range, parse_range
-from dmamba.sweeps.runner import STOPPED
 
 SPACE = ["learning_rate=log:1e-4..1e-2", "dropout=0.0..0.3", "K=3,5,7"]
 

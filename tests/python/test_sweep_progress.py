@@ -2,7 +2,7 @@
 
 import pytest
 
-from dmamba.sweeps.runner import STOPPED
+from dmamba.engines.runner import STOPPED
 from dmamba.sweeps.sweep_progress import SweepProgress, Watch, duration
 
 HEADER = "step,training/loss,training/grad_norm,training/learning_rate,training/skipped\n"

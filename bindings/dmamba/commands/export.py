@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dmamba.commands.answers import Answer
 from dmamba.common.files import read_json
-from dmamba.runs.exporting import export
+from dmamba.evaluation.exporting import export
 
 HELP = "Write a run's policy as a folder with parameters, configuration and model card."
 EXAMPLES = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,7 +20,9 @@ from dmamba.data.segments import SegmentDataset
 from dmamba.data.segments import default_rtg_scale as rtg_scale
 from dmamba.data.sources import PACKAGE_FOLDER, cache_folders, listing, locate
 from dmamba.display.progress import ReadingBar
-from dmamba.evaluation.recording import record
+
+if TYPE_CHECKING:
+    from dmamba.evaluation.recording import record
 
 __all__ = [
     "FrameSegmentDataset",
@@ -45,6 +47,15 @@ __all__ = [
     "resolve",
     "rtg_scale",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Finds ``record``: who plays episodes stands above the data, and reads them."""
+    if name != "record":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from dmamba.evaluation.recording import record
+
+    return record
 
 
 def load(

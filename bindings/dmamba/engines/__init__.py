@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from dmamba import _C
+from dmamba.common.values import split_values
 from dmamba.engines.base import Engine, Training
 from dmamba.engines.local import default_jobs
-from dmamba.sweeps.grid import split_values
 
 __all__ = [
     "ENGINES",

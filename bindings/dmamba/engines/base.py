@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dmamba.common.signals import NotedSignals
+from dmamba.engines.runner import STOPPED, failure_of, start, train_arguments
 from dmamba.runs import Run
-from dmamba.sweeps.runner import STOPPED, failure_of, start, train_arguments
 
 POLL_SECONDS = 0.2
 

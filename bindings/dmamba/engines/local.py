@@ -10,7 +10,7 @@ from typing import Any
 
 from dmamba import _C
 from dmamba.engines.base import Engine, Training
-from dmamba.sweeps.runner import Runner, visible_gpus
+from dmamba.engines.runner import Runner, visible_gpus
 
 JOBS_ON_A_GPU = 4  # small models leave most of a GPU to each other
 

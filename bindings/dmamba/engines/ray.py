@@ -16,7 +16,7 @@ from typing import Any
 from dmamba import _C
 from dmamba.engines.base import POLL_SECONDS, Engine, Training
 from dmamba.engines.local import JOBS_ON_A_GPU
-from dmamba.sweeps.runner import STOPPED
+from dmamba.engines.runner import STOPPED
 
 OPTIONS = ("address", "cpus", "gpus")
 # Between two requests to stop: Python drops an exception that comes in a destructor, and Ray's

@@ -21,7 +21,7 @@ from typing import Any
 from dmamba import _C
 from dmamba.common.files import read_json, write_json
 from dmamba.engines.base import Engine, Training
-from dmamba.sweeps.runner import STOPPED, failure_of
+from dmamba.engines.runner import STOPPED, failure_of
 
 POLL_SECONDS = 0.5  # a look at the jobs' result files
 QUEUE_SECONDS = 15.0  # a call of squeue, for the jobs that leave no result

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dmamba import _C, data
+from dmamba.common.values import split_values
 from dmamba.configuration import flatten, load_config
 from dmamba.data import replays
 from dmamba.sweeps.ranges import refuse_ranges
@@ -26,8 +27,6 @@ from dmamba.training.beginning import check_environment, make_model
 
 MAX_RUNS = 10_000
 SHORT_NAMES = {"K": "model.context_length"}  # beside the last parts of dotted keys
-_RANGE = re.compile(r"(\d+):(\d+)")
-_BRACKETS = {"[": "]", "{": "}", "(": ")", '"': '"', "'": "'"}
 _UNFIT = re.compile(r"[^\w.,=+\[\]-]+")  # for the name of a folder
 
 
@@ -74,33 +73,6 @@ class Grid:
 def folder_name(label: str, seed: int) -> str:
     """The name of the folder of a point's run."""
     return f"{_UNFIT.sub('_', label)}-seed{seed}"
-
-
-def split_values(text: str) -> list[str]:
-    """The values of a list: split at commas outside brackets and quotes, ranges written out.
-
-    Raises:
-        ConfigError: An empty value or range, a bracket without its other half, too many values.
-    """
-    values: list[str] = []
-    closing: list[str] = []
-    current = ""
-    for character in text:
-        if closing and character == closing[-1]:
-            closing.pop()
-        elif character in _BRACKETS and not (closing and closing[-1] in "\"'"):
-            closing.append(_BRACKETS[character])
-        if character == "," and not closing:
-            values.append(current.strip())
-            current = ""
-        else:
-            current += character
-    if closing:
-        raise _C.ConfigError(f"{text!r} lacks a closing {closing[-1]}")
-    values.append(current.strip())
-    if "" in values:
-        raise _C.ConfigError(f"{text!r} has an empty value; write values as 5,10,20")
-    return [one for value in values for one in _expand(value)]
 
 
 def short_name(key: str, base: _C.Config) -> str:
@@ -168,19 +140,6 @@ def check_device(point: Point) -> None:
     """
     device = next(iter(point.configs.values())).training.device
     _C.resolve_device(device, "training.device")
-
-
-def _expand(value: str) -> list[str]:
-    match = _RANGE.fullmatch(value)
-    if match is None:
-        return [value]
-    first, end = int(match[1]), int(match[2])
-    if not 0 < end - first <= MAX_RUNS:
-        raise _C.ConfigError(
-            f"range {value!r} has {max(0, end - first)} values, which must be 1 to {MAX_RUNS}; "
-            "A:B counts from A to B - 1"
-        )
-    return [str(number) for number in range(first, end)]
 
 
 def read_lists(base: _C.Config, texts: list[str]) -> dict[str, list[str]]:

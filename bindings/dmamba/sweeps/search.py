@@ -31,12 +31,12 @@ from dmamba.common import locks
 from dmamba.common.files import write_text
 from dmamba.common.signals import Interrupted
 from dmamba.configuration import UNSHAPING, changes
+from dmamba.engines.runner import STOPPED
 from dmamba.runs import Run
 from dmamba.runs.seeds import read_run
 from dmamba.sweeps import JOURNAL, Sweep, run_all, search_report
 from dmamba.sweeps.grid import Point
 from dmamba.sweeps.ranges import Range
-from dmamba.sweeps.runner import STOPPED
 from dmamba.sweeps.space import TARGETS, Space, make_space
 from dmamba.sweeps.sweep_progress import SweepProgress
 

@@ -21,8 +21,8 @@ from tqdm.std import tqdm
 
 from dmamba import _C
 from dmamba.display import notebook
+from dmamba.engines.runner import STOPPED
 from dmamba.runs import Run
-from dmamba.sweeps.runner import STOPPED
 
 TICK_SECONDS = 1.0
 OVERALL_SECONDS = 60.0  # between two overall lines where there is no terminal

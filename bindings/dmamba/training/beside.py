@@ -28,7 +28,7 @@ from dmamba.evaluation import suites
 
 CORES_SHARE = 0.75  # of the environments' workers; the rest stays with the training
 _CLOSE_SECONDS = 5.0
-_PROGRAM = "from dmamba.beside import main; raise SystemExit(main())"
+_PROGRAM = "from dmamba.training.beside import main; raise SystemExit(main())"
 
 
 class Evaluator:
