@@ -21,7 +21,7 @@ import numpy as np
 
 from dmamba.benchmarking import processor
 from dmamba.envs import vector
-from dmamba.envs.processes import usable_cores
+from dmamba.envs.host import usable_cores
 
 HANDOVERS = 1000
 

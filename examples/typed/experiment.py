@@ -20,8 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import dmamba
-from dmamba import nn, ops
-from dmamba.training.callbacks import Callback
+from dmamba import Callback, nn, ops
 
 Episode = dict[str, npt.NDArray[np.float32] | bool]
 

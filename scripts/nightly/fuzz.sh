@@ -42,10 +42,11 @@ if ((alone)); then
   hdf5=$(ldd "$kit/bin/front_door" | awk '/libhdf5/{print $3}')
   PYTHONPATH=scripts/lib "$PYTHON" -c 'import sys; from leave_out import *
 without(Path(sys.argv[1]), ["libcurl", "libcrypto"], Path(sys.argv[2]))' "$hdf5" "$kit/lib"
-  mkdir -p "$kit/python/alone/envs"
-  cp bindings/dmamba/{official,minari_folders}.py "$kit/python/alone"
-  cp bindings/dmamba/envs/ids.py "$kit/python/alone/envs"
-  : >"$kit/python/alone/envs/__init__.py"
+  for module in nn/official data/minari_folders envs/ids; do
+    mkdir -p "$kit/python/alone/${module%/*}"
+    cp "bindings/dmamba/$module.py" "$kit/python/alone/$module.py"
+    : >"$kit/python/alone/${module%/*}/__init__.py"
+  done
   echo "$kit ($(du -sh "$kit" | cut -f1))"
   exit
 fi

@@ -43,6 +43,7 @@ def stand_in(folder: Path) -> None:
     for name in ("DataError", "CheckpointError", "ConfigError"):
         setattr(compiled, name, type(name, (RuntimeError,), {}))
     models = types.ModuleType("dmamba.nn")
+    models.__path__ = [str(folder / "nn")]
 
     class Model:
         def __init__(self, *sizes: int, **options: object) -> None:

@@ -118,8 +118,10 @@ def cluster():
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else it is kept in the home folder
         # It ignores SIGINT, as what a shell starts in the background does.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        context = ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-        signal.signal(signal.SIGINT, before)
+        try:
+            context = ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        finally:
+            signal.signal(signal.SIGINT, before)
         yield context.address_info["gcs_address"]
         ray.shutdown()
 

@@ -252,3 +252,26 @@ def test_arguments_in_ids_that_cannot_be_read():
     ):
         with pytest.raises(dmamba.ConfigError, match=message):
             vector.make(environment)
+
+
+STRANGER = """
+from gymnasium.envs.classic_control.pendulum import PendulumEnv
+
+class Pendulum(PendulumEnv):
+    pass
+"""
+
+
+@pytest.mark.parametrize("name", ["jobs", "slots"])
+def test_an_environment_may_lie_in_a_module_of_any_name(name, tmp_path, monkeypatch):
+    (tmp_path / f"{name}.py").write_text(STRANGER)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    register("dmamba-test/Stranger-v0", f"{name}:Pendulum", max_episode_steps=9)
+    try:
+        with vector.Environments("dmamba-test/Stranger-v0", 2, workers=2) as environments:
+            environments.reset(np.ones(2, dtype=bool), np.arange(2))
+            assert not environments.failures
+    finally:
+        del gymnasium.registry["dmamba-test/Stranger-v0"]
+        sys.modules.pop(name, None)

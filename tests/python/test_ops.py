@@ -47,7 +47,7 @@ def scan_inputs(batch, length, d_inner, d_state, dtype=torch.float32, seed=0):
 
 def conv_inputs(batch, length, d_inner, width, dtype=torch.float32, seed=0):
     tensors, flags = scan_inputs(batch, length, d_inner, width, dtype, seed)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed + 1000)  # not the numbers of x
 
     def normal(*shape):
         return torch.randn(*shape, generator=generator, dtype=tensors["D"].dtype).requires_grad_()

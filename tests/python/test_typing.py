@@ -53,7 +53,7 @@ def test_mistakes_are_seen(complaints):
     expected = {
         number: line.split("# ")[1] for number, line in enumerate(lines, 1) if "  # " in line
     }
-    assert len(expected) == 10 and complaints[WRONG] == expected
+    assert len(expected) == 12 and complaints[WRONG] == expected
 
 
 def test_the_program_runs(elsewhere):

@@ -11,6 +11,8 @@ dmamba.Run("run").sumary()  # attr-defined
 dmamba.evaluate("run", targets="1800")  # arg-type
 dmamba.nn.DMamba(11)  # call-arg
 dmamba.data.SegmentDataset("hopper", 20)  # arg-type
+dmamba.data.recrod("run", "mine.hdf5")  # attr-defined
+dmamba.data.record("run")  # call-arg
 dmamba.ops.selective_scan(torch.ones(1))  # call-overload
 print(dmamba.sweep("hopper-sample", ["K=5"]).best)  # attr-defined
 dmamba.Config().model.d_modell = 3  # attr-defined

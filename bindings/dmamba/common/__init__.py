@@ -1,1 +1,1 @@
-"""What all else stands on: files, locks, signals, ranks, the terminal, statistics."""
+"""What all else stands on: files, locks, signals, ranks, lists of values, statistics."""

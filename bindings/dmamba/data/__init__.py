@@ -23,6 +23,16 @@ from dmamba.display.progress import ReadingBar
 
 if TYPE_CHECKING:
     from dmamba.evaluation.recording import record
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Finds ``record``: who plays episodes stands above the data, and reads them."""
+        if name != "record":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from dmamba.evaluation.recording import record
+
+        return record
+
 
 __all__ = [
     "FrameSegmentDataset",
@@ -49,13 +59,8 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Finds ``record``: who plays episodes stands above the data, and reads them."""
-    if name != "record":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from dmamba.evaluation.recording import record
-
-    return record
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def load(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dmamba import _C
-from dmamba.data import downloading, minari_folders
+from dmamba.data import downloading, minari_download, minari_folders
 from dmamba.data.episodes import MEMORY
 from dmamba.envs import games
 
@@ -140,10 +140,6 @@ def obtain(
     name = os.fspath(path_or_name)
     source, found = SOURCES.get(name), find(name)
     if found is None and source is None and minari_folders.is_remote_id(name):
-        from dmamba.data import (
-            minari_download,  # it reads what has come, with what needs this module
-        )
-
         return minari_download.obtain(name, progress=progress)
     if found is None:
         if source is None:

@@ -1,1 +1,1 @@
-"""What a person sees: progress, pictures, tables in a notebook."""
+"""What a person sees: progress, pictures, an evaluation in words and tables."""

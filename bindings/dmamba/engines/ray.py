@@ -30,8 +30,11 @@ def _train(run: Training) -> str:
     It does by a simulated SIGINT. What a shell starts with ``&``, or nohup, ignores that signal,
     and so does each worker of a cluster that was started in such a way: nothing would stop a run.
     """
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    return run.run()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return run.run()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Ray(Engine):

@@ -218,7 +218,8 @@ class Processes:
 
     def _hung(self, worker: _Worker) -> str:
         slot = self._pending(worker)
-        call = "start" if slot is None else ("step", "reset")[self.rows["order"][slot] - slots.STEP]
+        order = slots.REST if slot is None else int(self.rows["order"][slot])
+        call = {slots.STEP: "step", slots.RESET: "reset"}.get(order, "start")
         return (
             f"hung: {call} took longer than {self._guard.timeout:g} s, and its worker process "
             f"{worker.process.pid} was killed"

@@ -302,4 +302,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    # Python looks for modules beside this file first; environments mean theirs by the same names.
+    beside = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [folder for folder in sys.path if folder != beside]
     sys.exit(main())

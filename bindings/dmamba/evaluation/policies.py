@@ -199,7 +199,7 @@ class Agent:
             env: A gymnasium environment, or for ``num_envs`` a ``gymnasium.vector.VectorEnv``.
 
         Returns:
-            A wrapper, see ``dmamba.envs.feedback``; its ``episodes`` lists what has been played.
+            A wrapper, see ``dmamba.evaluation.feedback``; its ``episodes`` lists what was played.
 
         Raises:
             ConfigError: Another kind or number of environments.

@@ -46,6 +46,10 @@ __all__ = [
 ]
 
 
+for _model in (GraphAtariDMamba, GraphDMamba, GraphMamba, GraphStep, Mamba, MambaBlock):
+    _model.__module__ = __name__  # where pickles look, whatever file it is in
+
+
 def _model_config(model: str, config: ModelConfig | None, options: dict[str, Any]) -> ModelConfig:
     """A copy of the config, with options set over it."""
     config = ModelConfig() if config is None else config.copy()

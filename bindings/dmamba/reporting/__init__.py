@@ -5,6 +5,7 @@
     tables.py      the tables, and the rows of the CSV
     canvas.py      how a figure looks; figures.py: what is drawn
     pages.py       HTML and Markdown of them
+    cells.py       runs and sweeps as a notebook shows them
 
 The same runs give the same bytes: there is no date, and resampling has a fixed seed.
 """

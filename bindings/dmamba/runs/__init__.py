@@ -32,6 +32,7 @@ from dmamba import _C, envs
 from dmamba.common import locks
 from dmamba.common.files import read_json, remove_abandoned, replacing, write_json, write_text
 from dmamba.display.describing import Evaluation
+from dmamba.nn import pretrained
 from dmamba.runs.metrics import COUNTS, METRICS, read_rows, row_cells
 from dmamba.runs.run_tables import csv_text, evaluations_text
 
@@ -204,8 +205,6 @@ def locate_checkpoint(folder: Path) -> tuple[Path | None, Path]:
     Raises:
         CheckpointError: Neither of the two, or a run without a complete checkpoint.
     """
-    from dmamba.nn import pretrained  # which writes its files with functions of this module
-
     pretrained.check_folder(folder)
     if pretrained.is_folder(folder):
         return None, folder

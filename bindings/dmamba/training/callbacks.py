@@ -17,7 +17,7 @@ class Callback:
     can be resumed from its latest checkpoint.
 
     Example:
-        >>> class Print(dmamba.training.callbacks.Callback):
+        >>> class Print(dmamba.Callback):
         ...     def on_log(self, run, row):
         ...         print(row["step"], row["training/loss"])
         >>> dmamba.train("hopper-sample", callbacks=[Print()])
