@@ -7,7 +7,7 @@ background, so that it can be read on any page. scripts/build_docs.sh holds the 
 against it.
 """
 
-import sys
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -231,14 +231,15 @@ def _step(page: Drawing, left: float, top: float, step: int) -> None:
 DRAWINGS = {"tokens.svg": tokens, "layer.svg": layer, "policies.svg": policies}
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Writes the files; returns the exit status."""
-    folder = Path(arguments[0]) if arguments else FOLDER
+def main() -> None:
+    """Writes the files."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help="default: %(default)s")
+    folder: Path = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     for name, draw in DRAWINGS.items():
         (folder / name).write_text(draw(), encoding="utf-8")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main()
