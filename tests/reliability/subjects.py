@@ -52,6 +52,11 @@ def write_dataset(
 class Recorder(dmamba.Callback):
     """Keeps files of its own in the run's folder, as a user's callback may."""
 
+    def on_start(self, run: Run) -> None:
+        latest = run.latest_checkpoint()
+        if latest is not None:  # whoever was killed there may have missed it
+            self.on_checkpoint(run, latest[1])
+
     def on_log(self, run: Run, row: dict[str, Any]) -> None:
         (run.folder / "mine").mkdir(exist_ok=True)
         _replace(run.folder / "mine" / f"{row['step']:08d}.json", row)

@@ -30,7 +30,11 @@ class Callback:
         """A row of metrics.csv was written: ``step``, ``training/loss``, and its other columns."""
 
     def on_checkpoint(self, run: Run, path: Path) -> None:
-        """A checkpoint folder is complete."""
+        """A checkpoint folder is complete.
+
+        Once: where the run was killed in here, a run that continues does not call it for this
+        checkpoint again. Who must not miss one looks at ``run.latest_checkpoint()`` in on_start.
+        """
 
     def on_evaluation(self, run: Run, result: dict[str, Any]) -> None:
         """An evaluation is done; ``result`` is what :func:`dmamba.evaluate` returns."""

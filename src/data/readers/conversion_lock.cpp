@@ -75,6 +75,14 @@ ConversionLock::ConversionLock(const std::string& target,
       ::ftruncate(fd_, 0) == 0 && ::pwrite(fd_, text.data(), text.size(), 0) > 0;
 }
 
+void ConversionLock::remove_abandoned(const std::string& target) {
+  const std::string path = target + ".lock";
+  const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
+  if (fd < 0) return;
+  if (::flock(fd, LOCK_EX | LOCK_NB) == 0 && is_still(fd, path)) ::unlink(path.c_str());
+  ::close(fd);
+}
+
 ConversionLock::~ConversionLock() {
   if (fd_ < 0) return;
   ::unlink(path_.c_str());

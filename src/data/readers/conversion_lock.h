@@ -21,6 +21,9 @@ class ConversionLock {
 
   bool waited() const { return waited_; }
 
+  /// Removes `TARGET.lock` where nobody holds it: who made the target was killed before the end.
+  static void remove_abandoned(const std::string& target);
+
  private:
   std::string path_;
   int fd_ = -1;

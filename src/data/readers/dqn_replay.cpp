@@ -94,7 +94,9 @@ std::shared_ptr<FrameStore> find_converted(const std::string& file, const std::s
   std::error_code error;
   if (!std::filesystem::exists(file, error)) return nullptr;
   try {
-    return open_converted(file, path, fingerprint);
+    auto found = open_converted(file, path, fingerprint);
+    ConversionLock::remove_abandoned(file);
+    return found;
   } catch (const DataError& problem) {
     log_warning(problem.what() + consequence);
     return nullptr;

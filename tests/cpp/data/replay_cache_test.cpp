@@ -1,5 +1,8 @@
 // The cache of converted recordings: what is reused, what is made anew, and what a failure leaves.
+#include <fcntl.h>
+#include <sys/file.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -96,6 +99,19 @@ TEST_F(ReplayCache, TheSecondStartReadsNoShard) {
   expect_the_recording(*open_replay(recording(), {}, {cache()}, [&](auto, auto) { ++calls; }));
   EXPECT_EQ(calls, 0);
   EXPECT_THROW(open_replay(recording(), {}), DataError);  // they are spoilt indeed
+}
+
+TEST_F(ReplayCache, ALockThatWasLeftBehindGoes) {
+  open();
+  const auto kept = ends_of(*open());
+  const std::string lock = files().at(0) + ".lock";
+  const int held = ::open(lock.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+  ASSERT_EQ(::flock(held, LOCK_EX), 0);
+  EXPECT_EQ(ends_of(*open()), kept);
+  EXPECT_TRUE(fs::exists(lock)) << "somebody has it";
+  ::close(held);
+  EXPECT_EQ(ends_of(*open()), kept);
+  EXPECT_FALSE(fs::exists(lock));
 }
 
 TEST_F(ReplayCache, AChangedRecordingIsConvertedAgain) {
