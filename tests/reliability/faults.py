@@ -103,6 +103,9 @@ class Seen:
 
 
 def read_state(state: Path) -> Seen:
-    """What a state file says."""
-    count, hits, call, path = _STATE.unpack(state.read_bytes()[: _STATE.size])
+    """What a state file says; nothing where its program was killed before it was there."""
+    content = state.read_bytes()[: _STATE.size] if state.exists() else b""
+    if len(content) < _STATE.size:
+        return Seen(0, 0, "", "")
+    count, hits, call, path = _STATE.unpack(content)
     return Seen(count, hits, call.split(b"\0")[0].decode(), os.fsdecode(path.split(b"\0")[0]))

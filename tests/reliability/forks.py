@@ -90,11 +90,14 @@ def run(
     finally:
         os.close(descriptor)
     _, status = os.waitpid(pid, 0)
-    told = json.loads(said.read_text()) if said.exists() else {"error": "", "expected": False}
+    try:
+        told = json.loads(said.read_text())
+    except (FileNotFoundError, ValueError):  # killed before or while it was written
+        told = {"error": "", "expected": False}
     return Outcome(
         signal=os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0,
         seconds=time.monotonic() - started,
-        seen=read_state(state) if state.exists() else Seen(0, 0, "", ""),
+        seen=read_state(state),
         output=output.read_text(errors="replace")[-3000:] if output.exists() else "",
         hung=hung,
         **told,

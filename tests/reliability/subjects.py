@@ -68,8 +68,11 @@ class Recorder(dmamba.Callback):
 def _replace(path: Path, content: Any) -> None:
     """Writes JSON as a careful user does."""
     fresh = path.with_suffix(".fresh")
-    fresh.write_text(json.dumps(content))
-    fresh.replace(path)
+    try:
+        fresh.write_text(json.dumps(content))
+        fresh.replace(path)
+    except OSError as error:  # of a full disk it does not say which file
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 class Subject:

@@ -7,8 +7,10 @@
 // both times of change, and is not checked again. DMAMBA_TRUST_FILES=1 leaves the check out.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <string>
+#include <thread>
 
 #include "dmamba/common/error.h"
 #include "dmamba/data/reader.h"
@@ -51,19 +53,20 @@ class FileCheck {
   FileState state_;
 };
 
-/// What `read` returns, after a check. A file that others replace meanwhile is checked again, three
-/// times at most.
+/// What `read` returns, after a check. A file that others replace meanwhile is checked again, ten
+/// times at most, later and later.
 template <class Read>
 auto read_checked(const std::string& path, const std::string& reader, const Storage& storage,
                   Read read) {
-  for (int left = 3;; --left) {
+  for (int again = 1;; ++again) {
     try {
       const FileCheck check(path, reader, storage);
       auto result = read();
       check.require_unchanged();
       return result;
     } catch (const FileChangedError&) {
-      if (left == 0) throw;
+      if (again > 10) throw;
+      std::this_thread::sleep_for(std::chrono::milliseconds(10 * again));
     }
   }
 }
