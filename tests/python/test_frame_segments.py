@@ -1,5 +1,8 @@
 """Segments of games for a DataLoader: against a slow reference, and against the C++ sampler."""
 
+import pickle
+from multiprocessing.reduction import ForkingPickler
+
 import numpy as np
 import pytest
 import torch
@@ -84,6 +87,19 @@ def test_workers_share_the_frames(store):
     batches = list(loader)
     assert batches[0]["frames"].shape == (7, K, 4, 84, 84)
     assert sum(len(batch["mask"]) for batch in batches) == sum(CHAIN)
+
+
+def test_workers_that_are_not_forked_are_not_sent_the_frames(store):
+    segments = data.FrameSegmentDataset(store, K, rtg_scale=2.0)
+    sent = ForkingPickler.dumps(segments)
+    assert len(sent) < store.frames.nbytes / 4 and len(sent) < len(pickle.dumps(segments)) / 4
+    loader = torch.utils.data.DataLoader(
+        segments, batch_size=4, num_workers=2, multiprocessing_context="spawn"
+    )
+    items = torch.cat([batch["frames"] for batch in loader])
+    np.testing.assert_array_equal(
+        items, np.stack([reference(store, index)["frames"] for index in range(len(segments))])
+    )
 
 
 def test_refusals(store):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 from torch.utils.data import Dataset
@@ -29,7 +31,8 @@ class FrameSegmentDataset(Dataset[dict[str, torch.Tensor]]):
     - ``mask`` (K,) bool, False at padding.
 
     Args:
-        store: The games; their frames are not copied. Worker processes that are forked share them.
+        store: The games; their frames are not copied. Worker processes that are forked share them;
+            for those that are started otherwise they are copied to shared memory, once.
         context_length: K, in steps.
         rtg_scale: Return per unit.
         max_timestep: Timesteps are capped at one less; None: no cap.
@@ -65,7 +68,10 @@ class FrameSegmentDataset(Dataset[dict[str, torch.Tensor]]):
             rtg_scale=self.rtg_scale,
             max_timestep=self.max_timestep,
         )
-        self._frames: np.ndarray = store.frames
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # nobody writes to what cannot be written to
+            # A tensor, which torch's worker processes are given without its bytes.
+            self._frames = torch.from_numpy(store.frames)
         self._actions: np.ndarray = store.actions.astype(np.int64)
         scaled = store.returns_to_go.astype(np.float64) / self.rtg_scale
         self._rtg: np.ndarray = scaled.astype(np.float32)[:, None]
@@ -97,7 +103,7 @@ class FrameSegmentDataset(Dataset[dict[str, torch.Tensor]]):
         frame = self._frames.shape[1:]
         strip: np.ndarray = np.zeros((self.context_length + STACK - 1, *frame), np.uint8)
         before = min(STACK - 1, first - start)
-        shown = self._frames[first - before : first + length]
+        shown = self._frames[first - before : first + length].numpy()
         strip[len(strip) - len(shown) :] = shown
         windows = np.lib.stride_tricks.sliding_window_view(strip, STACK, axis=0)
         stacks = np.ascontiguousarray(windows.transpose(0, 3, 1, 2))
