@@ -152,14 +152,12 @@ def run(arguments: argparse.Namespace) -> Answer:
     if arguments.output:
         write_json(Path(arguments.output), result)
     if isinstance(wanted, list):
-        return Answer(describing.format_results(result), result)
-    lines = [describing.format_choice(result)] if wanted == contexts.AUTO else []
+        return Answer(describing.format_any(result), result)
     folder, _ = locate_checkpoint(Path(arguments.run))
     if folder is not None and arguments.set:
         folder = folder / FOLDER / arguments.set
-    lines.append(
-        describing.format_result(result, None if folder is None else Run(folder).dataset_mean())
-    )
+    mean = None if folder is None else Run(folder).dataset_mean()
+    lines = [describing.format_any(result, mean)]
     if arguments.video:
         target = result["targets"][0]["target"]
         film = record_video(arguments.run, arguments.video, target, **choices)

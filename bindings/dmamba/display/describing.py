@@ -58,13 +58,7 @@ def describe_result(result: dict[str, Any], dataset_mean: float | None = None) -
     some_failed = bool(result.get("failures"))
     rows = [[*header, *(["failed"] if some_failed else [])]]
     for row in result["targets"]:
-        error = row["return_stderr"]
-        cells = [
-            f"{row['target']:g}",
-            f"{row['return_mean']:.1f}",
-            "-" if error is None else f"± {error:.1f}",
-            scores.format_interval(row["return_interval"]),
-        ]
+        cells = _return_cells(row)
         if scored:
             cells += [f"{row['score_mean']:.1f}", scores.format_interval(row["score_interval"])]
         cells.append(f"{row['length_mean']:.0f}")
@@ -83,18 +77,16 @@ def describe_result(result: dict[str, Any], dataset_mean: float | None = None) -
     return Described([line for line in lines if line], rows, note)
 
 
-def format_any(result: dict[str, Any]) -> str:
-    """The text of an evaluation with one length, with several, or with one that was chosen."""
+def format_any(result: dict[str, Any], dataset_mean: float | None = None) -> str:
+    """The text of an evaluation with one length, with several, or with one that was chosen.
+
+    Several are shown without the dataset's mean.
+    """
     if "context_lengths" in result:
-        return format_results(result)
+        heading, rows = lengths_table(result)
+        return "\n".join([heading, scores.format_table(rows)])
     chosen = [format_choice(result)] if "chosen_from" in result else []
-    return "\n".join([*chosen, format_result(result)])
-
-
-def format_results(result: dict[str, Any]) -> str:
-    """The text of several lengths."""
-    heading, rows = lengths_table(result)
-    return "\n".join([heading, scores.format_table(rows)])
+    return "\n".join([*chosen, format_result(result, dataset_mean)])
 
 
 def lengths_table(result: dict[str, Any]) -> tuple[str, list[list[str]]]:
@@ -109,14 +101,10 @@ def lengths_table(result: dict[str, Any]) -> tuple[str, list[list[str]]]:
         rows[0].append("failed")
     for each in results:
         for row in each["targets"]:
-            error = row["return_stderr"]
             rows.append(
                 [
                     str(each["context_length"]),
-                    f"{row['target']:g}",
-                    f"{row['return_mean']:.1f}",
-                    "-" if error is None else f"± {error:.1f}",
-                    scores.format_interval(row["return_interval"]),
+                    *_return_cells(row),
                     *([f"{row['score_mean']:.1f}"] if scored else []),
                     f"{row['length_mean']:.0f}",
                     *([failures.format_count(row)] if some_failed else []),
@@ -143,6 +131,17 @@ def format_engine(result: dict[str, Any]) -> str:
     """Names the engine where it is not the usual one, whose episodes are others."""
     engine = result.get("engine", "workers")  # versions without the key had no other
     return "" if engine == "workers" else f", {engine} {result['engine_version']}"
+
+
+def _return_cells(row: dict[str, Any]) -> list[str]:
+    """Target, mean return, its standard error and its interval."""
+    error = row["return_stderr"]
+    return [
+        f"{row['target']:g}",
+        f"{row['return_mean']:.1f}",
+        "-" if error is None else f"± {error:.1f}",
+        scores.format_interval(row["return_interval"]),
+    ]
 
 
 def _format_policy(result: dict[str, Any]) -> str:
