@@ -64,7 +64,8 @@ cudaError_t launch_carries(const SelectiveScanBackwardParams& p, const BackwardW
   const CarryWork carry{work.chunk_length, work.n_chunks, work.vectors, work.carries};
   const cudaError_t error = with_shape(p.d_state, [&](auto shape) {
     constexpr int64_t kChannels = kCarryWarps * decltype(shape)::kChannels;
-    const int64_t blocks = p.batch * work.n_chunks * ((p.d_inner + kChannels - 1) / kChannels);
+    const int64_t blocks =
+        p.batch * (work.n_chunks - 1) * ((p.d_inner + kChannels - 1) / kChannels);
     return launch(selective_scan_carry_kernel<decltype(shape), T>, blocks, 32 * kCarryWarps, stream,
                   p, carry);
   });
@@ -76,7 +77,9 @@ cudaError_t launch_carries(const SelectiveScanBackwardParams& p, const BackwardW
 template <class T>
 cudaError_t launch_storage(const SelectiveScanBackwardParams& p, const BackwardWork& work,
                            cudaStream_t stream) {
-  if (is_usual(p, work.vectors)) return launch_shape<T, UsualShape, true>(p, work, stream);
+  if (is_usual(p, work.vectors) && work.channel_blocks > 1) {
+    return launch_shape<T, UsualShape, true>(p, work, stream);
+  }
   return with_shape(p.d_state, [&](auto shape) {
     return launch_shape<T, decltype(shape), false>(p, work, stream);
   });

@@ -10,17 +10,16 @@
 // block in a fixed order; what the blocks leave, and dA, dD and ddelta_bias of the sequences,
 // gradients.cu sums. No atomics.
 //
-// The permutation. Summing dB and dC over a warp's groups halves what a lane holds round by round,
-// and which half a lane keeps depends on the lane: two selects a value. So lanes hold their four
-// states in different orders, register s for state s ^ permutation, and every lane keeps its first
-// registers and sends the others. B and C lie in shared memory in every order.
+// Sums over lanes (of a channel: y, ddt, B g; over a warp's channels: dB, dC) go through shared
+// memory: every lane leaves its part, then each adds up a few of them. Shuffles, of which as many
+// are needed as there are values, and the selects that go with them took more instructions.
 #pragma once
 
 #include "kernels/selective_scan/backward_input.cuh"
 
 namespace dmamba::kernels {
 
-/// kUsual: as in forward.cuh.
+/// kUsual: as in forward.cuh, and more than one block for the channels.
 template <class Shape, class T, bool kUsual>
 class BackwardWarp : BackwardInput<Shape, T, kUsual> {
   using Input = BackwardInput<Shape, T, kUsual>;
@@ -53,8 +52,7 @@ class BackwardWarp : BackwardInput<Shape, T, kUsual> {
     fetch_tile<false>(first_);
     for (int step = first_; step >= at_.begin; step -= kSteps) {
       const TileFlags flags{__ballot_sync(~0U, flag_ != 0)};
-      const bool more = kAsksForMore || step > at_.begin;
-      if (__all_sync(~0U, flags.plain() && all_channels_ && more)) {
+      if (__all_sync(~0U, flags.plain() && all_channels_)) {
         tile<true>(step, flags);
       } else {
         tile<false>(step, flags);
@@ -80,131 +78,154 @@ class BackwardWarp : BackwardInput<Shape, T, kUsual> {
   using Input::item_;
   using Input::lane_;
   using Input::load_start;
-  using Input::order_states;
+  using Input::load_states;
+  using Input::mine_;
   using Input::p_;
   using Input::part_;
   using Input::shared_;
-  using Input::slots_;
-  using Input::states_of;
-  using Input::tokens_;
   using Input::wide;
+  using Input::widen_states;
   using Input::work_;
-
-  /// What a lane keeps of its items from before the walk until their sums are there.
-  struct Item {
-    Pack<T, kWidth> u;
-    float dt[kWidth], dy[kWidth];
-    float dsoftplus[kWidth];  // d dt / d delta; 0 where a token doesn't count
-    float dz_factor[kWidth];  // dout SiLU'(z)
-  };
 
   __device__ RowWalk<T> results(const Sequence& s) const {
     return {s, at_.batch, first_ + item_.token, at_.channel + item_.channel};
   }
 
-  /// Whether plain tiles ask if another is to come, and so include the sequence's first: 4 % faster
-  /// with bf16, 5 % slower with fp32.
-  static constexpr bool kAsksForMore = sizeof(T) == 2;
-
   /// kPlain: all tokens count, no segment starts, all channels are there.
   template <bool kPlain>
   __device__ __forceinline__ void tile(int step, TileFlags flags) {
-    Item items[kItems];
     wait_for_copies();
     __syncwarp();
-    if (kUsual || p_.delta_softplus) {
-      prepare<kPlain, true>(flags, items);
-    } else {
-      prepare<kPlain, false>(flags, items);
-    }
-    order_states<kPlain>(flags);
     float h[kSteps + 1][Shape::kPerLane][kStatesPerLane];
     load_start(step, h[0]);
+    if (kUsual || p_.delta_softplus) {
+      prepare<kPlain, true>(flags);
+    } else {
+      prepare<kPlain, false>(flags);
+    }
     __syncthreads();
     sum_over_warps(step + kSteps);
-    if ((kPlain && !kAsksForMore) || step > at_.begin) fetch_tile<kPlain>(step - kSteps);
-    walk<kPlain>(step, flags, h, items);
+    if (step > at_.begin) fetch_tile<kPlain>(step - kSteps);
+    walk<kPlain>(step, flags, h);
   }
 
-  /// What the walk needs.
+  /// What is done once a channel and token. All is read before anything is written: the compiler
+  /// keeps their order.
   template <bool kPlain, bool kSoftplus>
-  __device__ __forceinline__ void prepare(TileFlags flags, Item (&items)[kItems]) {
+  __device__ __forceinline__ void prepare(TileFlags flags) {
+    const int group = lane_ / Shape::kLanes, c = item_.channel % Shape::kPerLane;
+    Pack<T, kWidth> packed_u[kItems], packed_delta[kItems], packed_z[kItems], packed_dout[kItems];
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
-      Item& item = items[i];
+      const int token = item_.token + i * Block::kSumTokens;
+      packed_delta[i] = pack_at(mine_.delta[token]);
+      if (has_z()) packed_z[i] = pack_at(mine_.z[token]);
+      packed_dout[i] = pack_at(mine_.dout[token]);
+      packed_u[i] = pack_at(mine_.u[token]);
+    }
+    const auto states = load_states();
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) {
       const int token = item_.token + i * Block::kSumTokens;
       const bool counts = kPlain || flags.counts(token);
-      float u[kWidth], delta[kWidth], dt_dtu[2 * kWidth];
-      item.u = slots_.u[i][lane_];
-      item.u.get(u);
-      slots_.delta[i][lane_].get(delta);
-      slots_.dout[i][lane_].get(item.dy);
+      float u[kWidth], delta[kWidth], dy[kWidth], dt_dtu[2 * kWidth];
+      BackwardKept<kWidth> kept;
+      BackwardKeptZ<kWidth> kept_z;
+      packed_u[i].get(u);
+      packed_delta[i].get(delta);
+      packed_dout[i].get(dy);
       if (has_z()) {
         float z[kWidth];
-        slots_.z[i][lane_].get(z);
+        packed_z[i].get(z);
 #pragma unroll
         for (int j = 0; j < kWidth; ++j) {
           const float s = sigmoid(z[j]);
-          item.dz_factor[j] = item.dy[j] * s * fmaf(z[j], 1.0F - s, 1.0F);
-          item.dy[j] *= z[j] * s;
+          kept_z.factor[j] = dy[j] * s * fmaf(z[j], 1.0F - s, 1.0F);
+          kept_z.D_u[j] = D_[j] * u[j];
+          dy[j] *= z[j] * s;
         }
+        mine_.kept_z[i][lane_] = kept_z;
       }
 #pragma unroll
       for (int j = 0; j < kWidth; ++j) {
         const float x = delta[j] + bias_[j];
         const Softplus step = kSoftplus ? softplus_with_derivative(x) : Softplus{x, 1.0F};
-        item.dsoftplus[j] = counts ? step.derivative : 0.0F;
-        item.dt[j] = counts ? step.value : 0.0F;
-        dt_dtu[2 * j] = item.dt[j];
+        kept.D_dy[j] = D_[j] * dy[j];
+        kept.dt[j] = dt_dtu[2 * j] = counts ? step.value : 0.0F;
+        kept.dsoftplus[j] = counts ? kLn2 * step.derivative : 0.0F;
+        kept.u_dsoftplus[j] = u[j] * step.derivative;
         dt_dtu[2 * j + 1] = counts ? step.value * u[j] : 0.0F;
+        dD_[j] = fmaf(dy[j], u[j], dD_[j]);
       }
+      mine_.kept[i][lane_] = kept;
       if (Block::kOwners == 1 || lane_ % Block::kOwners == 0) {
-        const int group = lane_ / Shape::kLanes, c = item_.channel % Shape::kPerLane;
-        store_pack<float, 2 * kWidth>(&tokens_[token].dt_dtu[group][2 * c], dt_dtu);
-        store_pack<float, kWidth>(&tokens_[token].dy[group][c], item.dy);
+        store_pack<float, 2 * kWidth>(&mine_.tokens[token].dt_dtu[group][2 * c], dt_dtu);
+        store_pack<float, kWidth>(&mine_.tokens[token].dy[group][c], dy);
       }
     }
+    widen_states<kPlain>(states, flags);
   }
 
-  /// One tile forward, with h kept, then backward; `h[0]` is before it.
+  /// The lane's item in a row of a tile's input.
+  __device__ __forceinline__ Pack<T, kWidth> pack_at(const T (&row)[Shape::kChannels]) const {
+    return reinterpret_cast<const Pack<T, kWidth>&>(row[item_.channel]);
+  }
+
+  /// One tile forward, with h kept, then backward; `h[0]` is before it. What needs h alone, y and
+  /// dC, is summed on the way forward, which otherwise waits for exponentials. The next token is
+  /// read before anything is written, since the compiler keeps their order; and what is summed at
+  /// the end of a batch has until the next one writes.
   template <bool kPlain>
   __device__ __forceinline__ void walk(int step, TileFlags flags,
-                                       float (&h)[kSteps + 1][Shape::kPerLane][kStatesPerLane],
-                                       const Item (&items)[kItems]) {
-    constexpr int kPer = Shape::kPerLane, kBatch = Block::kSumTokens;
-    const int group = lane_ / Shape::kLanes;
+                                       float (&h)[kSteps + 1][Shape::kPerLane][kStatesPerLane]) {
+    constexpr int kBatch = Block::kSumTokens, kPer = Shape::kPerLane;
+    Token now = load_token(0);
 #pragma unroll
     for (int t = 0; t < kSteps; ++t) {
-      float x[2 * kPer], B[kStatesPerLane];
-      load_pack<float, 2 * kPer>(tokens_[t].dt_dtu[group], x);
-      load_pack<float, kStatesPerLane>(states_of(0, t), B);
-      const float forget = kPlain ? 0.0F : flags.forget(t);
-#pragma unroll
-      for (int c = 0; c < kPer; ++c) {
-#pragma unroll
-        for (int s = 0; s < kStatesPerLane; ++s) {
-          const float a = decay<kPlain>(x[2 * c], A_[c][s], forget);
-          h[t + 1][c][s] = fmaf(a, h[t][c][s], x[2 * c + 1] * B[s]);
-        }
+      float dC[kStatesPerLane], y[kPer];
+      forth<kPlain>(now, kPlain ? 0.0F : flags.forget(t), h[t], h[t + 1], dC, y);
+      if (t + 1 < kSteps) now = load_token(t + 1);
+      if (t > 0 && t % kBatch == 0) __syncwarp();
+      store_pack<float, kStatesPerLane>(&mine_.parts.matrix[t][lane_ * kStatesPerLane], dC);
+      store_pack<float, kPer>(&mine_.parts.y[t % kBatch][lane_ * kPer], y);
+      if (t % kBatch == kBatch - 1) {
+        __syncwarp();
+        finish_z<kPlain>(step, t / kBatch);
       }
     }
+    sum_over_groups(1);
 #pragma unroll
-    for (int b = kItems - 1; b >= 0; --b) {
-      float ddt[Block::kSums], Bg[Block::kSums], y[Block::kSums];
-#pragma unroll
-      for (int i = kBatch - 1; i >= 0; --i) {
-        const int t = b * kBatch + i;
-        back<kPlain>(t, kPlain ? 0.0F : flags.forget(t), h[t], h[t + 1], &ddt[i * kPer],
-                     &Bg[i * kPer], &y[i * kPer]);
+    for (int t = kSteps - 1; t >= 0; --t) {
+      float dB[kStatesPerLane], ddt_Bg[2 * kPer];
+      back<kPlain>(now, kPlain ? 0.0F : flags.forget(t), h[t], dB, ddt_Bg);
+      if (t > 0) now = load_token(t - 1);
+      if (t % kBatch == kBatch - 1) __syncwarp();
+      store_pack<float, kStatesPerLane>(&mine_.parts.matrix[t][lane_ * kStatesPerLane], dB);
+      store_pack<float, 2 * kPer>(&mine_.parts.ddt_Bg[t % kBatch][lane_ * 2 * kPer], ddt_Bg);
+      if (t % kBatch == 0) {
+        __syncwarp();
+        finish<kPlain>(step, t / kBatch);
       }
-      reduce_scatter<Shape::kLanes, 1, Block::kSums>(ddt, lane_);
-      reduce_scatter<Shape::kLanes, 1, Block::kSums>(Bg, lane_);
-      reduce_scatter<Shape::kLanes, 1, Block::kSums>(y, lane_);
-      finish<kPlain>(step, b, items[b], ddt, Bg, y);
     }
+    sum_over_groups(0);
     du_.move(-kSteps);
     ddelta_.move(-kSteps);
     dz_.move(-kSteps);
+  }
+
+  /// What the walk reads of a token.
+  struct Token {
+    float dt_dtu[2 * Shape::kPerLane], dy[Shape::kPerLane];
+    float B[kStatesPerLane], C[kStatesPerLane];
+  };
+  __device__ __forceinline__ Token load_token(int t) const {
+    const int group = lane_ / Shape::kLanes;
+    Token token;
+    load_pack<float, 2 * Shape::kPerLane>(mine_.tokens[t].dt_dtu[group], token.dt_dtu);
+    load_pack<float, Shape::kPerLane>(mine_.tokens[t].dy[group], token.dy);
+    load_pack<float, kStatesPerLane>(&shared_.BC[buffer_][0][t][part_.state], token.B);
+    load_pack<float, kStatesPerLane>(&shared_.BC[buffer_][1][t][part_.state], token.C);
+    return token;
   }
 
   template <bool kPlain>
@@ -212,111 +233,168 @@ class BackwardWarp : BackwardInput<Shape, T, kUsual> {
     return exp2_fast(kPlain ? dt * A : fmaf(dt, A, forget));
   }
 
-  /// One token of the walk back: `before` and `after` are h around it.
+  /// One token of the walk forward: from h `before` to h `after`.
   template <bool kPlain>
-  __device__ __forceinline__ void back(int t, float forget, const Lane& before, const Lane& after,
-                                       float* ddt, float* Bg, float* y) {
-    constexpr int kPer = Shape::kPerLane;
-    const int group = lane_ / Shape::kLanes;
-    float x[2 * kPer], dy[kPer], B[kStatesPerLane], C[kStatesPerLane];
-    float dB[kStatesPerLane], dC[kStatesPerLane];
-    load_pack<float, 2 * kPer>(tokens_[t].dt_dtu[group], x);
-    load_pack<float, kPer>(tokens_[t].dy[group], dy);
-    load_pack<float, kStatesPerLane>(states_of(0, t), B);
-    load_pack<float, kStatesPerLane>(states_of(1, t), C);
+  __device__ __forceinline__ void forth(const Token& now, float forget, const Lane& before,
+                                        Lane& after, float (&dC)[kStatesPerLane], float* y) {
 #pragma unroll
-    for (int c = 0; c < kPer; ++c) {
+    for (int c = 0; c < Shape::kPerLane; ++c) {
+      const float dt = now.dt_dtu[2 * c], dtu = now.dt_dtu[2 * c + 1], dy = now.dy[c];
 #pragma unroll
       for (int s = 0; s < kStatesPerLane; ++s) {
-        const float g = fmaf(dy[c], C[s], ag_[c][s]);
-        dB[s] = c == 0 ? x[1] * g : fmaf(x[2 * c + 1], g, dB[s]);
-        dC[s] = c == 0 ? dy[0] * after[0][s] : fmaf(dy[c], after[c][s], dC[s]);
-        Bg[c] = s == 0 ? B[0] * g : fmaf(B[s], g, Bg[c]);
-        y[c] = s == 0 ? C[0] * after[c][0] : fmaf(C[s], after[c][s], y[c]);
-        ag_[c][s] = decay<kPlain>(x[2 * c], A_[c][s], forget) * g;
-        const float ahg = ag_[c][s] * before[c][s];
-        dA_[c][s] = fmaf(x[2 * c], ahg, dA_[c][s]);
-        ddt[c] = s == 0 ? A_[c][0] * ahg : fmaf(A_[c][s], ahg, ddt[c]);
+        const float a = decay<kPlain>(dt, A_[c][s], forget);
+        const float h = fmaf(a, before[c][s], dtu * now.B[s]);
+        after[c][s] = h;
+        dC[s] = c == 0 ? dy * h : fmaf(dy, h, dC[s]);
+        y[c] = s == 0 ? now.C[0] * h : fmaf(now.C[s], h, y[c]);
       }
     }
-    sum_over_groups(t, dB, dC);
   }
 
-  /// Sums dB and dC over the warp's channels and leaves them in shared memory. After the rounds of
-  /// the permutation a lane has the first kKept registers of each.
-  __device__ __forceinline__ void sum_over_groups(int t, float (&dB)[kStatesPerLane],
-                                                  float (&dC)[kStatesPerLane]) {
-    constexpr int kRounds = Block::kPermutationBits, kKept = kStatesPerLane >> kRounds;
+  /// One token of the walk back: `before` is h before it.
+  template <bool kPlain>
+  __device__ __forceinline__ void back(const Token& now, float forget, const Lane& before,
+                                       float (&dB)[kStatesPerLane], float* ddt_Bg) {
 #pragma unroll
-    for (int round = 0; round < kRounds; ++round) {
-      const int half = kStatesPerLane >> (round + 1);
+    for (int c = 0; c < Shape::kPerLane; ++c) {
+      const float dt = now.dt_dtu[2 * c], dtu = now.dt_dtu[2 * c + 1];
+      float &ddt = ddt_Bg[c], &Bg = ddt_Bg[Shape::kPerLane + c];
 #pragma unroll
-      for (int s = 0; s < half; ++s) {
-        dB[s] += __shfl_xor_sync(~0U, dB[s + half], Shape::kLanes << round);
-        dC[s] += __shfl_xor_sync(~0U, dC[s + half], Shape::kLanes << round);
+      for (int s = 0; s < kStatesPerLane; ++s) {
+        const float g = fmaf(now.dy[c], now.C[s], ag_[c][s]);
+        dB[s] = c == 0 ? dtu * g : fmaf(dtu, g, dB[s]);
+        Bg = s == 0 ? now.B[0] * g : fmaf(now.B[s], g, Bg);
+        ag_[c][s] = decay<kPlain>(dt, A_[c][s], forget) * g;
+        const float ahg = ag_[c][s] * before[c][s];
+        dA_[c][s] = fmaf(dt, ahg, dA_[c][s]);
+        ddt = s == 0 ? A_[c][0] * ahg : fmaf(A_[c][s], ahg, ddt);
       }
     }
-    float* to = &shared_.dBdC[buffer_][warp_][t][part_.state];
-    if constexpr (Shape::kGroups >= 8) {
-      float sums[2] = {dB[0], dC[0]};
-      const int matrix = reduce_scatter<Shape::kGroups / 4, 4 * Shape::kLanes, 2>(sums, lane_);
-      to[matrix * Shape::kStates + part_.permutation] = sums[0];
-    } else {
+  }
+
+  /// dB (matrix 0) or dC, summed over the warp's channels.
+  __device__ __forceinline__ void sum_over_groups(int matrix) {
+    constexpr int kAll = kSteps * Shape::kLanes;
 #pragma unroll
-      for (int s = 0; s < kKept; ++s) {
-        to[s ^ part_.permutation] = dB[s];
-        to[Shape::kStates + (s ^ part_.permutation)] = dC[s];
+    for (int i0 = 0; i0 < kAll; i0 += 32) {
+      const int i = i0 + lane_, t = i / Shape::kLanes, n = i % Shape::kLanes * kStatesPerLane;
+      if (kAll < 32 && i >= kAll) break;
+      float sum[kStatesPerLane] = {};
+#pragma unroll
+      for (int group = 0; group < Shape::kGroups; ++group) {
+        float part[kStatesPerLane];
+        load_pack<float, kStatesPerLane>(&mine_.parts.matrix[t][group * Shape::kStates + n], part);
+#pragma unroll
+        for (int s = 0; s < kStatesPerLane; ++s) sum[s] = group == 0 ? part[s] : sum[s] + part[s];
       }
+      store_pack<float, kStatesPerLane>(
+          &shared_.dBdC[buffer_][warp_][t][matrix * Shape::kStates + n], sum);
     }
   }
 
   /// dB and dC of the block's channels for the tile before in work, which began at `step`.
   __device__ __forceinline__ void sum_over_warps(int step) {
-    if (step >= at_.end) return;  // none yet
     constexpr int kRow = Block::kRow, kSize = kSteps * kRow;
     const float* from = &shared_.dBdC[buffer_ ^ 1][0][0][0];
+    if constexpr (kUsual) {
+      constexpr int kEach = kSize / Block::kThreads;
+      const int i = static_cast<int>(threadIdx.x) * kEach, t = i / kRow;
+      float sum[kEach], more[kEach];
+      load_pack<float, kEach>(from + i, sum);
 #pragma unroll
-    for (int first = 0; first < kSize; first += Block::kThreads) {
-      const int i = first + static_cast<int>(threadIdx.x), t = i / kRow, n = i % Shape::kStates;
-      if (kSize % Block::kThreads != 0 && i >= kSize) break;
-      float sum = 0.0F;
+      for (int w = 1; w < Block::kWarps; ++w) {
+        load_pack<float, kEach>(from + w * kSize + i, more);
 #pragma unroll
-      for (int w = 0; w < Block::kWarps; ++w) sum += from[w * kSize + i];
-      if (step + t >= at_.end || n >= d_state()) continue;
-      const int is_dC = i % kRow >= Shape::kStates;
-      if (work_.channel_blocks == 1) {
-        const Sequence& to = is_dC ? work_.dC : work_.dB;
-        static_cast<T*>(to.data)[at_.batch * to.batch_stride + (step + t) * to.step_stride + n] =
-            from_float<T>(sum);
-      } else if (kUsual) {
-        dBdC_part_[step * kRow + i] = sum;
-      } else {
-        dBdC_part_[(2 * (step + t) + is_dC) * d_state() + n] = sum;
+        for (int j = 0; j < kEach; ++j) sum[j] += more[j];
+      }
+      if (step + t < at_.end) store_pack<float, kEach>(dBdC_part_ + step * kRow + i, sum);
+    } else {
+      if (step >= at_.end) return;  // none yet
+#pragma unroll
+      for (int first = 0; first < kSize; first += Block::kThreads) {
+        const int i = first + static_cast<int>(threadIdx.x), t = i / kRow, n = i % Shape::kStates;
+        if (kSize % Block::kThreads != 0 && i >= kSize) break;
+        float sum = 0.0F;
+#pragma unroll
+        for (int w = 0; w < Block::kWarps; ++w) sum += from[w * kSize + i];
+        if (step + t >= at_.end || n >= d_state()) continue;
+        const int is_dC = i % kRow >= Shape::kStates;
+        if (work_.channel_blocks == 1) {
+          const Sequence& to = is_dC ? work_.dC : work_.dB;
+          static_cast<T*>(to.data)[at_.batch * to.batch_stride + (step + t) * to.step_stride + n] =
+              from_float<T>(sum);
+        } else {
+          dBdC_part_[(2 * (step + t) + is_dC) * d_state() + n] = sum;
+        }
       }
     }
   }
 
-  /// du, ddelta and dz of item i of the tile at `step`, and the sums for dD and ddelta_bias.
+  /// How many channels of item i of the tile at `step` there are.
   template <bool kPlain>
-  __device__ __forceinline__ void finish(int step, int i, const Item& item, const float* ddt,
-                                         const float* Bg, const float* y) {
-    const int ahead = i * Block::kSumTokens;
-    const int left = kPlain ? kWidth : step + item_.token + ahead < at_.end ? item_.left : 0;
-    float u[kWidth], du[kWidth], ddelta[kWidth], dz[kWidth];
-    item.u.get(u);
+  __device__ __forceinline__ int left_of(int step, int i) const {
+    const int token = item_.token + i * Block::kSumTokens;
+    return kPlain ? kWidth : step + token < at_.end ? item_.left : 0;
+  }
+
+  /// dz of an item.
+  template <bool kPlain>
+  __device__ __forceinline__ void finish_z(int step, int i) {
+    if (!has_z()) return;
+    const BackwardKeptZ<kWidth> kept = mine_.kept_z[i][lane_];
+    const int first = lane_ / Shape::kLanes * Shape::kLanes;  // of the channel's lanes
+    const float* parts =
+        &mine_.parts.y[item_.token][first * Shape::kPerLane + item_.channel % Shape::kPerLane];
+    float dz[kWidth];
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) dz[j] = kept.D_u[j];
+#pragma unroll
+    for (int lane = 0; lane < Shape::kLanes; ++lane) {
+      float y[kWidth];
+      load_pack<float, kWidth>(parts + lane * Shape::kPerLane, y);
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) dz[j] += y[j];
+    }
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) dz[j] *= kept.factor[j];
+    store_some<T, kWidth>(dz_.row(i * Block::kSumTokens), dz, left_of<kPlain>(step, i), wide());
+  }
+
+  /// du and ddelta of an item, and the sums for ddelta_bias.
+  template <bool kPlain>
+  __device__ __forceinline__ void finish(int step, int i) {
+    const BackwardKept<kWidth> kept = mine_.kept[i][lane_];
+    const int first = lane_ / Shape::kLanes * Shape::kLanes;
+    const float* parts =
+        &mine_.parts
+             .ddt_Bg[item_.token][first * 2 * Shape::kPerLane + item_.channel % Shape::kPerLane];
+    float ddt[kWidth], Bg[kWidth], du[kWidth], ddelta[kWidth];
+#pragma unroll
+    for (int lane = 0; lane < Shape::kLanes; ++lane) {
+      float part[2 * kWidth];
+      if constexpr (kWidth == Shape::kPerLane) {
+        load_pack<float, 2 * kWidth>(parts + lane * 2 * Shape::kPerLane, part);
+      } else {
+        part[0] = parts[lane * 2 * Shape::kPerLane];
+        part[1] = parts[(lane * 2 + 1) * Shape::kPerLane];
+      }
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) {
+        ddt[j] = lane == 0 ? part[j] : ddt[j] + part[j];
+        Bg[j] = lane == 0 ? part[kWidth + j] : Bg[j] + part[kWidth + j];
+      }
+    }
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) {
-      du[j] = fmaf(D_[j], item.dy[j], item.dt[j] * Bg[j]);
-      ddelta[j] = fmaf(kLn2, ddt[j], u[j] * Bg[j]) * item.dsoftplus[j];
+      du[j] = fmaf(kept.dt[j], Bg[j], kept.D_dy[j]);
+      ddelta[j] = fmaf(ddt[j], kept.dsoftplus[j], kept.u_dsoftplus[j] * Bg[j]);
       // A token that does not count gives exactly zero, whatever u holds.
-      if (!kPlain && item.dsoftplus[j] == 0.0F) ddelta[j] = 0.0F;
-      dD_[j] = fmaf(item.dy[j], u[j], dD_[j]);
+      if (!kPlain && kept.dsoftplus[j] == 0.0F) ddelta[j] = 0.0F;
       dbias_[j] += ddelta[j];
-      dz[j] = fmaf(D_[j], u[j], y[j]) * item.dz_factor[j];
     }
+    const int ahead = i * Block::kSumTokens, left = left_of<kPlain>(step, i);
     store_some<T, kWidth>(du_.row(ahead), du, left, wide());
     store_some<T, kWidth>(ddelta_.row(ahead), ddelta, left, wide());
-    if (has_z()) store_some<T, kWidth>(dz_.row(ahead), dz, left, wide());
   }
 
   __device__ void leave() {
@@ -365,8 +443,8 @@ __global__ void __launch_bounds__(BackwardShape<Shape>::kThreads, BackwardShape<
   auto& shared = *reinterpret_cast<BackwardShared<Shape, T>*>(memory);
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int channel_block = static_cast<int>(blockIdx.x) % work.channel_blocks;
-  const ScanPlace at =
-      place_of_warp<Shape, BackwardShape<Shape>::kWarps>(p, work.n_chunks, work.chunk_length, warp);
+  const ScanPlace at = place_of_warp<Shape, BackwardShape<Shape>::kWarps>(p, 0, work.n_chunks,
+                                                                          work.chunk_length, warp);
   BackwardWarp<Shape, T, kUsual>(p, work, at, shared, channel_block, warp, lane).run();
 }
 

@@ -37,7 +37,7 @@ class CarryWarp {
         lane_(lane),
         item_(p, at, lane),
         part_{at.channel + lane / Shape::kLanes * Shape::kPerLane,
-              lane % Shape::kLanes * kStatesPerLane, 0},
+              lane % Shape::kLanes * kStatesPerLane},
         flags_(FlagReader::of<Shape>(p, at.batch, lane)),
         last_((at.end - 1) / kSteps * kSteps),
         delta_(items(p.delta)),
@@ -188,14 +188,15 @@ class CarryWarp {
   float factor_ = 1.0F;
 };
 
-/// Blocks as in the forward pass.
+/// Blocks as in the forward pass; the first chunk has none to hand to.
 template <class Shape, class T>
 __global__ void __launch_bounds__(32 * kCarryWarps)
     selective_scan_carry_kernel(const __grid_constant__ SelectiveScanBackwardParams p,
                                 const __grid_constant__ CarryWork work) {
   __shared__ CarryShared<Shape> shared[kCarryWarps];
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const ScanPlace at = place_of_warp<Shape, kCarryWarps>(p, work.n_chunks, work.chunk_length, warp);
+  const ScanPlace at =
+      place_of_warp<Shape, kCarryWarps>(p, 1, work.n_chunks - 1, work.chunk_length, warp);
   if (at.channel >= p.d_inner) return;
   CarryWarp<Shape, T>(p, work, at, shared[warp], lane).run();
 }

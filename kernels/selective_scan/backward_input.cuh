@@ -7,9 +7,8 @@
 namespace dmamba::kernels {
 
 /// A warp's input, and with the block's other warps that of B and C. A tile's is sent for while the
-/// one after it is walked. By asynchronous copies to shared memory, though each lane reads what it
-/// sent for itself: loads into registers share their scoreboard with whatever else the walk waits
-/// for, and so are waited for too early.
+/// one after it is walked, by asynchronous copies to shared memory: loads into registers share
+/// their scoreboard with whatever else the walk waits for, and so are waited for too early.
 template <class Shape, class T, bool kUsual>
 class BackwardInput {
  public:
@@ -24,20 +23,20 @@ class BackwardInput {
         work_(work),
         at_(at),
         shared_(shared),
-        tokens_(shared.tokens[warp]),
-        slots_(shared.slots[warp]),
+        mine_(shared.warps[warp]),
         lane_(lane),
         item_(p, at, lane),
         part_{at.channel + lane / Shape::kLanes * Shape::kPerLane,
-              lane % Shape::kLanes * kStatesPerLane,
-              Block::permutation(Block::order_of(lane / Shape::kLanes))},
+              lane % Shape::kLanes * kStatesPerLane},
         first_((at.end - 1) / kSteps * kSteps),
         all_channels_(at.channel + Shape::kChannels <= p.d_inner),
         reader_(FlagReader::of<Shape>(p, at.batch, lane)),
-        u_(items(p.u)),
-        delta_(items(p.delta)),
-        z_(items(p.z)),
-        dout_(items(p.dout)) {
+        input_token_(lane / Block::kRowPacks),
+        input_channel_(lane % Block::kRowPacks * Shape::kWidth),
+        u_(inputs(p.u)),
+        delta_(inputs(p.delta)),
+        z_(inputs(p.z)),
+        dout_(inputs(p.dout)) {
     load_channels(bias_, p.delta_bias, at.channel + item_.channel, item_.left);
     load_channels(D_, p.D, at.channel + item_.channel, item_.left);
     const int64_t n_checkpoints = (p.length - 1) / kSteps;
@@ -51,27 +50,14 @@ class BackwardInput {
   __device__ bool has_z() const { return kUsual || p_.z.data != nullptr; }
   __device__ bool wide() const { return kUsual || work_.vectors.channels; }
   __device__ int d_state() const { return kUsual ? Shape::kStates : static_cast<int>(p_.d_state); }
-  /// Where the lane's items of the last tile lie.
-  __device__ RowWalk<const T> items(const Sequence& s) const {
-    return {s, at_.batch, first_ + item_.token, at_.channel + item_.channel};
-  }
 
   /// Sends for the tile at `step`; kWhole: all its tokens and channels are there.
   template <bool kWhole>
   __device__ __forceinline__ void fetch_tile(int step) {
-#pragma unroll
-    for (int i = 0; i < kItems; ++i) {
-      const int ahead = i * Block::kSumTokens;
-      const int left = kWhole ? kWidth : step + item_.token + ahead < at_.end ? item_.left : 0;
-      send<kWidth>(slots_.u[i][lane_], u_.row(ahead), left, wide());
-      send<kWidth>(slots_.delta[i][lane_], delta_.row(ahead), left, wide());
-      if (has_z()) send<kWidth>(slots_.z[i][lane_], z_.row(ahead), left, wide());
-      send<kWidth>(slots_.dout[i][lane_], dout_.row(ahead), left, wide());
-    }
-    u_.move(-kSteps);
-    delta_.move(-kSteps);
-    z_.move(-kSteps);
-    dout_.move(-kSteps);
+    send_rows<kWhole>(mine_.u, u_, step);
+    send_rows<kWhole>(mine_.delta, delta_, step);
+    if (has_z()) send_rows<kWhole>(mine_.z, z_, step);
+    send_rows<kWhole>(mine_.dout, dout_, step);
     flag_ = reader_.load(step, kWhole || step + lane_ % kSteps < at_.end);
     for_state_packs([&](int k, int matrix, int t, int n) {
       const Sequence& s = matrix == 0 ? p_.B : p_.C;
@@ -85,10 +71,80 @@ class BackwardInput {
     for (int c = 0; c < Shape::kPerLane; ++c) {
       const bool inside = step > 0 && (kWhole || part_.channel + c < p_.d_inner);
       const int left = inside ? d_state() - part_.state : 0;
-      send<kStatesPerLane>(slots_.start[c][lane_], start_ + c * d_state(), left,
+      send<kStatesPerLane>(mine_.start[c][lane_], start_ + c * d_state(), left,
                            d_state() % kStatesPerLane == 0);
     }
     start_ -= p_.d_inner * d_state();
+  }
+
+  /// The packs of B and C that this thread has brought.
+  struct States {
+    Pack<T, kStatesPerLane> packs[Block::kMyPacks];
+  };
+  __device__ __forceinline__ States load_states() const {
+    States states;
+#pragma unroll
+    for (int k = 0; k < Block::kMyPacks; ++k) states.packs[k] = shared_.states[k][threadIdx.x];
+    return states;
+  }
+
+  /// B and C in fp32; zeros for B where a token does not count.
+  template <bool kPlain>
+  __device__ __forceinline__ void widen_states(const States& states, TileFlags flags) {
+    for_state_packs([&](int k, int matrix, int t, int n) {
+      float v[kStatesPerLane];
+      states.packs[k].get(v);
+      const bool hidden = !kPlain && matrix == 0 && !flags.counts(t);
+#pragma unroll
+      for (int s = 0; s < kStatesPerLane; ++s) v[s] = hidden ? 0.0F : v[s];
+      store_pack<float, kStatesPerLane>(&shared_.BC[buffer_][matrix][t][n], v);
+    });
+  }
+
+  /// h before the tile at `step`: a checkpoint, or the initial state.
+  __device__ __forceinline__ void load_start(int step, Lane& h) const {
+    if (step == 0) {
+      part_.load(h, p_.initial_state, p_, at_.batch);
+      return;
+    }
+#pragma unroll
+    for (int c = 0; c < Shape::kPerLane; ++c) mine_.start[c][lane_].get(h[c]);
+  }
+
+  const SelectiveScanBackwardParams& p_;
+  const BackwardWork& work_;
+  const ScanPlace& at_;
+  Shared& shared_;
+  BackwardWarpShared<Shape, T>& mine_;
+  const int lane_;
+  const BackwardItem<Shape> item_;
+  const ScanPart<Shape> part_;
+  const int first_;          // token of the chunk's last tile, the first in work
+  const bool all_channels_;  // of the warp lie within d_inner
+  int buffer_ = 0;           // of what is two deep
+  uint32_t flag_ = 0;
+  float bias_[kWidth], D_[kWidth];  // zeros where absent
+
+ private:
+  /// Where the lane's packs of the last tile lie.
+  __device__ RowWalk<const T> inputs(const Sequence& s) const {
+    return {s, at_.batch, first_ + input_token_, at_.channel + input_channel_};
+  }
+
+  template <bool kWhole>
+  __device__ __forceinline__ void send_rows(T (&to)[kSteps][Shape::kChannels],
+                                            RowWalk<const T>& from, int step) {
+#pragma unroll
+    for (int i = 0; i < Block::kMyInputs; ++i) {
+      const int ahead = i * Block::kInputTokens, token = input_token_ + ahead;
+      if (kSteps * Block::kRowPacks < 32 && token >= kSteps) break;
+      const int left = kWhole ? Shape::kWidth
+                       : step + token < at_.end
+                           ? static_cast<int>(p_.d_inner) - at_.channel - input_channel_
+                           : 0;
+      stage<Shape::kWidth>(&to[token][input_channel_], from.row(ahead), left, wide());
+    }
+    from.move(-kSteps);
   }
 
   template <int kCount, class Slot>
@@ -109,60 +165,8 @@ class BackwardInput {
     }
   }
 
-  /// B and C in fp32 in every order of four states; zeros for B where a token does not count.
-  template <bool kPlain>
-  __device__ __forceinline__ void order_states(TileFlags flags) {
-    for_state_packs([&](int k, int matrix, int t, int n) {
-      float v[kStatesPerLane], w[kStatesPerLane];
-      shared_.states[k][threadIdx.x].get(v);
-      const bool hidden = !kPlain && matrix == 0 && !flags.counts(t);
-#pragma unroll
-      for (int s = 0; s < kStatesPerLane; ++s) v[s] = hidden ? 0.0F : v[s];
-#pragma unroll
-      for (int order = 0; order < Block::kOrders; ++order) {
-#pragma unroll
-        for (int s = 0; s < kStatesPerLane; ++s) w[s] = v[s ^ Block::permutation(order)];
-        store_pack<float, kStatesPerLane>(
-            &shared_.BC[buffer_][matrix][t][order * Shape::kStates + n], w);
-      }
-    });
-  }
-
-  __device__ __forceinline__ const float* states_of(int matrix, int t) const {
-    const int order = Block::order_of(lane_ / Shape::kLanes);
-    return &shared_.BC[buffer_][matrix][t][order * Shape::kStates + part_.state];
-  }
-
-  /// h before the tile at `step`: a checkpoint, or the initial state.
-  __device__ __forceinline__ void load_start(int step, Lane& h) const {
-    if (step == 0) {
-      part_.load(h, p_.initial_state, p_, at_.batch);
-      return;
-    }
-#pragma unroll
-    for (int c = 0; c < Shape::kPerLane; ++c) {
-      slots_.start[c][lane_].get(h[c]);
-      part_.permute(h[c]);
-    }
-  }
-
-  const SelectiveScanBackwardParams& p_;
-  const BackwardWork& work_;
-  const ScanPlace& at_;
-  Shared& shared_;
-  BackwardToken<Shape> (&tokens_)[kSteps];
-  BackwardSlots<Shape, T>& slots_;
-  const int lane_;
-  const BackwardItem<Shape> item_;
-  const ScanPart<Shape> part_;
-  const int first_;          // token of the chunk's last tile, the first in work
-  const bool all_channels_;  // of the warp lie within d_inner
-  int buffer_ = 0;           // of BC and dBdC
-  uint32_t flag_ = 0;
-  float bias_[kWidth], D_[kWidth];  // zeros where absent
-
- private:
   const FlagReader reader_;
+  const int input_token_, input_channel_;
   RowWalk<const T> u_, delta_, z_, dout_;
   const T* start_;  // the checkpoint before the next tile
 };

@@ -25,8 +25,7 @@ struct BackwardWork {
 };
 
 /// Sizes of the backward pass. Its items, what is done once a channel and token, are shared out
-/// among a channel's lanes: kWidth of the lane's channels at every kSumTokens-th token. There the
-/// sums over states end.
+/// among a channel's lanes: kWidth of the lane's channels at every kSumTokens-th token.
 template <class Shape>
 struct BackwardShape {
   static constexpr int kWarps = Shape::kStates <= 64 ? 4 : 2;
@@ -39,17 +38,13 @@ struct BackwardShape {
   static constexpr int kItems = Shape::kSteps / kSumTokens;       // of a lane and tile
   static constexpr int kOwners = Shape::kLanes * kWidth / kSums;  // lanes with the same item
   static constexpr int kRow = 2 * Shape::kStates;  // dB and dC, or B and C, of a token
-  static constexpr int kPermutationBits = Shape::kGroups >= 4 ? 2 : Shape::kGroups == 2 ? 1 : 0;
-  static constexpr int kOrders = 1 << kPermutationBits;
   /// Packs of B and C that a thread brings.
   static constexpr int kPacks = 2 * Shape::kSteps * Shape::kLanes;
   static constexpr int kMyPacks = (kPacks + kThreads - 1) / kThreads;
-
-  /// Bit k of a group's number says which half it keeps in round k; neighbouring groups have
-  /// neighbouring orders, which keeps their reads in different banks.
-  __device__ static constexpr int order_of(int group) { return group & (kOrders - 1); }
-  /// Register s of a lane is state s ^ permutation.
-  __device__ static constexpr int permutation(int order) { return (order & 1) * 2 + (order >> 1); }
+  /// Packs of neighbouring channels of the activations that a lane brings.
+  static constexpr int kRowPacks = Shape::kPacks;  // of a token
+  static constexpr int kMyInputs = (Shape::kSteps * kRowPacks + 31) / 32;
+  static constexpr int kInputTokens = 32 / kRowPacks;  // between a lane's packs
 };
 
 /// A lane's first item: token of the tile, channel of the warp, and how many channels are left in
@@ -67,33 +62,61 @@ struct BackwardItem {
   }
 };
 
-/// What a warp's walk reads of a token, by group: (dt, dt u) and dy of its channels. Rows of the
-/// same length, so that one address serves both; eight floats more put the rows that the lanes of a
-/// channel write into different banks.
+/// What a warp's walk reads of a token, by group: (dt, dt u) and dy of its channels. The padding
+/// puts the rows that the lanes of a channel write into different banks.
 template <class Shape>
 struct alignas(16) BackwardToken {
   float dt_dtu[Shape::kGroups][2 * Shape::kPerLane];
-  float dy[Shape::kGroups][2 * Shape::kPerLane];  // the first half of each row
+  float dy[Shape::kGroups][Shape::kPerLane];
   float padding[8];
 };
 
-/// A warp's input on its way, in slots that are each one lane's own.
-template <class Shape, class T>
-struct alignas(16) BackwardSlots {
-  using Item = Pack<T, BackwardShape<Shape>::kWidth>[BackwardShape<Shape>::kItems][32];
-  Item u, delta, z, dout;
-  alignas(16) KeptStates<T> start[Shape::kPerLane][32];  // h before the tile
+/// What a lane keeps of an item until its sums are there.
+template <int kWidth>
+struct alignas(16) BackwardKept {
+  float D_dy[kWidth], dt[kWidth];
+  float dsoftplus[kWidth];    // ln 2 d dt / d delta; 0 where a token doesn't count
+  float u_dsoftplus[kWidth];  // u d dt / d delta
+};
+template <int kWidth>
+struct alignas(8 * kWidth) BackwardKeptZ {
+  float factor[kWidth], D_u[kWidth];  // dz = (D u + y) factor: dout SiLU'(z)
 };
 
-/// A block's: B and C of a tile in every order, and dB and dC of a tile by warp before they are
-/// summed. Two deep each, so that one barrier a tile is enough.
+/// Sums over a warp's lanes on their way: each lane leaves its part, then each adds up some of
+/// them. Rows of tokens are padded, so that they begin in different banks.
+template <class Shape>
+struct alignas(16) LaneParts {
+  using Block = BackwardShape<Shape>;
+  /// dC, then dB: of the tile's tokens, by group and state.
+  float matrix[Shape::kSteps][32 * kStatesPerLane + 16];
+  union {
+    float y[Block::kSumTokens][32 * Shape::kPerLane + 2];           // of channels, by lane
+    float ddt_Bg[Block::kSumTokens][32 * 2 * Shape::kPerLane + 4];  // (ddt, sum of B g)
+  };
+};
+
+/// A warp's own: input on its way, and what its items keep.
+template <class Shape, class T>
+struct alignas(16) BackwardWarpShared {
+  using Block = BackwardShape<Shape>;
+  BackwardToken<Shape> tokens[Shape::kSteps];
+  T u[Shape::kSteps][Shape::kChannels], delta[Shape::kSteps][Shape::kChannels];
+  T z[Shape::kSteps][Shape::kChannels], dout[Shape::kSteps][Shape::kChannels];
+  alignas(16) KeptStates<T> start[Shape::kPerLane][32];  // h before the tile
+  alignas(16) BackwardKept<Block::kWidth> kept[Block::kItems][32];
+  alignas(16) BackwardKeptZ<Block::kWidth> kept_z[Block::kItems][32];
+  LaneParts<Shape> parts;
+};
+
+/// A block's: B and C of a tile, and dB and dC of a tile by warp before they are summed. Two deep
+/// each, so that one barrier a tile is enough.
 template <class Shape, class T>
 struct alignas(16) BackwardShared {
   using Block = BackwardShape<Shape>;
-  float BC[2][2][Shape::kSteps][Block::kOrders * Shape::kStates + 16];  // 16: other banks
+  float BC[2][2][Shape::kSteps][Shape::kStates];
   float dBdC[2][Block::kWarps][Shape::kSteps][Block::kRow];
-  BackwardToken<Shape> tokens[Block::kWarps][Shape::kSteps];
-  BackwardSlots<Shape, T> slots[Block::kWarps];
+  BackwardWarpShared<Shape, T> warps[Block::kWarps];
   alignas(16) Pack<T, kStatesPerLane> states[Block::kMyPacks][Block::kThreads];
 };
 

@@ -23,6 +23,10 @@ __global__ void __launch_bounds__(256)
   for (int64_t i = 0; i < n_chunks; ++i) {
     const int64_t chunk = descending ? n_chunks - 1 - i : i;
     const int64_t at = (b * n_chunks + chunk) * width + index % width;
+    if (i + 1 == n_chunks) {  // hands on to none, and has left nothing
+      carries.state[at] = h;
+      break;
+    }
     const float factor = carries.factor[at], state = carries.state[at];
     carries.state[at] = h;
     h = signbit(factor) ? state : fmaf(factor, h, state);

@@ -2,9 +2,9 @@
 //
 // Over a chunk the scan is linear in the state that enters it, h_out = P h_in + q, with the product
 // P of all exp(dt A) and the state q that a walk from zero ends in. A first pass leaves P and q of
-// every chunk, the join walks over the chunks, and the second pass starts each from its right
-// state. The backward pass does the same with the gradient that enters from the right. The price is
-// a second evaluation of the exponentials.
+// every chunk but the last, the join walks over the chunks, and the second pass starts each from
+// its right state. The backward pass does the same with the gradient that enters from the right.
+// The price is a second evaluation of the exponentials.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -18,7 +18,8 @@ namespace dmamba::kernels {
 constexpr float kForgets = -0.0F;
 
 /// What the first pass leaves and the join turns into the states that enter the chunks;
-/// (batch, n_chunks, d_inner, d_state) each.
+/// (batch, n_chunks, d_inner, d_state) each, of which the first pass leaves all but the last
+/// chunk's (walking down: the first's).
 struct ChunkCarries {
   float* factor;  // P
   float* state;   // q, then h_in

@@ -12,17 +12,17 @@ cudaError_t launch_shape(const SelectiveScanForwardParams& p, const ForwardWork&
                          cudaStream_t stream) {
   constexpr int kWarps = kForwardWarps<Shape>;
   constexpr int64_t kChannels = kWarps * Shape::kChannels;
-  const int64_t blocks = p.batch * work.n_chunks * ((p.d_inner + kChannels - 1) / kChannels);
+  const int64_t blocks = p.batch * ((p.d_inner + kChannels - 1) / kChannels);  // of a chunk
   if (work.n_chunks > 1) {
-    cudaError_t error = launch(selective_scan_forward_kernel<Shape, T, kUsual, true>, blocks,
-                               32 * kWarps, stream, p, work);
+    cudaError_t error = launch(selective_scan_forward_kernel<Shape, T, kUsual, true>,
+                               (work.n_chunks - 1) * blocks, 32 * kWarps, stream, p, work);
     if (error != cudaSuccess) return error;
     error = launch_join_chunks(work.carries, p.initial_state, p, work.n_chunks,
                                /*descending=*/false, stream);
     if (error != cudaSuccess) return error;
   }
-  return launch(selective_scan_forward_kernel<Shape, T, kUsual, false>, blocks, 32 * kWarps, stream,
-                p, work);
+  return launch(selective_scan_forward_kernel<Shape, T, kUsual, false>, work.n_chunks * blocks,
+                32 * kWarps, stream, p, work);
 }
 
 template <class T>

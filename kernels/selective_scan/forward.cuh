@@ -18,8 +18,10 @@ constexpr int kForwardWarps = Shape::kStates <= 64 ? 4 : 2;
 
 /// Blocks of a multiprocessor that the registers are shared out for: measured, as much as does not
 /// spill.
-template <class Shape>
-constexpr int kForwardBlocks = Shape::kStates <= 16 ? 4 : 2;
+template <class Shape, bool kStateOnly>
+constexpr int kForwardBlocks = Shape::kStates > 16 ? 2
+                               : kStateOnly        ? 5
+                                                   : 4;
 
 /// What a launch knows beside the parameters.
 struct ForwardWork {
@@ -40,7 +42,8 @@ struct alignas(16) ForwardShared {
 };
 
 /// kUsual: what a Mamba block asks for (softplus, z, memory aligned for wide accesses), decided
-/// when compiled. kStateOnly: the first pass over chunks, which leaves P and q and no output.
+/// when compiled. kStateOnly: the first pass over all chunks but the last, which leaves P and q and
+/// no output.
 template <class Shape, class T, bool kUsual, bool kStateOnly>
 class ForwardWarp {
  public:
@@ -53,7 +56,7 @@ class ForwardWarp {
         lane_(lane),
         item_(p, at, lane),
         part_{at.channel + lane / Shape::kLanes * Shape::kPerLane,
-              lane % Shape::kLanes * kStatesPerLane, 0},
+              lane % Shape::kLanes * kStatesPerLane},
         whole_until_(at.channel + Shape::kChannels <= p.d_inner ? at.end : 0),
         flags_(FlagReader::of<Shape>(p, at.batch, lane)),
         u_(items(p.u)),
@@ -227,7 +230,7 @@ class ForwardWarp {
     constexpr int kMine = Shape::kSumsMine;
     constexpr int kRun = kMine < kPer ? kMine : kPer;  // neighbouring channels among my sums
     const int channel = lane_ / Shape::kLanes * kPer;
-#pragma unroll 2
+#pragma unroll 1
     for (int t0 = 0; t0 < Shape::kSteps; t0 += kBatch) {
       float y[kSums];
 #pragma unroll
@@ -356,14 +359,14 @@ class ForwardWarp {
 };
 
 template <class Shape, class T, bool kUsual, bool kStateOnly>
-__global__ void __launch_bounds__(32 * kForwardWarps<Shape>, kForwardBlocks<Shape>)
+__global__ void __launch_bounds__(32 * kForwardWarps<Shape>, kForwardBlocks<Shape, kStateOnly>)
     selective_scan_forward_kernel(const __grid_constant__ SelectiveScanForwardParams p,
                                   const __grid_constant__ ForwardWork work) {
   wait_for_stream();
   __shared__ ForwardShared<Shape> shared[kForwardWarps<Shape>];
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const ScanPlace at =
-      place_of_warp<Shape, kForwardWarps<Shape>>(p, work.n_chunks, work.chunk_length, warp);
+  const ScanPlace at = place_of_warp<Shape, kForwardWarps<Shape>>(
+      p, 0, work.n_chunks - (kStateOnly ? 1 : 0), work.chunk_length, warp);
   if (at.channel >= p.d_inner) return;
   ForwardWarp<Shape, T, kUsual, kStateOnly>(p, work, at, shared[warp], lane).run();
 }

@@ -22,8 +22,19 @@ struct GradientSums {
   int64_t first_block[4];  // of each of the three and of dB, dC
   const float* dBdC;       // (blocks, tokens, 2, d_state)
   Sequence dB, dC;         // (batch, L, d_state)
-  int64_t channel_blocks, tokens, length, d_state;
+  bool vectors;            // four states of each are one access
+  int channel_blocks, d_state;
+  uint32_t length;
+  int64_t tokens;
 };
+
+/// Threads that share a token's dB and dC, kWidth states each, and tokens of a block.
+__host__ __device__ constexpr int row_threads(int d_state, int width) {
+  return 2 * d_state / width;
+}
+__host__ __device__ constexpr int row_tokens(int d_state, int width) {
+  return 256 / row_threads(d_state, width);
+}
 
 __device__ void sum_columns(const ColumnSums& job, int64_t parts, int64_t block) {
   __shared__ float slices[kSlices][kColumns];
@@ -46,25 +57,40 @@ __device__ void sum_columns(const ColumnSums& job, int64_t parts, int64_t block)
   }
 }
 
-template <class T>
+template <class T, int kWidth>
 __device__ void sum_channel_blocks(const GradientSums& g, int64_t block) {
-  const int64_t index = block * 256 + threadIdx.x, size = g.tokens * 2 * g.d_state;
-  if (index >= size) return;
-  float sum = 0.0F;
+  const int threads = row_threads(g.d_state, kWidth), tokens = row_tokens(g.d_state, kWidth);
+  const int row = static_cast<int>(threadIdx.x) / threads;
+  const int n = (static_cast<int>(threadIdx.x) - row * threads) * kWidth;
+  const int64_t token = block * tokens + row;
+  if (row >= tokens || token >= g.tokens) return;
+  const float* from = g.dBdC + token * 2 * g.d_state + n;
+  const int64_t stride = g.tokens * 2 * g.d_state;
+  float sum[kWidth] = {};
 #pragma unroll 4
-  for (int64_t b = 0; b < g.channel_blocks; ++b) sum += g.dBdC[b * size + index];
-  const int64_t token = index / (2 * g.d_state), n = index % g.d_state;
-  const Sequence& to = index / g.d_state % 2 != 0 ? g.dC : g.dB;
-  static_cast<T*>(
-      to.data)[token / g.length * to.batch_stride + token % g.length * to.step_stride + n] =
-      from_float<T>(sum);
+  for (int b = 0; b < g.channel_blocks; ++b) {
+    float part[kWidth];
+    load_pack<float, kWidth>(from + b * stride, part);
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) sum[j] += part[j];
+  }
+  const bool is_dC = n >= g.d_state;
+  const Sequence& to = is_dC ? g.dC : g.dB;
+  const uint32_t sequence = static_cast<uint32_t>(token) / g.length;
+  const uint32_t step = static_cast<uint32_t>(token) - sequence * g.length;
+  store_some<T, kWidth>(static_cast<T*>(to.data) + sequence * to.batch_stride +
+                            step * to.step_stride + n - (is_dC ? g.d_state : 0),
+                        sum, kWidth, g.vectors);
 }
 
 template <class T>
 __global__ void __launch_bounds__(256)
     sum_gradients_kernel(const __grid_constant__ GradientSums g) {
   const int64_t block = blockIdx.x;
-  if (block >= g.first_block[3]) return sum_channel_blocks<T>(g, block - g.first_block[3]);
+  if (block >= g.first_block[3]) {
+    if (g.d_state % 4 == 0) return sum_channel_blocks<T, 4>(g, block - g.first_block[3]);
+    return sum_channel_blocks<T, 1>(g, block - g.first_block[3]);
+  }
 #pragma unroll
   for (int i = 2; i >= 0; --i) {
     if (block >= g.first_block[i]) return sum_columns(g.sums[i], g.parts, block - g.first_block[i]);
@@ -91,11 +117,16 @@ cudaError_t launch_sum_gradients(const SelectiveScanBackwardParams& p, const Bac
   g.dBdC = work.parts.dBdC;
   g.dB = gradients.dB;
   g.dC = gradients.dC;
+  g.vectors = p.d_state % 4 == 0 && rows_aligned(gradients.dB, 4, storage_bytes(p.storage)) &&
+              rows_aligned(gradients.dC, 4, storage_bytes(p.storage));
   g.channel_blocks = work.channel_blocks;
+  g.d_state = static_cast<int>(p.d_state);
+  g.length = static_cast<uint32_t>(p.length);
   g.tokens = p.batch * p.length;
-  g.length = p.length;
-  g.d_state = p.d_state;
-  if (channel_blocks && work.channel_blocks > 1) blocks += (g.tokens * 2 * g.d_state + 255) / 256;
+  if (channel_blocks && work.channel_blocks > 1) {
+    const int64_t tokens = row_tokens(g.d_state, g.d_state % 4 == 0 ? 4 : 1);
+    blocks += (g.tokens + tokens - 1) / tokens;
+  }
   return p.storage == Storage::kBFloat16
              ? launch(sum_gradients_kernel<bfloat16>, blocks, 256, stream, g)
              : launch(sum_gradients_kernel<float>, blocks, 256, stream, g);

@@ -53,10 +53,10 @@ inline int64_t carry_floats(const SelectiveScanParams& p, int64_t n_chunks) {
   return (p.batch * n_chunks * p.d_inner * p.d_state + 63) / 64 * 64;
 }
 
-/// Tokens, channels and a sequence's states are counted in 32 bits.
+/// All tokens, and channels and states of a sequence are counted in 32 bits.
 inline bool indices_fit(const SelectiveScanParams& p) {
   constexpr int64_t kLimit = int64_t{1} << 30;
-  return p.length * p.d_state < kLimit && p.d_inner < kLimit;
+  return p.length * p.d_state < kLimit && p.d_inner < kLimit && p.batch * p.length < 4 * kLimit;
 }
 
 inline bool plan_is_valid(const SelectiveScanPlan& plan) {

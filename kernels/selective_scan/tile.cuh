@@ -30,11 +30,9 @@ struct ScanShape {
   static constexpr int kGroups = 32 / kLanes;
   static constexpr int kChannels = kPerLane * kGroups;  // of a warp
   static constexpr int kSteps = 8;                      // tokens of a tile
-  /// Tokens whose sums over a channel's lanes are made together in the forward pass: as many sums
-  /// as lanes, or more.
-  static constexpr int kSumTokens = kLanes <= kPerLane           ? 1
-                                    : kLanes < kSteps * kPerLane ? kLanes / kPerLane
-                                                                 : kSteps;
+  /// Tokens whose sums over a channel's lanes are made together in the forward pass: twice as many
+  /// sums as lanes, so that they need not wait for one another.
+  static constexpr int kSumTokens = 2 * kLanes / kPerLane < kSteps ? 2 * kLanes / kPerLane : kSteps;
   static constexpr int kSums = kSumTokens * kPerLane;
   static constexpr int kSumsMine = kSums > kLanes ? kSums / kLanes : 1;  // what a lane ends with
   static constexpr int kWidth = kChannels < 4 ? kChannels : 4;
@@ -54,16 +52,17 @@ struct ScanPlace {
   int chunk, channel, begin, end;
 };
 
-/// Blocks go over (batch, chunk, kWarps x kChannels channels), channels fastest.
+/// Blocks go over (batch, n_chunks chunks from first_chunk on, kWarps x kChannels channels),
+/// channels fastest.
 template <class Shape, int kWarps>
-__device__ __forceinline__ ScanPlace place_of_warp(const SelectiveScanParams& p, int n_chunks,
-                                                   int chunk_length, int warp) {
+__device__ __forceinline__ ScanPlace place_of_warp(const SelectiveScanParams& p, int first_chunk,
+                                                   int n_chunks, int chunk_length, int warp) {
   constexpr int kBlockChannels = kWarps * Shape::kChannels;
   const int channel_blocks = (static_cast<int>(p.d_inner) + kBlockChannels - 1) / kBlockChannels;
   const int sequence = static_cast<int>(blockIdx.x) / channel_blocks;
   const int channel =
       static_cast<int>(blockIdx.x) % channel_blocks * kBlockChannels + warp * Shape::kChannels;
-  const int chunk = sequence % n_chunks, begin = chunk * chunk_length;
+  const int chunk = first_chunk + sequence % n_chunks, begin = chunk * chunk_length;
   return {sequence / n_chunks, chunk, channel, begin,
           min(begin + chunk_length, static_cast<int>(p.length))};
 }
@@ -154,25 +153,13 @@ struct TileFlags {
   }
 };
 
-/// The lane's part of A, a state or its gradient: registers [channel][s] for the states
-/// first_state + (s ^ permutation); see backward.cuh for the permutation.
+/// The lane's part of A, a state or its gradient: registers [channel][s] for the states state + s.
 template <class Shape>
 struct ScanPart {
-  int channel, state, permutation;
+  int channel, state;
   __device__ __forceinline__ bool inside(const SelectiveScanParams& p, int c, int s) const {
-    return channel + c < p.d_inner && n(s) < p.d_state;
+    return channel + c < p.d_inner && state + s < p.d_state;
   }
-  __device__ __forceinline__ int n(int s) const { return state + (s ^ permutation); }
-
-  /// v[s] for w[s ^ permutation]: there and back.
-  __device__ __forceinline__ void permute(float (&v)[kStatesPerLane]) const {
-    float w[kStatesPerLane];
-#pragma unroll
-    for (int s = 0; s < kStatesPerLane; ++s) w[s] = permutation & 1 ? v[s ^ 1] : v[s];
-#pragma unroll
-    for (int s = 0; s < kStatesPerLane; ++s) v[s] = permutation & 2 ? w[s ^ 2] : w[s];
-  }
-
   /// The part of a row-major (d_inner, d_state) array, four states at a time; d_state is a multiple
   /// of four and the array aligned. Zeros outside.
   __device__ __forceinline__ void load_rows(float (&h)[Shape::kPerLane][kStatesPerLane],
@@ -186,7 +173,6 @@ struct ScanPart {
                                                                      state);
       }
       pack.get(h[c]);
-      permute(h[c]);
     }
   }
 
@@ -195,12 +181,8 @@ struct ScanPart {
     const int states = static_cast<int>(p.d_state);
 #pragma unroll
     for (int c = 0; c < Shape::kPerLane; ++c) {
-      float v[kStatesPerLane];
-#pragma unroll
-      for (int s = 0; s < kStatesPerLane; ++s) v[s] = h[c][s];
-      permute(v);
       if (channel + c < p.d_inner && state < states) {
-        store_pack<float, kStatesPerLane>(to + (channel + c) * states + state, v);
+        store_pack<float, kStatesPerLane>(to + (channel + c) * states + state, h[c]);
       }
     }
   }
@@ -223,8 +205,9 @@ struct ScanPart {
       for (int s = 0; s < kStatesPerLane; ++s) {
         A[c][s] =
             inside(p, c, s)
-                ? kLog2e * static_cast<const float*>(
-                               p.A)[(channel + c) * p.A_channel_stride + n(s) * p.A_state_stride]
+                ? kLog2e *
+                      static_cast<const float*>(
+                          p.A)[(channel + c) * p.A_channel_stride + (state + s) * p.A_state_stride]
                 : 0.0F;
       }
     }
@@ -242,7 +225,7 @@ struct ScanPart {
             from.data != nullptr && inside(p, c, s)
                 ? static_cast<const float*>(
                       from.data)[batch * from.batch_stride + (channel + c) * from.channel_stride +
-                                 n(s) * from.width_stride]
+                                 (state + s) * from.width_stride]
                 : 0.0F;
       }
     }
@@ -257,7 +240,7 @@ struct ScanPart {
       for (int s = 0; s < kStatesPerLane; ++s) {
         if (!inside(p, c, s)) continue;
         static_cast<float*>(to.data)[batch * to.batch_stride + (channel + c) * to.channel_stride +
-                                     n(s) * to.width_stride] = h[c][s];
+                                     (state + s) * to.width_stride] = h[c][s];
       }
     }
   }
