@@ -44,12 +44,12 @@ class BackwardWarp : BackwardInput<Shape, T, kUsual> {
   }
 
   __device__ void run() {
+    fetch_tile<false>(first_);
     part_.load_A(A_, p_, kUsual || work_.vectors.A);
     const bool last = at_.chunk + 1 == work_.n_chunks;
     part_.load(ag_,
                last ? p_.dlast_state : packed_state(work_.carries.state, p_.d_inner, p_.d_state),
                p_, last ? at_.batch : at_.batch * work_.n_chunks + at_.chunk);
-    fetch_tile<false>(first_);
     for (int step = first_; step >= at_.begin; step -= kSteps) {
       const TileFlags flags{__ballot_sync(~0U, flag_ != 0)};
       if (__all_sync(~0U, flags.plain() && all_channels_)) {

@@ -46,9 +46,9 @@ class CarryWarp {
         C_(p.C, at.batch, last_ + lane / Shape::kLanes, lane % Shape::kLanes * kStatesPerLane) {}
 
   __device__ void run() {
+    fetch_input(last_);
     part_.load_A(A_, p_, work_.vectors.A);
     load_channels(bias_, p_.delta_bias, at_.channel + item_.channel, item_.left);
-    fetch_input(last_);
     for (int step = last_; step >= at_.begin; step -= kSteps) {
       const TileFlags flags = prepare();
       if (step > at_.begin) fetch_input(step - kSteps);

@@ -67,11 +67,11 @@ class ForwardWarp {
         C_(states(p.C)) {}
 
   __device__ void run() {
+    fetch_input<false>(at_.begin);
     part_.load_A(A_, p_, kUsual || work_.vectors.A);
     load_channels(bias_, p_.delta_bias, at_.channel + item_.channel, item_.left);
     load_channels(D_, p_.D, at_.channel + item_.channel, item_.left);
     enter();
-    fetch_input<false>(at_.begin);
     int step = at_.begin;
     while (true) {
       tile<0>(step);
