@@ -153,6 +153,7 @@ def check_module(module, twin, arguments, make, dtype=torch.float32, by_fft=Fals
     given = prepared(arguments, lambda a: a.float())
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         got = gradients(lambda m, *a: m(*a), module, given, weight)
+        plain = run(copy.deepcopy(module), given, weight)
     assert set(got) == set(exact)
     largest = max(float(value.abs().max()) for value in exact.values())
     floor = FLOOR + (8 * ROUNDING[dtype] * largest if by_fft else 0.0)
@@ -160,7 +161,10 @@ def check_module(module, twin, arguments, make, dtype=torch.float32, by_fft=Fals
         expected = exact[name]
         assert value.isfinite().all(), f"{name}: not finite, but {expected[~value.isfinite()][:4]}"
         error = (value.double() - expected).abs().max()
+        # What is rounded on the way, which moving the inputs does not show.
+        on_the_way = (plain[name].double() - expected).abs().max().nan_to_num(0.0, 0.0)
         allowed = 50 * moved[name] + 8 * ROUNDING[dtype] * expected.abs().max() + floor
+        allowed = torch.maximum(allowed, 4 * on_the_way)
         assert error <= allowed, f"{name}: off by {error:.3e}, rounding allows {allowed:.3e}"
 
 
