@@ -170,6 +170,7 @@ int run_checks(cudaStream_t stream) {
   }
   for (const int64_t N : {1, 8, 12, 20, 32, 64, 100, 128}) {
     failures += run_check(2, 40, 60, N, N % 8 == 4, true, whole(60), stream);
+    failures += run_check(2, 40, 64, N, N % 8 == 0, false, whole(64), stream);
   }
   for (const int64_t chunk : {16, 64, 640}) {
     failures += run_check(2, 37, 1134, 16, false, true, {chunk}, stream);

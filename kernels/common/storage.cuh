@@ -142,8 +142,9 @@ __device__ __forceinline__ void wait_for_copies() {
 template <int kWidth, class T>
 __device__ __forceinline__ void stage(T* shared, const T* global, int count, bool vector) {
   constexpr int kBytes = kWidth * static_cast<int>(sizeof(T));
-  if (kBytes >= 4 && vector) {
-    copy_async < kBytes<4 ? 4 : kBytes>(shared, global, count > 0);
+  static_assert(kBytes >= 4);
+  if (vector) {
+    copy_async<kBytes>(shared, global, count > 0);
   } else {
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) shared[i] = i < count ? global[i] : from_float<T>(0.0F);

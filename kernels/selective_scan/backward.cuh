@@ -297,6 +297,7 @@ class BackwardWarp : BackwardInput<Shape, T, kUsual> {
     constexpr int kRow = Block::kRow, kSize = kSteps * kRow;
     const float* from = &shared_.dBdC[buffer_ ^ 1][0][0][0];
     if constexpr (kUsual) {
+      // Before the first tile whatever is there, which is stored nowhere.
       constexpr int kEach = kSize / Block::kThreads;
       const int i = static_cast<int>(threadIdx.x) * kEach, t = i / kRow;
       float sum[kEach], more[kEach];
@@ -330,9 +331,11 @@ class BackwardWarp : BackwardInput<Shape, T, kUsual> {
     }
   }
 
-  /// How many channels of item i of the tile at `step` there are.
+  /// How many channels of item i of the tile at `step` this lane stores: of the lanes with the same
+  /// item the first alone, which has the channels' D and bias.
   template <bool kPlain>
   __device__ __forceinline__ int left_of(int step, int i) const {
+    if (Block::kOwners > 1 && lane_ % Block::kOwners != 0) return 0;
     const int token = item_.token + i * Block::kSumTokens;
     return kPlain ? kWidth : step + token < at_.end ? item_.left : 0;
   }

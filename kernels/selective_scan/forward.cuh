@@ -16,8 +16,8 @@ namespace dmamba::kernels {
 template <class Shape>
 constexpr int kForwardWarps = Shape::kStates <= 64 ? 4 : 2;
 
-/// Blocks of a multiprocessor that the registers are shared out for: measured, as much as does not
-/// spill.
+/// Blocks of a multiprocessor that the registers are shared out for: measured; at d_state 16 and
+/// the usual arguments nothing spills.
 template <class Shape, bool kStateOnly>
 constexpr int kForwardBlocks = Shape::kStates > 16 ? 2
                                : kStateOnly        ? 5

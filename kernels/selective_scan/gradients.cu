@@ -28,7 +28,7 @@ struct GradientSums {
   int64_t tokens;
 };
 
-/// Threads that share a token's dB and dC, kWidth states each, and tokens of a block.
+/// Threads that share a token's dB and dC, `width` states each, and tokens of a block.
 __host__ __device__ constexpr int row_threads(int d_state, int width) {
   return 2 * d_state / width;
 }

@@ -39,7 +39,7 @@ size_t selective_scan_backward_workspace(const SelectiveScanParams& p,
                                          const SelectiveScanPlan& plan);
 
 /// checkpoint_every must be 0 or kScanCheckpointEvery. last_state.data may be null. L d_state and
-/// d_inner below 2^30.
+/// d_inner below 2^30, batch L below 2^32.
 cudaError_t launch_selective_scan_forward(const SelectiveScanForwardParams& p,
                                           const SelectiveScanPlan& plan, void* workspace,
                                           cudaStream_t stream);

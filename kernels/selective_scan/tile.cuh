@@ -4,9 +4,10 @@
 // holds the state in registers: lane = kLanes * group + part has four states, 4 part ... 4 part +
 // 3, of the kPerLane channels from kPerLane * group on. With d_state 16 and two channels a lane a
 // warp has 16 channels: per token a lane reads two (dt, dt u), four B and four C from shared memory
-// for eight states, and the sums over states (y) and over channels (dB, dC) take few shuffles.
-// Square pieces need the fewest of both; what bounds these kernels is the path from shared memory
-// to registers, 128 bytes a clock, and the special-function units.
+// for eight states. Square pieces need the fewest of these, and the fewest sums over lanes: over
+// states (y) and over channels (dB, dC). What bounds these kernels is the register file, the path
+// from shared memory to registers, 128 bytes a clock, and the special-function units
+// (docs/kernels.md).
 //
 // What is done once a channel and token (softplus, gates, D) is done in another arrangement,
 // "items": kWidth neighbouring channels of one token to a lane, as memory has them. (The backward
@@ -31,7 +32,7 @@ struct ScanShape {
   static constexpr int kChannels = kPerLane * kGroups;  // of a warp
   static constexpr int kSteps = 8;                      // tokens of a tile
   /// Tokens whose sums over a channel's lanes are made together in the forward pass: twice as many
-  /// sums as lanes, so that they need not wait for one another.
+  /// sums as lanes, so that they need not wait for one another, or all of a tile's.
   static constexpr int kSumTokens = 2 * kLanes / kPerLane < kSteps ? 2 * kLanes / kPerLane : kSteps;
   static constexpr int kSums = kSumTokens * kPerLane;
   static constexpr int kSumsMine = kSums > kLanes ? kSums / kLanes : 1;  // what a lane ends with
