@@ -1,5 +1,8 @@
 """SegmentDataset against the sampler that training uses, and in a DataLoader."""
 
+import pickle
+from multiprocessing.reduction import ForkingPickler
+
 import numpy as np
 import pytest
 import torch
@@ -62,6 +65,19 @@ def test_a_loader_feeds_the_model(store):
         assert actions.shape == (16, K, store.act_dim) and torch.isfinite(actions).all()
         break
     assert seen == 16
+
+
+def test_workers_that_are_not_forked_share_the_arrays(store):
+    segments = data.SegmentDataset(store, K)
+    in_full = pickle.dumps(segments)
+    assert len(in_full) > store.num_transitions * store.state_dim * 4
+    assert len(ForkingPickler.dumps(segments)) < len(in_full) / 2
+    loader = DataLoader(segments, batch_size=16, num_workers=2, multiprocessing_context="spawn")
+    states = torch.cat([batch["states"] for batch in loader])
+    expected = np.stack([segments[index]["states"] for index in range(len(segments))])
+    np.testing.assert_array_equal(states, expected)
+    again = ForkingPickler.loads(ForkingPickler.dumps(pickle.loads(in_full)))
+    np.testing.assert_array_equal(again[5]["states"], expected[5])
 
 
 def test_one_s_own_normalisation(store):

@@ -31,7 +31,8 @@ class SegmentDataset(Dataset[dict[str, torch.Tensor]]):
     - ``mask`` (K,) bool, False at padding.
 
     Args:
-        store: The episodes; they are copied, so that worker processes can share them.
+        store: The episodes; they are copied. Worker processes share the copy; for those that are
+            not forked it is copied to shared memory, once.
         context_length: K, in steps.
         rtg_scale: Raw return per unit; None: ``dmamba.data.rtg_scale(store)``, as in training.
         state_mean: (state_dim,) subtracted from the states; None: the store's.
@@ -90,33 +91,47 @@ class SegmentDataset(Dataset[dict[str, torch.Tensor]]):
     def _copy(self, store: _C.TrajectoryStore, lengths: np.ndarray) -> None:
         """Takes the recording over as items hold it: the arithmetic of the C++ sampler."""
         count = store.num_transitions
-        self._states: np.ndarray = np.empty((count, store.state_dim), np.float32)
-        self._actions: np.ndarray = np.empty((count, store.act_dim), np.float32)
-        self._rtg: np.ndarray = np.empty((count, 1), np.float32)
+        states: np.ndarray = np.empty((count, store.state_dim), np.float32)
+        actions: np.ndarray = np.empty((count, store.act_dim), np.float32)
+        rtg: np.ndarray = np.empty((count, 1), np.float32)
         ends = np.cumsum(lengths)
-        self._end: np.ndarray = np.repeat(
-            ends, lengths
-        )  # where the episode of each transition ends
-        self._start: np.ndarray = np.repeat(ends - lengths, lengths)
         for i, end in enumerate(ends):
             episode, rows = store.episode(i), slice(int(end - lengths[i]), int(end))
-            self._states[rows] = (episode["observations"] - self.state_mean) / self.state_std
-            self._actions[rows] = episode["actions"]
-            self._rtg[rows, 0] = episode["returns_to_go"].astype(np.float64) / self.rtg_scale
+            states[rows] = (episode["observations"] - self.state_mean) / self.state_std
+            actions[rows] = episode["actions"]
+            rtg[rows, 0] = episode["returns_to_go"].astype(np.float64) / self.rtg_scale
+        # Of each transition: where its episode begins and ends.
+        bounds: np.ndarray = np.repeat(np.stack([ends - lengths, ends], 1), lengths, 0)
+        self._hold([states, actions, rtg, bounds])
+
+    def _hold(self, arrays: list[np.ndarray]) -> None:
+        self._arrays = arrays
+        # What worker processes are sent: torch moves a tensor to shared memory the first time.
+        # Items are read from the arrays, in two thirds of the time.
+        self._sent = [torch.from_numpy(array) for array in arrays]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_arrays"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._hold([tensor.numpy() for tensor in self._sent])
 
     def __len__(self) -> int:
-        return len(self._states)
+        return len(self._arrays[0])
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         if not -len(self) <= index < len(self):
             raise IndexError(f"segment {index} of {len(self)}")
         first = index % len(self)
-        length = min(self.context_length, int(self._end[first]) - first)
-        steps = np.arange(first, first + length) - self._start[first]
+        states, actions, rtg, bounds = self._arrays
+        start, end = bounds[first]
+        length = min(self.context_length, int(end) - first)
+        steps = np.arange(first - start, first - start + length)
         return {
-            "states": self._padded(self._states, first, length, self._padding_state),
-            "actions": self._padded(self._actions, first, length, self._padding_action),
-            "returns_to_go": self._padded(self._rtg, first, length, 0.0),
+            "states": self._padded(states, first, length, self._padding_state),
+            "actions": self._padded(actions, first, length, self._padding_action),
+            "returns_to_go": self._padded(rtg, first, length, 0.0),
             "timesteps": self._padded(np.minimum(steps, self.max_timestep - 1), 0, length, 0),
             "mask": self._padded(np.ones(length, bool), 0, length, False),
         }
