@@ -158,7 +158,7 @@ class BackwardWarp : BackwardInput<Shape, T, kUsual> {
         dD_[j] = fmaf(dy[j], u[j], dD_[j]);
       }
       mine_.kept[i][lane_] = kept;
-      if (Block::kOwners == 1 || lane_ % Block::kOwners == 0) {
+      if (item_.owned_by(lane_)) {
         store_pack<float, 2 * kWidth>(&mine_.tokens[token].dt_dtu[group][2 * c], dt_dtu);
         store_pack<float, kWidth>(&mine_.tokens[token].dy[group][c], dy);
       }
@@ -279,7 +279,7 @@ class BackwardWarp : BackwardInput<Shape, T, kUsual> {
     for (int i0 = 0; i0 < kAll; i0 += 32) {
       const int i = i0 + lane_, t = i / Shape::kLanes, n = i % Shape::kLanes * kStatesPerLane;
       if (kAll < 32 && i >= kAll) break;
-      float sum[kStatesPerLane] = {};
+      float sum[kStatesPerLane];
 #pragma unroll
       for (int group = 0; group < Shape::kGroups; ++group) {
         float part[kStatesPerLane];
@@ -331,11 +331,10 @@ class BackwardWarp : BackwardInput<Shape, T, kUsual> {
     }
   }
 
-  /// How many channels of item i of the tile at `step` this lane stores: of the lanes with the same
-  /// item the first alone, which has the channels' D and bias.
+  /// How many channels of item i of the tile at `step` this lane stores.
   template <bool kPlain>
   __device__ __forceinline__ int left_of(int step, int i) const {
-    if (Block::kOwners > 1 && lane_ % Block::kOwners != 0) return 0;
+    if (!item_.owned_by(lane_)) return 0;
     const int token = item_.token + i * Block::kSumTokens;
     return kPlain ? kWidth : step + token < at_.end ? item_.left : 0;
   }

@@ -31,8 +31,8 @@ class BackwardInput {
         first_((at.end - 1) / kSteps * kSteps),
         all_channels_(at.channel + Shape::kChannels <= p.d_inner),
         reader_(FlagReader::of<Shape>(p, at.batch, lane)),
-        input_token_(lane / Block::kRowPacks),
-        input_channel_(lane % Block::kRowPacks * Shape::kWidth),
+        input_token_(lane / Shape::kPacks),
+        input_channel_(lane % Shape::kPacks * Shape::kWidth),
         u_(inputs(p.u)),
         delta_(inputs(p.delta)),
         z_(inputs(p.z)),
@@ -135,9 +135,9 @@ class BackwardInput {
   __device__ __forceinline__ void send_rows(T (&to)[kSteps][Shape::kChannels],
                                             RowWalk<const T>& from, int step) {
 #pragma unroll
-    for (int i = 0; i < Block::kMyInputs; ++i) {
-      const int ahead = i * Block::kInputTokens, token = input_token_ + ahead;
-      if (kSteps * Block::kRowPacks < 32 && token >= kSteps) break;
+    for (int i = 0; i < Shape::kItems; ++i) {
+      const int ahead = i * Shape::kItemSteps, token = input_token_ + ahead;
+      if (!Shape::kAllBusy && token >= kSteps) break;
       const int left = kWhole ? Shape::kWidth
                        : step + token < at_.end
                            ? static_cast<int>(p_.d_inner) - at_.channel - input_channel_

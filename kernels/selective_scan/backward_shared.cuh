@@ -41,10 +41,6 @@ struct BackwardShape {
   /// Packs of B and C that a thread brings.
   static constexpr int kPacks = 2 * Shape::kSteps * Shape::kLanes;
   static constexpr int kMyPacks = (kPacks + kThreads - 1) / kThreads;
-  /// Packs of neighbouring channels of the activations that a lane brings.
-  static constexpr int kRowPacks = Shape::kPacks;  // of a token
-  static constexpr int kMyInputs = (Shape::kSteps * kRowPacks + 31) / 32;
-  static constexpr int kInputTokens = 32 / kRowPacks;  // between a lane's packs
 };
 
 /// A lane's first item: token of the tile, channel of the warp, and how many channels are left in
@@ -58,8 +54,12 @@ struct BackwardItem {
     const int part = lane % Shape::kLanes, first = part / Block::kOwners * Block::kWidth;
     token = first / Shape::kPerLane;
     channel = lane / Shape::kLanes * Shape::kPerLane + first % Shape::kPerLane;
-    left = part % Block::kOwners == 0 ? static_cast<int>(p.d_inner) - at.channel - channel : 0;
+    left = owned_by(lane) ? static_cast<int>(p.d_inner) - at.channel - channel : 0;
   }
+
+  /// Of the lanes with the same item the first, which alone has its channels' D and bias, and
+  /// stores its results.
+  __device__ static bool owned_by(int lane) { return lane % Block::kOwners == 0; }
 };
 
 /// What a warp's walk reads of a token, by group: (dt, dt u) and dy of its channels. The padding

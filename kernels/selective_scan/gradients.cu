@@ -28,7 +28,9 @@ struct GradientSums {
   int64_t tokens;
 };
 
-/// Threads that share a token's dB and dC, `width` states each, and tokens of a block.
+/// States of a thread that sums dB and dC; threads that share a token's, `width` states each, and
+/// tokens of a block.
+__host__ __device__ constexpr int row_width(int d_state) { return d_state % 4 == 0 ? 4 : 1; }
 __host__ __device__ constexpr int row_threads(int d_state, int width) {
   return 2 * d_state / width;
 }
@@ -88,7 +90,7 @@ __global__ void __launch_bounds__(256)
     sum_gradients_kernel(const __grid_constant__ GradientSums g) {
   const int64_t block = blockIdx.x;
   if (block >= g.first_block[3]) {
-    if (g.d_state % 4 == 0) return sum_channel_blocks<T, 4>(g, block - g.first_block[3]);
+    if (row_width(g.d_state) == 4) return sum_channel_blocks<T, 4>(g, block - g.first_block[3]);
     return sum_channel_blocks<T, 1>(g, block - g.first_block[3]);
   }
 #pragma unroll
@@ -117,14 +119,16 @@ cudaError_t launch_sum_gradients(const SelectiveScanBackwardParams& p, const Bac
   g.dBdC = work.parts.dBdC;
   g.dB = gradients.dB;
   g.dC = gradients.dC;
-  g.vectors = p.d_state % 4 == 0 && rows_aligned(gradients.dB, 4, storage_bytes(p.storage)) &&
-              rows_aligned(gradients.dC, 4, storage_bytes(p.storage));
   g.channel_blocks = work.channel_blocks;
   g.d_state = static_cast<int>(p.d_state);
+  const int width = row_width(g.d_state);
+  const int64_t item = storage_bytes(p.storage);
+  g.vectors = width == 4 && rows_aligned(gradients.dB, width, item) &&
+              rows_aligned(gradients.dC, width, item);
   g.length = static_cast<uint32_t>(p.length);
   g.tokens = p.batch * p.length;
   if (channel_blocks && work.channel_blocks > 1) {
-    const int64_t tokens = row_tokens(g.d_state, g.d_state % 4 == 0 ? 4 : 1);
+    const int64_t tokens = row_tokens(g.d_state, width);
     blocks += (g.tokens + tokens - 1) / tokens;
   }
   return p.storage == Storage::kBFloat16
