@@ -5,6 +5,8 @@ It is put on the PATH under the names sbatch, squeue, sacct, scancel and srun. F
 folder: calls.log has a line per call, jobs/ID the job's name, process group and state.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import re
@@ -42,25 +44,34 @@ def controller(words):
     """One job of the array after the other, as on a cluster with one free node."""
     ids = sorted(path.name for path in JOBS.iterdir() if path.name.split("_")[0] == words[0])
     for job_id in ids:
-        if read(job_id)["state"] != "PENDING":
-            continue
-        number, _, task = job_id.partition("_")
-        variables = {"SLURM_JOB_ID": number}
-        if task:
-            variables |= {"SLURM_ARRAY_JOB_ID": number, "SLURM_ARRAY_TASK_ID": task}
-        with open(HOME / f"output-{job_id}", "ab") as output:
-            process = subprocess.Popen(
-                ["bash", HOME / f"script-{number}"],
-                env=os.environ | variables,
-                start_new_session=True,
-                stdout=output,
-                stderr=output,
-            )
-        write(job_id, **read(job_id) | {"state": "RUNNING", "group": process.pid})
+        with locked():
+            if read(job_id)["state"] != "PENDING":
+                continue
+            process = start(job_id)
+            write(job_id, **read(job_id) | {"state": "RUNNING", "group": process.pid})
         code = process.wait()
-        if read(job_id)["state"] == "RUNNING":
+        with locked():
+            job = read(job_id)
             state = "COMPLETED" if code == 0 else "NODE_FAIL" if code < 0 else "FAILED"
-            write(job_id, **read(job_id) | {"state": state})
+            if job["state"] == "COMPLETING":
+                state = "CANCELLED"
+            write(job_id, **job | {"state": state})
+
+
+def start(job_id):
+    number, _, task = job_id.partition("_")
+    variables = {"SLURM_JOB_ID": number}
+    if task:
+        variables |= {"SLURM_ARRAY_JOB_ID": number, "SLURM_ARRAY_TASK_ID": task}
+    with open(HOME / f"output-{job_id}", "ab") as output:
+        return subprocess.Popen(
+            # With a trap bash outlives a signal to the group until what it has started has ended.
+            ["bash", "-c", 'trap : TERM; . "$0"', HOME / f"script-{number}"],
+            env=os.environ | variables,
+            start_new_session=True,
+            stdout=output,
+            stderr=output,
+        )
 
 
 def srun(words):
@@ -73,7 +84,7 @@ def squeue(words):
     name = next(word.removeprefix("--name=") for word in words if word.startswith("--name="))
     for path in sorted(JOBS.iterdir()):
         job = read(path.name)
-        if job["name"] == name and job["state"] in ("PENDING", "RUNNING"):
+        if job["name"] == name and job["state"] in ("PENDING", "RUNNING", "COMPLETING"):
             print(path.name)
 
 
@@ -84,11 +95,23 @@ def sacct(words):
 
 
 def scancel(words):
-    for job_id in words:
-        job = read(job_id)
-        write(job_id, **job | {"state": "CANCELLED"})
-        if job["state"] == "RUNNING":
-            os.killpg(job["group"], signal.SIGTERM)
+    """All at once, as the real one: no job begins because the one before it was cancelled."""
+    with locked():
+        for job_id in words:
+            job = read(job_id)
+            if job["state"] == "PENDING":
+                write(job_id, **job | {"state": "CANCELLED"})
+            elif job["state"] == "RUNNING":
+                write(job_id, **job | {"state": "COMPLETING"})
+                os.killpg(job["group"], signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def locked():
+    """While a state is looked at and changed."""
+    with open(HOME / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def read(job_id):
