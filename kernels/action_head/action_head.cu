@@ -76,7 +76,7 @@ template <class T>
 __global__ void __launch_bounds__(kThreads)
     action_head_backward_kernel(const __grid_constant__ ActionHeadBackwardParams p) {
   wait_for_stream();
-  extern __shared__ float slopes[];  // (kHeadSteps, act_dim)
+  float* slopes = dynamic_shared<float>();  // (kHeadSteps, act_dim)
   const int64_t first = int64_t{blockIdx.x} * kHeadSteps;
   const auto steps = static_cast<int>(min(kHeadSteps, p.steps - first));
   const auto act_dim = static_cast<int>(p.act_dim);

@@ -5,7 +5,7 @@
 //        kernels/bench/embedding_bench.cu -o embedding_bench
 //   ./embedding_bench check | time | all | small
 //
-// `small` checks the least sizes alone, for compute-sanitizer.
+// `small` checks the least sizes alone, for sanitizers and emulation.
 #include <cstring>
 #include <string>
 

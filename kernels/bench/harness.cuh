@@ -14,6 +14,8 @@
 #include <random>
 #include <vector>
 
+#include "kernels/common/launch.cuh"
+
 namespace dmamba::bench {
 
 inline void check(cudaError_t error, const char* what) {
@@ -152,8 +154,9 @@ inline double copy_bandwidth(cudaStream_t stream) {
   DeviceArray from(kBytes), to(kBytes);
   const int64_t count = kBytes / sizeof(float4);
   const Times times = time_by_replay(stream, [&] {
-    copy_kernel<<<static_cast<unsigned>(count / 1024), 1024, 0, stream>>>(from.as<float4>(),
-                                                                          to.as<float4>(), count);
+    check(kernels::launch_kernel(copy_kernel<float4>, static_cast<unsigned>(count / 1024), 1024, 0,
+                                 stream, from.as<float4>(), to.as<float4>(), count),
+          "copy");
   });
   return 2.0 * kBytes / times.median;
 }

@@ -2,9 +2,10 @@
 //
 //   nvcc -std=c++20 -O3 -gencode arch=compute_90a,code=sm_90a -I . kernels/token_chain/*.cu
 //        kernels/bench/token_chain_bench.cu -o token_chain_bench
-//   ./token_chain_bench check | time | all | once forward|backward
+//   ./token_chain_bench check | small | time | all | once forward|backward
 //
-// `once` runs a direction once at 64 x 60 tokens, for a profiler.
+// `small` leaves the largest check out, for sanitizers and emulation; `once` runs a direction once
+// at 64 x 60 tokens, for a profiler.
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -202,11 +203,11 @@ int run(int argc, char** argv) {
       check_one(100, 512, dropout, stream);
       check_one(1, 0, dropout, stream);
       check_one(1024, 0, dropout, stream);
-      check_one(3841, 512, dropout, stream);
+      if (what != "small") check_one(3841, 512, dropout, stream);
     }
     std::printf("%d checks failed\n", failures);
   }
-  if (what != "check") time_all(stream);
+  if (what == "time" || what == "all") time_all(stream);
   return failures == 0 ? 0 : 1;
 }
 

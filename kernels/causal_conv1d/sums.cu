@@ -6,6 +6,7 @@
 //
 // Reads (width + 1) d_inner floats a row block, from the cache that the blocks have just written.
 #include "kernels/causal_conv1d/sums.cuh"
+#include "kernels/common/launch.cuh"
 
 namespace dmamba::kernels {
 namespace {
@@ -55,9 +56,8 @@ cudaError_t launch_conv_sums(const ConvPartialSums& partial, const CausalConv1dG
                              cudaStream_t stream) {
   const int64_t columns = (partial.width + 1) * partial.d_inner;
   const int64_t blocks = (columns + kColumns - 1) / kColumns;
-  causal_conv1d_sums_kernel<<<static_cast<unsigned>(blocks), kColumns * kSlices, 0, stream>>>(
-      partial, gradients);
-  return cudaGetLastError();
+  return launch_kernel(causal_conv1d_sums_kernel, static_cast<unsigned>(blocks), kColumns * kSlices,
+                       0, stream, partial, gradients);
 }
 
 }  // namespace dmamba::kernels

@@ -23,6 +23,22 @@ __device__ __forceinline__ void copy_async(void* to, const void* from, int bytes
   copy_async(shared_address(to), from, bytes);
 }
 
+/// Copies kBytes (4, 8 or 16, aligned) to shared memory in the background, or zeros where not
+/// `valid`. The thread that copied sees the data after wait_for_copies(), others after a barrier.
+template <int kBytes>
+__device__ __forceinline__ void copy_async(void* shared, const void* global, bool valid) {
+  const uint32_t to = shared_address(shared);
+  const int bytes = valid ? kBytes : 0;
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(global), "n"(kBytes),
+               "r"(bytes)
+               : "memory");
+}
+
+/// Waits for all of this thread's copies.
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
 /// Ends a group of this thread's copies.
 __device__ __forceinline__ void commit_copies() {
   asm volatile("cp.async.commit_group;" ::: "memory");

@@ -1,6 +1,8 @@
 // Which elements a dropout keeps: the mask that params.h of kernels/elementwise defines.
 #pragma once
 
+#include <cuda_runtime.h>
+
 #include <cstdint>
 
 #include "include/dmamba/common/philox.h"

@@ -1,30 +1,15 @@
-// Launches whose blocks take their places while the kernel before them in the stream still ends
-// (programmatic dependent launch, from sm_90 on; elsewhere launches as usual).
+// Launches: as usual, and early, whose blocks take their places while the kernel before them in the
+// stream still ends (programmatic dependent launch, from sm_90 on; elsewhere launches as usual).
 #pragma once
 
 #include <cuda_runtime.h>
 
+#include <cstdint>
 #include <type_traits>
 
+#include "kernels/common/instructions.cuh"
+
 namespace dmamba::kernels {
-
-/// The next kernel's blocks may come, if it is launched early. First in kernels that are not, and
-/// that leave room.
-__device__ __forceinline__ void let_next_come() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;");
-#endif
-}
-
-/// First in every kernel that is launched early: returns when the kernels before it in the stream
-/// have ended and what they wrote is to be seen. Nothing that they may write is read before it, and
-/// nothing written. Then the next kernel's blocks may come.
-__device__ __forceinline__ void wait_for_stream() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-  let_next_come();
-}
 
 /// Asks L2 for an array, each thread of the grid for its share, by lines of 128 bytes. Whatever it
 /// holds by then, so that it may come before wait_for_stream(): the weights of a step have left L2
@@ -33,12 +18,24 @@ __device__ __forceinline__ void fetch_early(const void* array, int64_t bytes) {
   const int64_t stride = int64_t{gridDim.x} * blockDim.x * 128;
   for (int64_t at = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * 128; at < bytes;
        at += stride) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(static_cast<const char*>(array) + at));
+    fetch_line(static_cast<const char*>(array) + at);
   }
 }
 
-/// `kernel<<<grid, block, bytes, stream>>>(args...)`, early. For kernels that begin with
-/// wait_for_stream() and wait for nothing but their own stream.
+/// A kernel onto a stream, `bytes` of shared memory for each block.
+template <class... Args>
+cudaError_t launch_kernel(void (*kernel)(Args...), dim3 grid, dim3 block, size_t bytes,
+                          cudaStream_t stream, const std::type_identity_t<Args>&... args) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = bytes;
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, args...);
+}
+
+/// The same, early. For kernels that begin with wait_for_stream() and wait for nothing but their
+/// own stream.
 template <class... Args>
 cudaError_t launch_early(void (*kernel)(Args...), dim3 grid, dim3 block, size_t bytes,
                          cudaStream_t stream, const std::type_identity_t<Args>&... args) {

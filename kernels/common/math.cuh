@@ -2,26 +2,12 @@
 // elsewhere.
 #pragma once
 
-#include <cuda_runtime.h>
+#include "kernels/common/instructions.cuh"
 
 namespace dmamba::kernels {
 
 constexpr float kLog2e = 1.4426950408889634F;
 constexpr float kLn2 = 0.6931471805599453F;
-
-/// 2^x on the special-function unit; relative error below 2^-22, denormals are zero.
-__device__ __forceinline__ float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-/// 1 / x within 1 ulp; 1 / inf = 0.
-__device__ __forceinline__ float reciprocal_fast(float x) {
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 
 /// log(1 + e) for e in [0, 1], relative error 1.4e-7: a minimax polynomial of degree 9 times e.
 /// log(1 + e) through lg2 would lose the digits of small e, and with them those of small steps.

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "kernels/common/copy.cuh"
 #include "kernels/common/types.h"
 
 namespace dmamba::kernels {
@@ -121,20 +122,6 @@ __device__ __forceinline__ void store_some(T* p, const float (&in)[kWidth], int 
       if (i < count) p[i] = from_float<T>(in[i]);
     }
   }
-}
-
-/// Copies kBytes (4, 8 or 16, aligned) to shared memory in the background, or zeros where not
-/// `valid`. The thread that copied sees the data after wait_for_copies(), others after a barrier.
-template <int kBytes>
-__device__ __forceinline__ void copy_async(void* shared, const void* global, bool valid) {
-  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  const int bytes = valid ? kBytes : 0;
-  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(global), "n"(kBytes),
-               "r"(bytes)
-               : "memory");
-}
-__device__ __forceinline__ void wait_for_copies() {
-  asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
 /// Copies the first `count` of kWidth values, then zeros, to shared memory: in the background where

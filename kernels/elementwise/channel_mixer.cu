@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kThreads)
 template <int kWidth>
 __device__ void add_warps(const float (&sum)[kWidth], float* part, int64_t channels) {
   constexpr int kBlockChannels = kWarp * kWidth;
-  __shared__ alignas(16) float shared[kWarps][kBlockChannels];
+  __shared__ __align__(16) float shared[kWarps][kBlockChannels];
 #pragma unroll
   for (int e = 0; e < kWidth; ++e) shared[threadIdx.y][threadIdx.x * kWidth + e] = sum[e];
   __syncthreads();
@@ -227,8 +227,8 @@ cudaError_t launch_sum_parts(const float* parts, float* sums, int64_t count, int
                              cudaStream_t stream) {
   if (columns == 0) return cudaSuccess;
   const auto blocks = static_cast<unsigned>(divide_up(columns, kColumns));
-  add_parts_kernel<<<blocks, dim3(kColumns, kSlices), 0, stream>>>(parts, sums, count, columns);
-  return cudaGetLastError();
+  return launch_kernel(add_parts_kernel, blocks, dim3(kColumns, kSlices), 0, stream, parts, sums,
+                       count, columns);
 }
 
 }  // namespace dmamba::kernels

@@ -13,6 +13,7 @@
 // is no multiple of 16, and the last lane's rest, go element by element.
 #include "kernels/common/alignment.h"
 #include "kernels/common/dropout.cuh"
+#include "kernels/common/launch.cuh"
 #include "kernels/common/storage.cuh"
 #include "kernels/elementwise/launch.h"
 
@@ -117,10 +118,9 @@ unsigned blocks_for(int64_t count) {
 template <class T, class Op, bool kBackward>
 cudaError_t launch_gelu(const GeluParams& p, cudaStream_t stream) {
   const bool wide = aligned(p.x, 16) && aligned(p.out, 16) && (!kBackward || aligned(p.dy, 16));
-  gelu_kernel<T, Op, kBackward><<<blocks_for<T>(p.count), kThreads, 0, stream>>>(
-      static_cast<const T*>(p.x), static_cast<const T*>(p.dy), static_cast<T*>(p.out), p.count,
-      wide);
-  return cudaGetLastError();
+  return launch_kernel(gelu_kernel<T, Op, kBackward>, blocks_for<T>(p.count), kThreads, 0, stream,
+                       static_cast<const T*>(p.x), static_cast<const T*>(p.dy),
+                       static_cast<T*>(p.out), p.count, wide);
 }
 
 template <class Op, bool kBackward>
@@ -139,10 +139,10 @@ cudaError_t launch_gelu_stored(const GeluParams& p, cudaStream_t stream) {
 template <class T>
 cudaError_t launch_dropout_stored(const DropoutParams& p, const uint64_t* device_key,
                                   cudaStream_t stream) {
-  dropout_kernel<T><<<blocks_for<T>(p.count), kThreads, 0, stream>>>(
-      static_cast<const T*>(p.x), static_cast<T*>(p.out), p.count, p.key, device_key, p.threshold,
-      static_cast<float>(p.scale), p.first, aligned(p.x, 16) && aligned(p.out, 16));
-  return cudaGetLastError();
+  return launch_kernel(dropout_kernel<T>, blocks_for<T>(p.count), kThreads, 0, stream,
+                       static_cast<const T*>(p.x), static_cast<T*>(p.out), p.count, p.key,
+                       device_key, p.threshold, static_cast<float>(p.scale), p.first,
+                       aligned(p.x, 16) && aligned(p.out, 16));
 }
 
 }  // namespace
@@ -158,8 +158,7 @@ cudaError_t launch_gelu_backward(const GeluParams& p, cudaStream_t stream) {
 cudaError_t launch_decay_rates(const float* x, float* out, int64_t count, cudaStream_t stream) {
   if (count == 0) return cudaSuccess;
   const auto blocks = static_cast<unsigned>((count + kThreads - 1) / kThreads);
-  decay_rates_kernel<<<blocks, kThreads, 0, stream>>>(x, out, count);
-  return cudaGetLastError();
+  return launch_kernel(decay_rates_kernel, blocks, kThreads, 0, stream, x, out, count);
 }
 
 cudaError_t launch_dropout(const DropoutParams& p, const uint64_t* device_key,

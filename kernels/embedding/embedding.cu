@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(kThreads)
   wait_for_stream();
   constexpr int kSteps = kWarpSteps<kTurns>;
   constexpr bool kNext = !std::is_void_v<T>;
-  extern __shared__ __align__(16) float staged[];  // (features of a round, pitch)
+  float* staged = dynamic_shared<float>();  // (features of a round, pitch)
   const Lane lane{static_cast<int>(threadIdx.x) % 32, static_cast<int>(p.width)};
   const int64_t first = (int64_t{blockIdx.x} * kEmbeddingWarps + threadIdx.x / 32) * kSteps;
   Row<kTurns> tokens[kSteps];

@@ -4,6 +4,7 @@
 // A thread takes 16 bytes of neighbouring channels. In the backward pass it stays with its channels
 // and walks over the pixels, so that the bias' gradient is a sum in registers, then over the block,
 // in an order that the sizes alone decide.
+#include "kernels/common/launch.cuh"
 #include "kernels/common/storage.cuh"
 #include "kernels/frames/launch.h"
 #include "kernels/frames/relu.cuh"
@@ -91,18 +92,16 @@ template <class T, int kFold>
 cudaError_t forward(const BiasReluParams& p, cudaStream_t stream) {
   const int64_t count = pixels_of(p.sizes) * (p.sizes.channels / kPack<T>);
   if (count == 0) return cudaSuccess;
-  bias_relu_kernel<T, kFold>
-      <<<static_cast<unsigned>((count + kThreads - 1) / kThreads), kThreads, 0, stream>>>(
-          p, static_cast<uint32_t>(count));
-  return cudaGetLastError();
+  return launch_kernel(bias_relu_kernel<T, kFold>,
+                       static_cast<unsigned>((count + kThreads - 1) / kThreads), kThreads, 0,
+                       stream, p, static_cast<uint32_t>(count));
 }
 
 template <class T, int kFold>
 cudaError_t backward(const BiasReluGradients& p, cudaStream_t stream) {
-  bias_relu_backward_kernel<T, kFold>
-      <<<static_cast<unsigned>(relu_blocks(p.sizes)), kThreads, 0, stream>>>(
-          p, static_cast<uint32_t>(pixels_of(p.sizes)));
-  return cudaGetLastError();
+  return launch_kernel(bias_relu_backward_kernel<T, kFold>,
+                       static_cast<unsigned>(relu_blocks(p.sizes)), kThreads, 0, stream, p,
+                       static_cast<uint32_t>(pixels_of(p.sizes)));
 }
 
 /// Calls f with the storage type and the fold as constants.

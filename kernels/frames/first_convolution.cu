@@ -8,6 +8,7 @@
 // the work), hold all weights in 128 registers each, so that shared memory delivers the pixels
 // alone: a load of 16 x 16 of them feeds four products. A warp's columns are permuted so that a
 // lane ends with eight neighbouring channels.
+#include "kernels/common/launch.cuh"
 #include "kernels/frames/first_convolution.cuh"
 
 namespace dmamba::kernels {
@@ -21,8 +22,7 @@ __device__ int channel_of(int j, int n) { return n / 2 * 8 + j * 2 + n % 2; }
 
 __global__ void __launch_bounds__(kThreads, 2)
     first_convolution_kernel(const __grid_constant__ FirstConvolutionParams p, int64_t chunks) {
-  extern __shared__ __align__(16) unsigned char memory[];
-  FrameRing& ring = *reinterpret_cast<FrameRing*>(memory);
+  FrameRing& ring = *dynamic_shared<FrameRing>();
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   uint32_t weights[kBlocks][kColumnTiles][2];
   const auto* from = static_cast<const bfloat16*>(p.weight);
@@ -99,9 +99,8 @@ cudaError_t launch_first_convolution(const FirstConvolutionParams& p, cudaStream
                            static_cast<int>(sizeof(FrameRing)));
   if (error != cudaSuccess) return error;
   const int64_t blocks = chunks < kFirstConvolutionBlocks ? chunks : kFirstConvolutionBlocks;
-  first_convolution_kernel<<<static_cast<unsigned>(blocks), kThreads, sizeof(FrameRing), stream>>>(
-      p, chunks);
-  return cudaGetLastError();
+  return launch_kernel(first_convolution_kernel, static_cast<unsigned>(blocks), kThreads,
+                       sizeof(FrameRing), stream, p, chunks);
 }
 
 }  // namespace dmamba::kernels

@@ -6,6 +6,7 @@
 // one frame's 64 columns, all 32 channels: 64 sums a lane, which stay in registers over all of the
 // block's work and are left in parts. The number of blocks is a constant, so the sums have one
 // order on any device.
+#include "kernels/common/launch.cuh"
 #include "kernels/frames/first_convolution.cuh"
 
 namespace dmamba::kernels {
@@ -99,8 +100,7 @@ __device__ __forceinline__ void multiply(const Shared& shared, int slot, int lan
 __global__ void __launch_bounds__(kThreads, 2)
     first_convolution_backward_kernel(const __grid_constant__ FirstConvolutionGradients p,
                                       int64_t chunks) {
-  extern __shared__ __align__(16) unsigned char memory[];
-  Shared& shared = *reinterpret_cast<Shared*>(memory);
+  Shared& shared = *dynamic_shared<Shared>();
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   float sums[kRowTiles][kColumnTiles][4] = {};
   float bias_sums[8] = {};
@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       *reinterpret_cast<float2*>(parts + (row + 8) * 256 + column) = {sums[r][n][2], sums[r][n][3]};
     }
   }
-  float* columns = reinterpret_cast<float*>(memory);  // (threads, 8)
+  float* columns = dynamic_shared<float>();  // (threads, 8)
 #pragma unroll
   for (int e = 0; e < 8; ++e) columns[threadIdx.x * 8 + e] = bias_sums[e];
   __syncthreads();
@@ -161,10 +161,9 @@ cudaError_t launch_first_convolution_backward(const FirstConvolutionGradients& p
                                                  cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                  static_cast<int>(sizeof(Shared)));
   if (error != cudaSuccess) return error;
-  first_convolution_backward_kernel<<<static_cast<unsigned>(
-                                          first_convolution_blocks(p.batch, p.steps)),
-                                      kThreads, sizeof(Shared), stream>>>(p, chunks);
-  return cudaGetLastError();
+  return launch_kernel(first_convolution_backward_kernel,
+                       static_cast<unsigned>(first_convolution_blocks(p.batch, p.steps)), kThreads,
+                       sizeof(Shared), stream, p, chunks);
 }
 
 }  // namespace dmamba::kernels

@@ -4,6 +4,7 @@
 // come four times, three of them from the caches. A thread takes one frame of one square: four
 // words of four neighbouring pixels in, 16 neighbouring values out; four threads fill the 64
 // channels of a pixel, a warp eight of them.
+#include "kernels/common/launch.cuh"
 #include "kernels/common/storage.cuh"
 #include "kernels/frames/launch.h"
 
@@ -49,11 +50,10 @@ cudaError_t launch(const FoldFramesParams& p, cudaStream_t stream) {
   const int64_t count = p.batch * p.steps * kSide * kSide * kFrameStack;
   if (count == 0) return cudaSuccess;
   if (count > INT32_MAX) return cudaErrorInvalidValue;
-  fold_frames_kernel<T>
-      <<<static_cast<unsigned>((count + kThreads - 1) / kThreads), kThreads, 0, stream>>>(
-          p.strips, static_cast<T*>(p.out), static_cast<uint32_t>(p.steps),
-          static_cast<uint32_t>(count));
-  return cudaGetLastError();
+  return launch_kernel(fold_frames_kernel<T>,
+                       static_cast<unsigned>((count + kThreads - 1) / kThreads), kThreads, 0,
+                       stream, p.strips, static_cast<T*>(p.out), static_cast<uint32_t>(p.steps),
+                       static_cast<uint32_t>(count));
 }
 
 }  // namespace

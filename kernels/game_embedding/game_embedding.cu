@@ -11,6 +11,7 @@
 //            that share a row the first adds up all.
 #include <type_traits>
 
+#include "kernels/common/launch.cuh"
 #include "kernels/game_embedding/launch.h"
 #include "kernels/normalization/row.cuh"
 
@@ -101,7 +102,7 @@ constexpr int kTableWarps = 4;  // of a block of steps: each has a table in shar
 template <int kTurns>
 __global__ void __launch_bounds__(kTableWarps * 32)
     steps_backward_kernel(const __grid_constant__ GameEmbeddingGradients params) {
-  extern __shared__ float tables[];  // (warps, num_actions + 2, width)
+  float* tables = dynamic_shared<float>();  // (warps, num_actions + 2, width)
   const GameTokens& p = params.tokens;
   const Lane lane{static_cast<int>(threadIdx.x) % 32, static_cast<int>(p.width)};
   const int warp = static_cast<int>(threadIdx.x) / 32;
@@ -213,8 +214,7 @@ cudaError_t launch_game_embedding(const GameEmbeddingParams& p, cudaStream_t str
   if (tokens == 0) return cudaSuccess;
   return with_row_turns(t.width, [&](auto turns) {
     const auto blocks = static_cast<unsigned>((tokens + kWarps - 1) / kWarps);
-    game_embedding_kernel<turns()><<<blocks, kThreads, 0, stream>>>(p);
-    return cudaGetLastError();
+    return launch_kernel(game_embedding_kernel<turns()>, blocks, kThreads, 0, stream, p);
   });
 }
 
@@ -225,15 +225,17 @@ cudaError_t launch_game_embedding_backward(const GameEmbeddingGradients& p, cuda
   return with_row_turns(t.width, [&](auto turns) {
     const size_t bytes = kTableWarps * (t.num_actions + 2) * t.width * sizeof(float);
     const auto kernel = steps_backward_kernel<turns()>;
-    const cudaError_t error = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                             static_cast<int>(bytes));
     if (error != cudaSuccess) return error;
-    kernel<<<static_cast<unsigned>(game_blocks(t.batch, t.steps)), kTableWarps * 32, bytes,
-             stream>>>(p);
-    places_backward_kernel<turns()>
-        <<<static_cast<unsigned>(p.local_rows), kThreads, 0, stream>>>(p);
-    times_backward_kernel<turns()><<<static_cast<unsigned>(t.batch), kThreads, 0, stream>>>(p);
-    return cudaGetLastError();
+    error = launch_kernel(kernel, static_cast<unsigned>(game_blocks(t.batch, t.steps)),
+                          kTableWarps * 32, bytes, stream, p);
+    if (error != cudaSuccess) return error;
+    error = launch_kernel(places_backward_kernel<turns()>, static_cast<unsigned>(p.local_rows),
+                          kThreads, 0, stream, p);
+    if (error != cudaSuccess) return error;
+    return launch_kernel(times_backward_kernel<turns()>, static_cast<unsigned>(t.batch), kThreads,
+                         0, stream, p);
   });
 }
 

@@ -237,10 +237,13 @@ cudaError_t launch_adamw(const AdamWTensor* tensors, int count, const AdamWOptio
                          void* workspace, cudaStream_t stream) {
   auto* sums = static_cast<float*>(workspace);
   const int n_sums = total_blocks(tensors, count);
+  cudaError_t error = cudaSuccess;
   for_each_batch(tensors, count, [&](const Batch& batch, int first_block, bool) {
-    norm_kernel<<<batch.first_block[batch.count], kThreads, 0, stream>>>(batch, sums + first_block);
+    if (error == cudaSuccess) {
+      error = launch_kernel(norm_kernel, batch.first_block[batch.count], kThreads, 0, stream, batch,
+                            sums + first_block);
+    }
   });
-  cudaError_t error = cudaGetLastError();
   for_each_batch(tensors, count, [&](const Batch& batch, int, bool last) {
     if (error == cudaSuccess) {
       error =

@@ -13,6 +13,7 @@
 //
 // Floor: all weights once a cluster (2.9 MB for d_model 128 and three layers), 64 bytes a clock and
 // multiprocessor at most; two FLOP a weight and token: 0.3 GFLOP for 64 environments, 5 us.
+#include "kernels/common/instructions.cuh"
 #include "kernels/policy_step/cluster.cuh"
 #include "kernels/policy_step/launch.h"
 #include "kernels/policy_step/walk.cuh"
@@ -25,8 +26,7 @@ __global__ void __launch_bounds__(kPolicyThreads, 1)
     policy_step_kernel(const __grid_constant__ PolicyStepParams p,
                        const __grid_constant__ PolicyStepMemory memory) {
 #if __CUDA_ARCH__ >= 900
-  extern __shared__ __align__(128) float shared[];
-  PolicyWalk<kEnvs>(p, memory, shared).run();
+  PolicyWalk<kEnvs>(p, memory, dynamic_shared<float, 128>()).run();
 #endif
 }
 

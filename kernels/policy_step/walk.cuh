@@ -117,7 +117,7 @@ class PolicyWalk : PolicyBlock<kEnvs> {
       const int token = item.whole, column = rank_ * width + 4 * item.rest;
       const bool action = token % kPolicyTokens == 0;
       const int row = facts()[(action ? 0 : kEnvs) + token / kPolicyTokens];
-      copy_or_zero(at(m_.x) + token * d + column, p_.time + int64_t{row} * d + column, true);
+      copy_async(at(m_.x) + token * d + column, p_.time + int64_t{row} * d + column, 16);
     }
   }
 
@@ -130,8 +130,8 @@ class PolicyWalk : PolicyBlock<kEnvs> {
       const Quotient item = divide(i, quads);
       const int env = item.whole / kPolicyStateRows, row = item.whole % kPolicyStateRows;
       const bool there = exists(env) && !begins(env);
-      copy_or_zero(at(m_.states) + 4 * i,
-                   there ? state(layer, env, row) + 4 * item.rest : p_.packed, there);
+      copy_async(at(m_.states) + 4 * i, there ? state(layer, env, row) + 4 * item.rest : p_.packed,
+                 there ? 16 : 0);
     }
   }
 

@@ -226,8 +226,7 @@ template <int kInner, int kRank, bool kConvolves>
 __global__ void __launch_bounds__(kThreads, 3)
     projections_kernel(const __grid_constant__ ProjectionsParams p) {
   constexpr int kPitch = Memory<kInner>::kPitch, kShare = kInner / kGroups;
-  extern __shared__ __align__(16) unsigned char bytes[];
-  auto& memory = *reinterpret_cast<Memory<kInner>*>(bytes);
+  auto& memory = *dynamic_shared<Memory<kInner>>();
   const Place at;
   const int rows = static_cast<int>(min(int64_t{kRows}, p.rows - at.first_row));
   fetch_early(p.x_proj, int64_t{2} * p.width * kInner);
@@ -342,8 +341,7 @@ template <int kInner, int kRank>
 __global__ void __launch_bounds__(kThreads, 3)
     projections_backward_kernel(const __grid_constant__ ProjectionsBackwardParams p) {
   constexpr int kPitch = Memory<kInner>::kPitch, kShare = kInner / kGroups;
-  extern __shared__ __align__(16) unsigned char bytes[];
-  auto& memory = *reinterpret_cast<Memory<kInner>*>(bytes);
+  auto& memory = *dynamic_shared<Memory<kInner>>();
   const Place at;
   const int rows = static_cast<int>(min(int64_t{kRows}, p.rows - at.first_row));
   auto* dprojected = static_cast<bfloat16*>(p.dprojected) + at.first_row * p.width;

@@ -5,6 +5,7 @@
 // the batch: three plain copies. Bound by latency: one draw, a search over the episodes by all
 // threads at once (two rounds up to 16,384 of them), one round of loads.
 #include "include/dmamba/common/philox.h"
+#include "kernels/common/launch.cuh"
 #include "kernels/sampling/episodes.cuh"
 #include "kernels/sampling/launch.h"
 
@@ -102,8 +103,8 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 cudaError_t launch_begin_step(const BeginStepParams& p, cudaStream_t stream) {
-  begin_step_kernel<<<static_cast<unsigned>(p.batch.batch_size + 1), kThreads, 0, stream>>>(p);
-  return cudaGetLastError();
+  return launch_kernel(begin_step_kernel, static_cast<unsigned>(p.batch.batch_size + 1), kThreads,
+                       0, stream, p);
 }
 
 }  // namespace dmamba::kernels

@@ -4,6 +4,7 @@
 // integers, so the same segment comes out; every block of a segment draws it anew. Bound by memory:
 // a strip's frames are read and written once, 16 bytes at a time.
 #include "include/dmamba/common/philox.h"
+#include "kernels/common/launch.cuh"
 #include "kernels/sampling/episodes.cuh"
 #include "kernels/sampling/launch.h"
 
@@ -75,8 +76,7 @@ cudaError_t launch_draw_strips(const DrawStripsParams& p, cudaStream_t stream) {
   const int64_t frames = kBefore + p.batch.context_length;
   const dim3 grid(static_cast<unsigned>(p.batch.batch_size),
                   static_cast<unsigned>((frames + kFramesABlock - 1) / kFramesABlock));
-  draw_strips_kernel<<<grid, kThreads, 0, stream>>>(p);
-  return cudaGetLastError();
+  return launch_kernel(draw_strips_kernel, grid, kThreads, 0, stream, p);
 }
 
 }  // namespace dmamba::kernels

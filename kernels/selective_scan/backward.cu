@@ -1,6 +1,7 @@
 // Launches the selective scan backward.
 #include <algorithm>
 
+#include "kernels/common/launch.cuh"
 #include "kernels/selective_scan/backward.cuh"
 #include "kernels/selective_scan/backward_carry.cuh"
 #include "kernels/selective_scan/gradients.cuh"
@@ -52,9 +53,8 @@ cudaError_t launch_shape(const SelectiveScanBackwardParams& p, const BackwardWor
                              cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kBytes));
     if (error != cudaSuccess) return error;
   }
-  kernel<<<static_cast<unsigned>(blocks), BackwardShape<Shape>::kThreads, kBytes, stream>>>(p,
-                                                                                            work);
-  return cudaGetLastError();
+  return launch_kernel(kernel, static_cast<unsigned>(blocks), BackwardShape<Shape>::kThreads,
+                       kBytes, stream, p, work);
 }
 
 /// The gradients that enter the chunks.
@@ -66,8 +66,8 @@ cudaError_t launch_carries(const SelectiveScanBackwardParams& p, const BackwardW
     constexpr int64_t kChannels = kCarryWarps * decltype(shape)::kChannels;
     const int64_t blocks =
         p.batch * (work.n_chunks - 1) * ((p.d_inner + kChannels - 1) / kChannels);
-    return launch(selective_scan_carry_kernel<decltype(shape), T>, blocks, 32 * kCarryWarps, stream,
-                  p, carry);
+    return launch_kernel(selective_scan_carry_kernel<decltype(shape), T>,
+                         static_cast<unsigned>(blocks), 32 * kCarryWarps, 0, stream, p, carry);
   });
   if (error != cudaSuccess) return error;
   return launch_join_chunks(work.carries, p.dlast_state, p, work.n_chunks, /*descending=*/true,

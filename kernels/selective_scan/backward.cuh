@@ -44,7 +44,7 @@ class BackwardWarp : BackwardInput<Shape, T, kUsual> {
   }
 
   __device__ void run() {
-    fetch_tile<false>(first_);
+    this->template fetch_tile<false>(first_);
     part_.load_A(A_, p_, kUsual || work_.vectors.A);
     const bool last = at_.chunk + 1 == work_.n_chunks;
     part_.load(ag_,
@@ -71,7 +71,6 @@ class BackwardWarp : BackwardInput<Shape, T, kUsual> {
   using Input::buffer_;
   using Input::D_;
   using Input::d_state;
-  using Input::fetch_tile;
   using Input::first_;
   using Input::flag_;
   using Input::has_z;
@@ -84,7 +83,6 @@ class BackwardWarp : BackwardInput<Shape, T, kUsual> {
   using Input::part_;
   using Input::shared_;
   using Input::wide;
-  using Input::widen_states;
   using Input::work_;
 
   __device__ RowWalk<T> results(const Sequence& s) const {
@@ -105,7 +103,7 @@ class BackwardWarp : BackwardInput<Shape, T, kUsual> {
     }
     __syncthreads();
     sum_over_warps(step + kSteps);
-    if (step > at_.begin) fetch_tile<kPlain>(step - kSteps);
+    if (step > at_.begin) this->template fetch_tile<kPlain>(step - kSteps);
     walk<kPlain>(step, flags, h);
   }
 
@@ -163,7 +161,7 @@ class BackwardWarp : BackwardInput<Shape, T, kUsual> {
         store_pack<float, kWidth>(&mine_.tokens[token].dy[group][c], dy);
       }
     }
-    widen_states<kPlain>(states, flags);
+    this->template widen_states<kPlain>(states, flags);
   }
 
   /// The lane's item in a row of a tile's input.
@@ -441,8 +439,7 @@ __global__ void __launch_bounds__(BackwardShape<Shape>::kThreads, BackwardShape<
     selective_scan_backward_kernel(const __grid_constant__ SelectiveScanBackwardParams p,
                                    const __grid_constant__ BackwardWork work) {
   wait_for_stream();
-  extern __shared__ __align__(16) unsigned char memory[];
-  auto& shared = *reinterpret_cast<BackwardShared<Shape, T>*>(memory);
+  auto& shared = *dynamic_shared<BackwardShared<Shape, T>>();
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int channel_block = static_cast<int>(blockIdx.x) % work.channel_blocks;
   const ScanPlace at = place_of_warp<Shape, BackwardShape<Shape>::kWarps>(p, 0, work.n_chunks,

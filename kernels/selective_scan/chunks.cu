@@ -1,6 +1,7 @@
 // The join of the chunks, and the rule that cuts a scan.
 #include <algorithm>
 
+#include "kernels/common/launch.cuh"
 #include "kernels/selective_scan/chunks.cuh"
 #include "kernels/selective_scan/launch_common.cuh"
 
@@ -61,8 +62,8 @@ cudaError_t launch_join_chunks(const ChunkCarries& carries, const StateView& fir
                                const SelectiveScanParams& p, int64_t n_chunks, bool descending,
                                cudaStream_t stream) {
   const int64_t threads = p.batch * p.d_inner * p.d_state;
-  return launch(join_chunks_kernel, (threads + 255) / 256, 256, stream, carries, first, p.batch,
-                n_chunks, p.d_inner, p.d_state, descending);
+  return launch_kernel(join_chunks_kernel, static_cast<unsigned>((threads + 255) / 256), 256, 0,
+                       stream, carries, first, p.batch, n_chunks, p.d_inner, p.d_state, descending);
 }
 
 SelectiveScanPlan plan_selective_scan(const SelectiveScanParams& p, int multiprocessors) {

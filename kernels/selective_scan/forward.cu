@@ -1,6 +1,7 @@
 // Launches the selective scan forward.
 #include <algorithm>
 
+#include "kernels/common/launch.cuh"
 #include "kernels/selective_scan/forward.cuh"
 #include "kernels/selective_scan/launch_common.cuh"
 
@@ -14,15 +15,17 @@ cudaError_t launch_shape(const SelectiveScanForwardParams& p, const ForwardWork&
   constexpr int64_t kChannels = kWarps * Shape::kChannels;
   const int64_t blocks = p.batch * ((p.d_inner + kChannels - 1) / kChannels);  // of a chunk
   if (work.n_chunks > 1) {
-    cudaError_t error = launch(selective_scan_forward_kernel<Shape, T, kUsual, true>,
-                               (work.n_chunks - 1) * blocks, 32 * kWarps, stream, p, work);
+    cudaError_t error = launch_kernel(selective_scan_forward_kernel<Shape, T, kUsual, true>,
+                                      static_cast<unsigned>((work.n_chunks - 1) * blocks),
+                                      32 * kWarps, 0, stream, p, work);
     if (error != cudaSuccess) return error;
     error = launch_join_chunks(work.carries, p.initial_state, p, work.n_chunks,
                                /*descending=*/false, stream);
     if (error != cudaSuccess) return error;
   }
-  return launch(selective_scan_forward_kernel<Shape, T, kUsual, false>, work.n_chunks * blocks,
-                32 * kWarps, stream, p, work);
+  return launch_kernel(selective_scan_forward_kernel<Shape, T, kUsual, false>,
+                       static_cast<unsigned>(work.n_chunks * blocks), 32 * kWarps, 0, stream, p,
+                       work);
 }
 
 template <class T>

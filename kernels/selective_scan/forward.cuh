@@ -261,6 +261,7 @@ class ForwardWarp {
         const int first = reduce_scatter<Shape::kLanes, 1, kSums>(y, lane_);
 #pragma unroll
         for (int j = 0; j < kMine; j += kRun) {
+          if (lane_ % Shape::kSumOwners != 0) break;
           const int t = t0 + (first + j) / kPer, c = channel + (first + j) % kPer;
           store_pack<float, kRun>(&shared_.y[kBuffer][t][c],
                                   reinterpret_cast<const float(&)[kRun]>(y[j]));

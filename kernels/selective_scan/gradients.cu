@@ -1,5 +1,6 @@
 // One launch sums partial gradients: dA, dD, ddelta_bias over (batch, chunk), and dB and dC over
 // the channel blocks, unless somebody else does.
+#include "kernels/common/launch.cuh"
 #include "kernels/selective_scan/gradients.cuh"
 #include "kernels/selective_scan/launch_common.cuh"
 
@@ -131,9 +132,10 @@ cudaError_t launch_sum_gradients(const SelectiveScanBackwardParams& p, const Bac
     const int64_t tokens = row_tokens(g.d_state, width);
     blocks += (g.tokens + tokens - 1) / tokens;
   }
+  const auto grid = static_cast<unsigned>(blocks);
   return p.storage == Storage::kBFloat16
-             ? launch(sum_gradients_kernel<bfloat16>, blocks, 256, stream, g)
-             : launch(sum_gradients_kernel<float>, blocks, 256, stream, g);
+             ? launch_kernel(sum_gradients_kernel<bfloat16>, grid, 256, 0, stream, g)
+             : launch_kernel(sum_gradients_kernel<float>, grid, 256, 0, stream, g);
 }
 
 }  // namespace dmamba::kernels

@@ -63,12 +63,4 @@ inline bool plan_is_valid(const SelectiveScanPlan& plan) {
   return plan.chunk_length > 0 && plan.chunk_length % kScanChunkMultiple == 0;
 }
 
-/// `kernel<<<blocks, threads, 0, stream>>>(args...)`.
-template <class... Args>
-cudaError_t launch(void (*kernel)(Args...), int64_t blocks, int threads, cudaStream_t stream,
-                   const Args&... args) {
-  kernel<<<static_cast<unsigned>(blocks), threads, 0, stream>>>(args...);
-  return cudaGetLastError();
-}
-
 }  // namespace dmamba::kernels

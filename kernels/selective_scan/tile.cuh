@@ -35,7 +35,8 @@ struct ScanShape {
   /// sums as lanes, so that they need not wait for one another, or all of a tile's.
   static constexpr int kSumTokens = 2 * kLanes / kPerLane < kSteps ? 2 * kLanes / kPerLane : kSteps;
   static constexpr int kSums = kSumTokens * kPerLane;
-  static constexpr int kSumsMine = kSums > kLanes ? kSums / kLanes : 1;  // what a lane ends with
+  static constexpr int kSumsMine = kSums > kLanes ? kSums / kLanes : 1;   // what a lane ends with
+  static constexpr int kSumOwners = kLanes > kSums ? kLanes / kSums : 1;  // lanes with the same sum
   static constexpr int kWidth = kChannels < 4 ? kChannels : 4;
   static constexpr int kPacks = kChannels / kWidth;                // of a token
   static constexpr int kItems = (kSteps * kPacks + 31) / 32;       // of a lane and tile

@@ -93,8 +93,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     token_chain_kernel(const __grid_constant__ TokenChainParams p,
                        const __grid_constant__ ForwardMaps maps) {
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  extern __shared__ __align__(1024) unsigned char bytes[];
-  auto& memory = *reinterpret_cast<Memory*>(bytes);
+  auto& memory = *dynamic_shared<Memory, 1024>();
   const Place at(p.rows);
   const Lane lane{at.lane, kWidth};
   const int slices = static_cast<int>(p.inner) / kChunk;

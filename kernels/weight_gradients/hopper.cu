@@ -8,6 +8,7 @@
 //
 //   shared memory   3 pieces, 96 KiB; the sums of a tile take their place
 //   a warp          16 x 128 of the tile, 64 sums a lane; two blocks a multiprocessor
+#include "kernels/common/instructions.cuh"
 #include "kernels/common/tensor_map.cuh"
 #include "kernels/common/wgmma.cuh"
 #include "kernels/weight_gradients/tiles.cuh"
@@ -129,8 +130,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     hopper_weight_gradients_kernel(const __grid_constant__ Batch batch,
                                    const __grid_constant__ Maps maps, int blocks) {
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  extern __shared__ __align__(1024) unsigned char bytes[];
-  auto& memory = *reinterpret_cast<Memory*>(bytes);
+  auto& memory = *dynamic_shared<Memory, 1024>();
   const Place at(batch, blocks, kPieceTokens);
   Pipeline pipeline(memory, maps, at);
   pipeline.begin();
@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
     wait_for_products<0>(sums[0]);
     // All that work have done with the last pieces: the sums come in their place.
-    asm volatile("bar.sync 1, %0;" ::"r"(128 * pipeline.row_panels()) : "memory");
+    wait_for_threads<1>(128 * pipeline.row_panels());
     leave_sums(memory.sums, static_cast<int>(threadIdx.x) / 32 * 16, 0, sums);
   }
   add_over_cluster(memory.sums, batch, at, blocks);

@@ -17,6 +17,7 @@
 
 #include "kernels/common/alignment.h"
 #include "kernels/common/copy.cuh"
+#include "kernels/common/instructions.cuh"
 #include "kernels/common/mma.cuh"
 #include "kernels/weight_gradients/tiles.cuh"
 
@@ -149,9 +150,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     weight_gradients_kernel(const __grid_constant__ Batch batch, int blocks) {
 #if __CUDA_ARCH__ >= 900
   constexpr int kTokens = Piece<T>::kTokens;
-  extern __shared__ __align__(16) unsigned char memory[];
-  auto* stages = reinterpret_cast<Stage<T>*>(memory);
-  auto* tile_sums = reinterpret_cast<float*>(memory);
+  auto* stages = dynamic_shared<Stage<T>>();
+  auto* tile_sums = dynamic_shared<float>();
 
   const Place at(batch, blocks, kTokens);
   const WeightGradient& g = batch.gradients[at.gradient];

@@ -37,8 +37,8 @@ def include_problem(file: Path, header: str) -> str | None:
     if PRIVATE.match(header) and top != "tests" and (top != "src" or file.suffix != ".cpp"):
         return "HDF5, yaml-cpp and spdlog belong into .cpp files of src/ (and into tests)"
     inside = top == "kernels" or file.parts[:3] == ("src", "ops", "cuda")
-    if LAUNCH.match(header) and not inside and file.parts[:2] != ("tests", "cuda"):
-        return "only src/ops/cuda (and tests/cuda) launches kernels"
+    if LAUNCH.match(header) and not inside and file.parts[:2] != ("tests", "emulation"):
+        return "only src/ops/cuda (and tests/emulation) launches kernels"
     return None
 
 

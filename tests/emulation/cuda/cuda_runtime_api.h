@@ -1,0 +1,170 @@
+// CUDA's runtime as far as the kernels and their benchmarks call it: a device whose memory is this
+// process's, and whose streams have nothing to wait for. It cannot capture graphs or measure time.
+#pragma once
+
+#include <cstddef>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <tuple>
+#include <type_traits>
+
+#include "tests/emulation/grid.h"
+
+#define CUDART_VERSION 0
+
+enum cudaError_t {
+  cudaSuccess,
+  cudaErrorInvalidValue,
+  cudaErrorMemoryAllocation,
+  cudaErrorNotSupported
+};
+
+inline const char* cudaGetErrorString(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess:
+      return "no error";
+    case cudaErrorInvalidValue:
+      return "invalid argument";
+    case cudaErrorMemoryAllocation:
+      return "out of memory";
+    default:
+      return "not emulated";
+  }
+}
+
+// Memory
+
+enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost };
+
+template <class T>
+cudaError_t cudaMalloc(T** to, size_t bytes) {
+  constexpr size_t kAlignment = 256;
+  void* memory = nullptr;
+  if (posix_memalign(&memory, kAlignment, bytes) != 0) return cudaErrorMemoryAllocation;
+  *to = static_cast<T*>(memory);
+  return cudaSuccess;
+}
+inline cudaError_t cudaFree(void* memory) {
+  std::free(memory);
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
+  if (bytes > 0) std::memcpy(to, from, bytes);
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemset(void* to, int value, size_t bytes) {
+  std::memset(to, value, bytes);
+  return cudaSuccess;
+}
+
+// The device: of the generation before Hopper, so that no kernel of Hopper's own is chosen
+
+struct cudaDeviceProp {
+  char name[256];
+};
+enum cudaDeviceAttr {
+  cudaDevAttrMultiProcessorCount,
+  cudaDevAttrComputeCapabilityMajor,
+  cudaDevAttrClockRate
+};
+
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
+  std::snprintf(properties->name, sizeof properties->name, "emulated lane by lane");
+  return cudaSuccess;
+}
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  constexpr int kMultiprocessors = 132, kMajor = 8, kClock = 1'980'000;
+  *value = attribute == cudaDevAttrMultiProcessorCount      ? kMultiprocessors
+           : attribute == cudaDevAttrComputeCapabilityMajor ? kMajor
+                                                            : kClock;
+  return cudaSuccess;
+}
+
+// Launches
+
+using cudaStream_t = struct Stream*;
+enum cudaLaunchAttributeID {
+  cudaLaunchAttributeProgrammaticStreamSerialization,
+  cudaLaunchAttributeClusterDimension
+};
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  struct {
+    int programmaticStreamSerializationAllowed;
+    struct {
+      unsigned x, y, z;
+    } clusterDim;
+  } val;
+};
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes;
+  cudaStream_t stream;
+  cudaLaunchAttribute* attrs;
+  unsigned numAttrs;
+};
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+
+inline cudaError_t cudaStreamCreate(cudaStream_t* stream) {
+  *stream = nullptr;
+  return cudaSuccess;
+}
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+template <class Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
+  return cudaSuccess;
+}
+template <class Kernel>
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, Kernel, const cudaLaunchConfig_t*) {
+  constexpr int kClusters = 16;
+  *clusters = kClusters;
+  return cudaSuccess;
+}
+template <class... Params, class... Args>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...),
+                               const Args&... args) {
+  const dim3 grid = config->gridDim;
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaErrorInvalidValue;
+  unsigned cluster = 1;
+  for (unsigned i = 0; i < config->numAttrs; ++i) {
+    const cudaLaunchAttribute& attribute = config->attrs[i];
+    if (attribute.id == cudaLaunchAttributeClusterDimension) cluster = attribute.val.clusterDim.x;
+  }
+  const std::tuple<std::decay_t<Params>...> values(args...);
+  dmamba::emulation::run_grid(grid, config->blockDim, cluster, config->dynamicSmemBytes,
+                              [&] { std::apply(kernel, values); });
+  return cudaSuccess;
+}
+
+// Graphs and events
+
+using cudaGraph_t = struct Graph*;
+using cudaGraphExec_t = struct GraphExec*;
+using cudaEvent_t = struct Event*;
+enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal };
+
+inline cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
+  return cudaErrorNotSupported;
+}
+inline cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t*) {
+  return cudaErrorNotSupported;
+}
+inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t*, cudaGraph_t, int) {
+  return cudaErrorNotSupported;
+}
+inline cudaError_t cudaGraphLaunch(cudaGraphExec_t, cudaStream_t) { return cudaErrorNotSupported; }
+inline cudaError_t cudaGraphDestroy(cudaGraph_t) { return cudaErrorNotSupported; }
+inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t) { return cudaErrorNotSupported; }
+inline cudaError_t cudaEventCreate(cudaEvent_t*) { return cudaErrorNotSupported; }
+inline cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaErrorNotSupported; }
+inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaErrorNotSupported; }
+inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaErrorNotSupported; }
+inline cudaError_t cudaEventElapsedTime(float*, cudaEvent_t, cudaEvent_t) {
+  return cudaErrorNotSupported;
+}

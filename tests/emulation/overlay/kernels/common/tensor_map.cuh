@@ -1,0 +1,78 @@
+// In the place of kernels/common/tensor_map.cuh: panels that come when their barrier is waited for,
+// and leave when their stores are.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "kernels/common/copy.cuh"
+
+/// A matrix of bfloat16, and rows of the boxes that are taken from it.
+struct CUtensorMap {
+  uint16_t* data;
+  int64_t rows, columns, stride;
+  int box_rows;
+};
+
+namespace dmamba::kernels {
+
+constexpr int kPanelColumns = 64;
+
+inline cudaError_t make_tensor_map(CUtensorMap& map, const void* data, int64_t rows,
+                                   int64_t columns, int box_rows, int64_t stride = 0) {
+  map = {static_cast<uint16_t*>(const_cast<void*>(data)), rows, columns,
+         stride > 0 ? stride : columns, box_rows};
+  return map.stride % 8 == 0 && reinterpret_cast<uintptr_t>(data) % 16 == 0 ? cudaSuccess
+                                                                            : cudaErrorInvalidValue;
+}
+
+inline void prefetch_map(const CUtensorMap&) {}
+inline void make_barrier(uint32_t barrier, int arrivals = 1) {
+  emulation::make_mbarrier(at_shared_address(barrier), arrivals);
+}
+inline void arrive(uint32_t barrier) { emulation::arrive_at(at_shared_address(barrier), 0); }
+inline void publish_barriers() {}
+inline void expect_bytes(uint32_t barrier, uint32_t bytes) {
+  emulation::arrive_at(at_shared_address(barrier), bytes);
+}
+inline void wait_for_barrier(uint32_t barrier, uint32_t parity, EmulationPlace here = DMAMBA_HERE) {
+  emulation::wait_for_phase_of(at_shared_address(barrier), parity, here);
+}
+
+/// Calls f(number in shared memory, number in the matrix or null outside of it) for a panel: packs
+/// of eight columns lie at theirs ^ row % 8.
+template <class F>
+void for_panel(unsigned char* panel, const CUtensorMap& map, int column, int row, const F& f) {
+  if (reinterpret_cast<uintptr_t>(panel) % 1024 != 0) emulation::fail("a panel not on 1024 bytes");
+  for (int r = 0; r < map.box_rows; ++r) {
+    for (int c = 0; c < kPanelColumns; ++c) {
+      const bool inside = row + r < map.rows && column + c < map.columns;
+      uint16_t* number = inside ? map.data + (row + r) * map.stride + column + c : nullptr;
+      f(reinterpret_cast<uint16_t*>(panel + r * 128 + ((c / 8) ^ (r % 8)) * 16 + c % 8 * 2),
+        number);
+    }
+  }
+}
+
+inline void load_panel(uint32_t to, const CUtensorMap& map, int column, int row, uint32_t barrier) {
+  unsigned char* panel = at_shared_address(to);
+  const int64_t bytes = int64_t{map.box_rows} * 128;
+  std::memset(panel, 0xFF, bytes);
+  emulation::bring_bytes(at_shared_address(barrier), bytes, [=] {
+    for_panel(panel, map, column, row, [](uint16_t* at, const uint16_t* number) {
+      *at = number != nullptr ? *number : uint16_t{0};
+    });
+  });
+}
+
+inline void store_panel(const CUtensorMap& map, int column, int row, uint32_t from) {
+  unsigned char* panel = at_shared_address(from);
+  emulation::queues().stores.add([=] {
+    for_panel(panel, map, column, row, [](const uint16_t* at, uint16_t* number) {
+      if (number != nullptr) *number = *at;
+    });
+  });
+}
+inline void commit_stores() { emulation::queues().stores.commit(); }
+inline void wait_for_stores() { emulation::queues().stores.wait(0); }
+
+}  // namespace dmamba::kernels
