@@ -1,3 +1,4 @@
+// Fibers by ucontext.h, and what each change between them tells the sanitizers.
 #include "tests/emulation/fiber.h"
 
 // Absent where the program is compiled without sanitizers.

@@ -1,3 +1,4 @@
+// The threads of a cluster take turns; what they wait for, and what is done beside them.
 #include "tests/emulation/grid.h"
 
 #include <algorithm>
