@@ -157,7 +157,8 @@ int run_check(const Case& c, cudaStream_t stream) {
   const char* where = "";
   const auto compare = [&](const char* name, const std::vector<float>& x, const Doubles& answer) {
     const double e = relative_error(x, answer);
-    if (!(e <= worst)) worst = e, where = name;
+    if (e > worst || std::isnan(e)) where = name;
+    worst = worse(worst, e);
   };
   const auto rows = [&](const DeviceArray& a) {
     return q.dense<std::vector<float>>(to_host(a, q.tokens * q.row, c.bf16));

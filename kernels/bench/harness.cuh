@@ -14,6 +14,7 @@
 #include <random>
 #include <vector>
 
+#include "kernels/bench/errors.h"
 #include "kernels/common/launch.cuh"
 
 namespace dmamba::bench {
@@ -90,18 +91,6 @@ inline std::vector<float> to_host(const DeviceArray& array, int64_t count, bool 
   std::transform(narrow.begin(), narrow.end(), host.begin(),
                  [](__nv_bfloat16 x) { return __bfloat162float(x); });
   return host;
-}
-
-/// max|x - reference| / max|reference|; NaN stays, and stands for values that are missing.
-inline double relative_error(const std::vector<float>& x, const std::vector<double>& reference) {
-  if (x.size() < reference.size()) return NAN;
-  double worst = 0, largest = 1e-30;
-  for (size_t i = 0; i < reference.size(); ++i) {
-    const double difference = std::abs(x[i] - reference[i]);
-    if (!(difference <= worst)) worst = difference;
-    largest = std::max(largest, std::abs(reference[i]));
-  }
-  return worst / largest;
 }
 
 struct Times {

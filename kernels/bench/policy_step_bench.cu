@@ -85,17 +85,18 @@ double error_of(const DeviceArray& array, const std::vector<double>& reference) 
   return relative_error(to_host(array, int64_t(reference.size()), false), reference);
 }
 
-std::vector<PolicyStepPlan> plans_for(const PolicyStepSizes& sizes) {
+std::vector<PolicyStepPlan> plans_for(const PolicyStepSizes& sizes, bool small = false) {
   std::vector<PolicyStepPlan> plans;
   for (const int ranks : {1, 2, 4, 8}) {
     for (const int envs : {1, 2, 3, 4, 8}) {
+      if (small && (ranks == 2 || ranks == 8 || envs == 2 || envs == 4)) continue;
       if (policy_step_fits(sizes, {ranks, envs})) plans.push_back({ranks, envs});
     }
   }
   return plans;
 }
 
-int run_check(const PolicyStepSizes& sizes, int num_envs, cudaStream_t stream) {
+int run_check(const PolicyStepSizes& sizes, int num_envs, bool small, cudaStream_t stream) {
   constexpr int kSteps = 4;
   const RandomModel model(sizes);
   PolicyStepReference reference(model, num_envs);
@@ -108,14 +109,14 @@ int run_check(const PolicyStepSizes& sizes, int num_envs, cudaStream_t stream) {
     actions.push_back(reference.actions);
   }
   int failures = 0;
-  for (const PolicyStepPlan& plan : plans_for(sizes)) {
+  for (const PolicyStepPlan& plan : plans_for(sizes, small)) {
     Device device(model, num_envs, plan);
     double worst = 0;
     for (int i = 0; i < kSteps; ++i) {
       device.see(seen[size_t(i)]);
       device.step(stream);
       check(cudaStreamSynchronize(stream), "step");
-      worst = std::fmax(worst, error_of(device.actions, actions[size_t(i)]));
+      worst = worse(worst, error_of(device.actions, actions[size_t(i)]));
     }
     const double states = error_of(device.states, reference.states);
     const bool passed = worst < 1e-5 && states < 1e-5;
@@ -130,15 +131,15 @@ int run_check(const PolicyStepSizes& sizes, int num_envs, cudaStream_t stream) {
 
 int run_checks(bool small, cudaStream_t stream) {
   int failures = 0;
-  failures += run_check(sizes_of(32, 1, true, 3, 1), 5, stream);
-  failures += run_check(sizes_of(64, 2, false, 17, 6), 13, stream);
+  failures += run_check(sizes_of(32, 1, true, 3, 1), 5, small, stream);
+  failures += run_check(sizes_of(64, 2, false, 17, 6), 13, small, stream);
   if (!small) {
     for (const int envs : {1, 3, 64, 200}) {
-      failures += run_check(sizes_of(128, 3, true, 11, 3), envs, stream);
+      failures += run_check(sizes_of(128, 3, true, 11, 3), envs, small, stream);
     }
-    failures += run_check(sizes_of(96, 4, true, 376, 17), 13, stream);
-    failures += run_check(sizes_of(160, 2, true, 111, 8), 7, stream);
-    failures += run_check(sizes_of(256, 3, true, 45, 24), 9, stream);
+    failures += run_check(sizes_of(96, 4, true, 376, 17), 13, small, stream);
+    failures += run_check(sizes_of(160, 2, true, 111, 8), 7, small, stream);
+    failures += run_check(sizes_of(256, 3, true, 45, 24), 9, small, stream);
   }
   std::printf("%d failed\n", failures);
   return failures;

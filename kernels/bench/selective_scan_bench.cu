@@ -138,7 +138,8 @@ int run_check(int64_t batch, int64_t d_inner, int64_t length, int64_t d_state, b
   const auto compare = [&](const char* name, const DeviceArray& a, int64_t n, bool narrow,
                            const Doubles& reference) {
     const double e = relative_error(to_host(a, n, narrow), reference);
-    if (!(e <= worst)) worst = e, where = name;
+    if (e > worst || std::isnan(e)) where = name;
+    worst = worse(worst, e);
   };
   compare("out", q.out, q.channels, bf16, r.out);
   compare("last", q.last, q.packed, false, r.last);

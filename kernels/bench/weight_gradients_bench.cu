@@ -81,8 +81,7 @@ double error_of(const Problem& p) {
       sum += static_cast<double>(p.dy.host[row * p.dy_stride + i / p.size.m]) *
              p.x.host[row * p.x_stride + i % p.size.m];
     }
-    const double difference = std::abs(sum - out[i]);
-    if (!(difference <= worst)) worst = difference;
+    worst = worse(worst, std::abs(sum - out[i]));
     largest = std::max(largest, std::abs(sum));
   }
   return worst / std::max(largest, 1e-30);
@@ -126,7 +125,7 @@ int run_checks(bool small, cudaStream_t stream) {
       launch(problems, stream);
       check(cudaStreamSynchronize(stream), "launch");
       double worst = 0;
-      for (const Problem& p : problems) worst = std::fmax(worst, error_of(p));
+      for (const Problem& p : problems) worst = worse(worst, error_of(p));
       std::vector<std::vector<float>> first;
       for (const Problem& p : problems) {
         first.push_back(to_host(p.dweight, int64_t{p.size.n} * p.size.m, false));

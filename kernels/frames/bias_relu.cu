@@ -84,8 +84,9 @@ int64_t pixels_of(const ReluSizes& s) { return s.images * s.rows * s.columns; }
 /// Sizes that the kernels count in 32 bits and in whole packs, folded by 1 or 2.
 bool fits(const ReluSizes& s) {
   constexpr int64_t kMost = int64_t{1} << 31;
-  return s.channels % 8 == 0 && s.channels <= kThreads && (s.fold == 1 || s.fold == 2) &&
-         s.rows % s.fold == 0 && s.columns % s.fold == 0 && pixels_of(s) * s.channels / 4 < kMost;
+  return s.channels > 0 && s.channels % 8 == 0 && s.channels <= kThreads &&
+         (s.fold == 1 || s.fold == 2) && s.rows % s.fold == 0 && s.columns % s.fold == 0 &&
+         pixels_of(s) * s.channels / 4 < kMost;
 }
 
 template <class T, int kFold>

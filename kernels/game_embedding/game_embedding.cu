@@ -221,8 +221,13 @@ cudaError_t launch_game_embedding(const GameEmbeddingParams& p, cudaStream_t str
 cudaError_t launch_game_embedding_backward(const GameEmbeddingGradients& p, cudaStream_t stream) {
   const GameTokens& t = p.tokens;
   if (!game_sizes_fit(t.width, t.num_actions)) return cudaErrorInvalidValue;
-  if (t.batch * t.steps == 0) return cudaSuccess;
   return with_row_turns(t.width, [&](auto turns) {
+    const auto add_places = [&] {
+      if (p.local_rows == 0) return cudaSuccess;
+      return launch_kernel(places_backward_kernel<turns()>, static_cast<unsigned>(p.local_rows),
+                           kThreads, 0, stream, p);
+    };
+    if (t.batch * t.steps == 0) return add_places();  // zeros
     const size_t bytes = kTableWarps * (t.num_actions + 2) * t.width * sizeof(float);
     const auto kernel = steps_backward_kernel<turns()>;
     cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -231,8 +236,7 @@ cudaError_t launch_game_embedding_backward(const GameEmbeddingGradients& p, cuda
     error = launch_kernel(kernel, static_cast<unsigned>(game_blocks(t.batch, t.steps)),
                           kTableWarps * 32, bytes, stream, p);
     if (error != cudaSuccess) return error;
-    error = launch_kernel(places_backward_kernel<turns()>, static_cast<unsigned>(p.local_rows),
-                          kThreads, 0, stream, p);
+    error = add_places();
     if (error != cudaSuccess) return error;
     return launch_kernel(times_backward_kernel<turns()>, static_cast<unsigned>(t.batch), kThreads,
                          0, stream, p);

@@ -189,8 +189,9 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+/// At least one, so that a launch of empty tensors alone has blocks, too.
 int blocks_of(const AdamWTensor& t) {
-  return static_cast<int>((t.count + kStretch - 1) / kStretch);
+  return static_cast<int>(std::max<int64_t>(1, (t.count + kStretch - 1) / kStretch));
 }
 
 Batch make_batch(const AdamWTensor* tensors, int count) {

@@ -246,6 +246,7 @@ class PolicyWalk : PolicyBlock<kEnvs> {
 #pragma unroll
         for (int n = 0; n < kMyStates; ++n) state(layer, env, first_row + n)[c] = h[n];
       }
+      __syncwarp();  // all lanes of a channel have read u, whose place y takes
 #pragma unroll
       for (int k = 0; k < kPolicyTokens; ++k) {
         y[k] += __shfl_xor_sync(~0U, y[k], 8);

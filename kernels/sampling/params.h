@@ -49,8 +49,7 @@ struct StripBatch {
 };
 
 struct DrawStripsParams {
-  const int64_t* step;      // on the device: optimizer steps done
-  const int64_t* set_step;  // likewise, of those on the step's set; null: there is one set
+  const int64_t* step;  // on the device: optimizer steps done
   uint64_t seed;
   int64_t first_sample;  // of the step's, which the first row of the batch is
   Games data;

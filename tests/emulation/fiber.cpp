@@ -12,6 +12,8 @@ void* __tsan_get_current_fiber() __attribute__((weak));
 void __tsan_switch_to_fiber(void*, unsigned) __attribute__((weak));
 void __tsan_acquire(void*) __attribute__((weak));
 void __tsan_release(void*) __attribute__((weak));
+void __tsan_ignore_thread_begin() __attribute__((weak));
+void __tsan_ignore_thread_end() __attribute__((weak));
 }
 
 namespace dmamba::emulation {
@@ -94,6 +96,13 @@ void leave(void* key) {
 }
 void enter(void* key) {
   if (__tsan_acquire != nullptr) __tsan_acquire(key);
+}
+
+Unseen::Unseen() {
+  if (__tsan_ignore_thread_begin != nullptr) __tsan_ignore_thread_begin();
+}
+Unseen::~Unseen() {
+  if (__tsan_ignore_thread_end != nullptr) __tsan_ignore_thread_end();
 }
 
 void forbid(const void* memory, size_t bytes) {

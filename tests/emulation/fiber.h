@@ -46,6 +46,15 @@ class Fiber : public Context {
 void leave(void* key);
 void enter(void* key);
 
+/// While it lives, ThreadSanitizer does not look: at the emulation's own memory, whose threads take
+/// turns.
+struct Unseen {
+  Unseen();
+  ~Unseen();
+  Unseen(const Unseen&) = delete;
+  Unseen& operator=(const Unseen&) = delete;
+};
+
 /// For AddressSanitizer: whether these bytes may be touched.
 void forbid(const void* memory, size_t bytes);
 void allow(const void* memory, size_t bytes);

@@ -192,10 +192,11 @@ std::string setting(const char* name, const char* otherwise) {
   return given == nullptr ? otherwise : given;
 }
 
-/// The order of a round, in which who is ready runs once.
+/// The order of a round, in which who is ready runs once. Where threads are shuffled, a warp rests
+/// in every other round or so, so that some come far before others.
 class Order {
  public:
-  explicit Order(int threads) : threads_(threads) {
+  explicit Order(int threads) : threads_(threads), rests_((threads + kWarp - 1) / kWarp) {
     std::iota(threads_.begin(), threads_.end(), 0);
     const std::string order = setting("DMAMBA_EMULATION_ORDER", "1");
     if (order == "backward") std::reverse(threads_.begin(), threads_.end());
@@ -208,12 +209,17 @@ class Order {
   }
 
   const std::vector<int>& round() {
-    if (shuffles_) std::shuffle(threads_.begin(), threads_.end(), random_);
+    if (shuffles_) {
+      std::shuffle(threads_.begin(), threads_.end(), random_);
+      for (size_t i = 0; i < rests_.size(); ++i) rests_[i] = random_() % 2 == 0;
+    }
     return threads_;
   }
+  bool rests(int thread) const { return rests_[thread / kWarp]; }
 
  private:
   std::vector<int> threads_;
+  std::vector<bool> rests_;  // by warp
   std::minstd_rand random_;
   bool shuffles_ = false;
 };
@@ -242,13 +248,13 @@ void prepare_blocks(uint3 first, unsigned count, size_t shared_bytes) {
 void run_blocks(Order& order) {
   leave(&cluster.begin_key);
   while (cluster.live > 0) {
-    bool moved = false;
+    bool ready = false;
     for (const int i : order.round()) {
       if (cluster.threads[i].state != State::kReady) continue;
-      resume(i);
-      moved = true;
+      ready = true;
+      if (!order.rests(i)) resume(i);
     }
-    if (moved) continue;
+    if (ready) continue;
     const auto waiting =
         std::find_if(cluster.threads.begin(), cluster.threads.end(),
                      [](const Thread& thread) { return thread.state == State::kWaits; });
@@ -357,9 +363,18 @@ void end_phase_of(void* at, Mbarrier& barrier) {
   wake(at, 0, cluster.all_threads());
 }
 
+void do_work_of(void* at, Mbarrier& barrier) {
+  enter(at);
+  std::vector<Queue::Work> now = std::exchange(barrier.work, {});
+  for (const Queue::Work& each : now) each();
+  const Unseen unseen;
+  now = {};
+}
+
 }  // namespace
 
 void make_mbarrier(void* barrier, int arrivals) {
+  const Unseen unseen;
   cluster.mbarriers[barrier] = {arrivals, arrivals, 0, 0, {}};
   leave(barrier);
 }
@@ -375,24 +390,24 @@ void arrive_at(void* at, int64_t expected_bytes) {
 void bring_bytes(void* at, int64_t bytes, Queue::Work work) {
   Mbarrier& barrier = find(at);
   leave(at);
-  barrier.work.push_back([at, bytes, work = std::move(work)] {
-    work();
-    leave(at);
-    Mbarrier& reached = find(at);
-    reached.bytes -= bytes;
-    end_phase_of(at, reached);
-  });
+  {
+    const Unseen unseen;
+    barrier.work.push_back([at, bytes, work = std::move(work)] {
+      work();
+      leave(at);
+      Mbarrier& reached = find(at);
+      reached.bytes -= bytes;
+      end_phase_of(at, reached);
+    });
+  }
   if (cluster.late) return wake(at, 0, cluster.all_threads());
-  const std::vector<Queue::Work> now = std::exchange(barrier.work, {});
-  for (const Queue::Work& each : now) each();
+  do_work_of(at, barrier);
 }
 
 void wait_for_phase_of(void* at, unsigned parity, Place place) {
   Mbarrier& barrier = find(at);
   while (barrier.phase % 2 == parity) {
-    const std::vector<Queue::Work> now = std::exchange(barrier.work, {});
-    enter(at);
-    for (const Queue::Work& each : now) each();
+    do_work_of(at, barrier);
     if (barrier.phase % 2 == parity) wait_for(at, place);
   }
   enter(at);

@@ -102,15 +102,11 @@ inline uint32_t __reduce_add_sync(uint32_t mask, uint32_t value,
 
 template <class T>
 T atomicAdd(T* at, T value) {
-  const T before = *at;
-  *at = before + value;
-  return before;
+  return __atomic_fetch_add(at, value, __ATOMIC_RELAXED);
 }
 template <class T>
 T atomicOr(T* at, T value) {
-  const T before = *at;
-  *at = before | value;
-  return before;
+  return __atomic_fetch_or(at, value, __ATOMIC_RELAXED);
 }
 template <class T>
 T __ldcs(const T* at) {

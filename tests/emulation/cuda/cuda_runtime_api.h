@@ -2,6 +2,7 @@
 // process's, and whose streams have nothing to wait for. It cannot capture graphs or measure time.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdio>
 #include <cstdlib>
@@ -9,6 +10,7 @@
 #include <functional>
 #include <tuple>
 #include <type_traits>
+#include <unordered_map>
 
 #include "tests/emulation/grid.h"
 
@@ -116,8 +118,14 @@ inline cudaError_t cudaStreamCreate(cudaStream_t* stream) {
   return cudaSuccess;
 }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+/// Bytes of shared memory that a kernel may be launched with.
+inline std::unordered_map<const void*, size_t> dmamba_most_shared;
+
 template <class Kernel>
-cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
+cudaError_t cudaFuncSetAttribute(Kernel kernel, cudaFuncAttribute, int bytes) {
+  constexpr int kMost = 227 * 1024;
+  if (bytes < 0 || bytes > kMost) return cudaErrorInvalidValue;
+  dmamba_most_shared[reinterpret_cast<const void*>(kernel)] = static_cast<size_t>(bytes);
   return cudaSuccess;
 }
 template <class Kernel>
@@ -129,8 +137,12 @@ cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, Kernel, const cudaLaun
 template <class... Params, class... Args>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...),
                                const Args&... args) {
+  constexpr size_t kUsual = 48 * 1024;
   const dim3 grid = config->gridDim;
+  const auto asked = dmamba_most_shared.find(reinterpret_cast<const void*>(kernel));
+  const size_t most = asked == dmamba_most_shared.end() ? kUsual : asked->second;
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaErrorInvalidValue;
+  if (config->dynamicSmemBytes > std::max(most, kUsual)) return cudaErrorInvalidValue;
   unsigned cluster = 1;
   for (unsigned i = 0; i < config->numAttrs; ++i) {
     const cudaLaunchAttribute& attribute = config->attrs[i];
