@@ -27,6 +27,9 @@ INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]')
 TORCH = re.compile(r"^(torch|ATen|c10|caffe2)/")
 PRIVATE = re.compile(r"^(hdf5\.h|H5\w+\.h|yaml-cpp/|spdlog/|fmt/)")
 LAUNCH = re.compile(r"^kernels/.*launch\.h$|^launch\.h$")
+# What C++ has no words for: it stands in files that the emulation replaces.
+INSTRUCTION = re.compile(r"\basm\b|<<<|extern __shared__")
+OVERLAY = ROOT / "tests" / "emulation" / "overlay"
 
 
 def include_problem(file: Path, header: str) -> str | None:
@@ -40,6 +43,14 @@ def include_problem(file: Path, header: str) -> str | None:
     if LAUNCH.match(header) and not inside and file.parts[:2] != ("tests", "emulation"):
         return "only src/ops/cuda (and tests/emulation) launches kernels"
     return None
+
+
+def instruction_problem(file: Path, line: str) -> str | None:
+    """Says why a line of `file` (relative to the root) cannot be emulated, or returns None."""
+    code = line.partition("//")[0]
+    if file.parts[0] != "kernels" or not INSTRUCTION.search(code) or (OVERLAY / file).is_file():
+        return None
+    return "give it a name in kernels/common, and its counterpart in tests/emulation/overlay"
 
 
 def loaded(body: list[ast.stmt]) -> Iterator[ast.stmt]:
@@ -106,6 +117,9 @@ def problems_of(file: Path) -> Iterator[str]:
         problem = include_problem(name, match[1]) if match else None
         if problem:
             yield f"{name}:{number}: includes {match[1]}: {problem}"
+        problem = instruction_problem(name, line)
+        if problem:
+            yield f"{name}:{number}: {line.strip()}: {problem}"
 
 
 def main() -> int:

@@ -10,6 +10,7 @@
 #   address   every C++ test (preset asan); leaks too
 #   python    the Python tests that reach C++, with the extension of the preset asan
 #   small     the C++ tests that need no torch, address and undefined behaviour (preset asan-small)
+#   emulation the CUDA kernels on this processor, once under each of the two (presets tsan, asan-small)
 # The preset asan compiles for an hour on two cores, once; the ccache keeps it.
 set -euo pipefail
 # shellcheck source=scripts/lib/setup.sh
@@ -19,10 +20,10 @@ cd "$ROOT"
 repetitions=${1:-20}
 [[ $repetitions =~ ^[1-9][0-9]*$ ]] || die "REPETITIONS must be a number, got '$repetitions'"
 parts=("${@:2}")
-((${#parts[@]})) || parts=(thread leaks address python)
+((${#parts[@]})) || parts=(thread leaks address python emulation)
 for part in "${parts[@]}"; do
-  [[ " thread leaks address python small " == *" $part "* ]] ||
-    die "no part '$part'; there are: thread leaks address python small"
+  [[ " thread leaks address python small emulation " == *" $part "* ]] ||
+    die "no part '$part'; there are: thread leaks address python small emulation"
 done
 
 # Threads of OpenMP that spin while others work would take the test's time.
@@ -42,7 +43,7 @@ build() {
 }
 
 run_thread() {
-  build tsan && ctest --preset tsan --repeat "until-fail:$repetitions" -j "$(nproc)"
+  build tsan && ctest --preset tsan -LE emulation --repeat "until-fail:$repetitions" -j "$(nproc)"
 }
 
 run_leaks() {
@@ -59,11 +60,18 @@ run_leaks() {
 }
 
 run_address() {
-  build asan && ctest --preset asan -j "$(nproc)"
+  build asan && ctest --preset asan -LE emulation -j "$(nproc)"
 }
 
 run_small() {
-  build asan-small && ctest --preset asan-small -j "$(nproc)"
+  build asan-small && ctest --preset asan-small -LE emulation -j "$(nproc)"
+}
+
+run_emulation() {
+  local status=0
+  build tsan && ctest --preset tsan -L emulation -j "$(nproc)" || status=1
+  build asan-small && ctest --preset asan-small -L emulation -j "$(nproc)" || status=1
+  return "$status"
 }
 
 # What these files test is C++ through the bindings. The others drive browsers, Ray, Slurm, notebooks or

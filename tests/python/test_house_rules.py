@@ -1,4 +1,4 @@
-"""The rules of scripts/lib/house_rules.py: which imports the rooms of the package may have."""
+"""The rules of scripts/lib/house_rules.py: imports of rooms, instructions of kernels."""
 
 from pathlib import Path
 
@@ -55,3 +55,18 @@ def test_other_imports_are_none(rules, text):
 def test_a_file_has_a_room(rules):
     [(line, problem)] = rules.import_problems(rules.PACKAGE / "tables.py", "")
     assert line == 1 and "no room tables" in problem
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "refused"),
+    [
+        ("kernels/frames/relu.cuh", '  asm volatile("bar.sync 1;");', True),
+        ("kernels/frames/relu.cuh", "  relu<<<blocks, 256>>>(p);", True),
+        ("kernels/frames/relu.cuh", "  extern __shared__ float sums[];", True),
+        ("kernels/frames/relu.cuh", "  int x;  // asm is elsewhere", False),
+        ("kernels/common/copy.cuh", '  asm volatile("cp.async.wait_all;");', False),
+        ("src/ops/cpu/simd/clock.h", '  asm volatile("rdtsc");', False),
+    ],
+)
+def test_kernels_keep_what_cannot_be_emulated_apart(rules, file, line, refused):
+    assert (rules.instruction_problem(Path(file), line) is not None) == refused
