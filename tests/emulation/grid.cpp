@@ -413,6 +413,15 @@ void wait_for_phase_of(void* at, unsigned parity, Place place) {
   enter(at);
 }
 
+void note_result(const void* memory, size_t bytes) {
+  static uint64_t digest = [] {  // FNV-1a
+    std::atexit([] { std::printf("digest of the results: %016lx\n", digest); });
+    return 0xCBF29CE484222325U;
+  }();
+  const auto* begin = static_cast<const unsigned char*>(memory);
+  for (size_t i = 0; i < bytes; ++i) digest = (digest ^ begin[i]) * 0x100000001B3U;
+}
+
 void fail(const char* format, ...) {
   std::fflush(stdout);
   std::fputs("emulation: ", stderr);

@@ -101,6 +101,9 @@ void bring_bytes(void* barrier, int64_t bytes, Queue::Work work);
 /// Until the phase of that parity has ended.
 void wait_for_phase_of(void* barrier, unsigned parity, Place place);
 
+/// Adds to a digest of all results, which is printed as the program ends.
+void note_result(const void* memory, size_t bytes);
+
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
 }  // namespace dmamba::emulation
