@@ -219,7 +219,7 @@ TEST(ActionHead, BitsDoNotDependOnTheOrderOfThreads) {
   Inputs<float> in({19, 192, 9});
   std::vector<Floats> results;
   for (const char* order : {"forward", "backward", "3"}) {
-    setenv("DMAMBA_EMULATION_ORDER", order, 1);
+    const Setting setting("DMAMBA_EMULATION_ORDER", order);
     const Forward<float> forward(in);
     const Backward<float> backward(in, in.slopes, 0.3F);
     Floats all = forward.losses.floats();
@@ -229,7 +229,6 @@ TEST(ActionHead, BitsDoNotDependOnTheOrderOfThreads) {
     }
     results.push_back(all);
   }
-  unsetenv("DMAMBA_EMULATION_ORDER");
   EXPECT_EQ(results[0], results[1]);
   EXPECT_EQ(results[0], results[2]);
 }

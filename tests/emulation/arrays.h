@@ -1,4 +1,4 @@
-// What tests of kernels do with arrays: random numbers, bfloat16, distances from a reference.
+// What tests of kernels share: random numbers, bfloat16, distances from a reference, settings.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -6,8 +6,11 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
+#include <optional>
 #include <random>
+#include <string>
 #include <type_traits>
 #include <vector>
 
@@ -19,6 +22,23 @@ namespace dmamba::emulation {
 using Floats = std::vector<float>;
 using Doubles = std::vector<double>;
 using BFloats = std::vector<__nv_bfloat16>;
+
+/// A variable of the environment while it lives.
+class Setting {
+ public:
+  Setting(const char* name, const char* value) : name_(name) {
+    const char* before = std::getenv(name);
+    if (before != nullptr) before_ = before;
+    setenv(name, value, 1);
+  }
+  ~Setting() { before_ ? setenv(name_, before_->c_str(), 1) : unsetenv(name_); }
+  Setting(const Setting&) = delete;
+  Setting& operator=(const Setting&) = delete;
+
+ private:
+  const char* name_;
+  std::optional<std::string> before_;
+};
 
 inline Floats random_floats(std::mt19937& random, size_t count, float low = -1, float high = 1) {
   Floats x(count);

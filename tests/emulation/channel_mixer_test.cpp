@@ -187,7 +187,7 @@ TEST(ChannelMixer, SumsPartsInOneOrder) {
 TYPED_TEST(ChannelMixer, BitsDoNotDependOnTheOrderOfThreads) {
   std::vector<Floats> results;
   for (const char* order : {"forward", "backward", "5"}) {
-    setenv("DMAMBA_EMULATION_ORDER", order, 1);
+    const Setting setting("DMAMBA_EMULATION_ORDER", order);
     std::mt19937 random(4);
     const auto place = [&] { return Placed<TypeParam>(random_stored<TypeParam>(random, 6000, 2)); };
     Placed<TypeParam> dy = place(), slope = place();
@@ -197,7 +197,6 @@ TYPED_TEST(ChannelMixer, BitsDoNotDependOnTheOrderOfThreads) {
     ASSERT_EQ(launch_sum_parts(parts.data(), sums.data(), 4, 60, nullptr), cudaSuccess);
     results.push_back(sums.floats());
   }
-  unsetenv("DMAMBA_EMULATION_ORDER");
   EXPECT_EQ(results[0], results[1]);
   EXPECT_EQ(results[0], results[2]);
 }

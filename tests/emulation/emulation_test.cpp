@@ -2,6 +2,7 @@
 // that end a program.
 #include <cooperative_groups.h>
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <gtest/gtest.h>
 
 #include <cstdlib>
@@ -12,10 +13,24 @@
 #include "kernels/common/mma.cuh"
 #include "kernels/common/tensor_map.cuh"
 #include "kernels/common/wgmma.cuh"
+#include "tests/emulation/arrays.h"
+
+#if defined(__SANITIZE_THREAD__)
+#define DMAMBA_TSAN
+#elif defined(__SANITIZE_ADDRESS__)
+#define DMAMBA_ASAN
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define DMAMBA_TSAN
+#elif __has_feature(address_sanitizer)
+#define DMAMBA_ASAN
+#endif
+#endif
 
 namespace {
 
 using namespace dmamba::kernels;
+using dmamba::emulation::Setting;
 using Body = std::function<void()>;
 
 void run_body(const Body* body) { (*body)(); }
@@ -31,9 +46,7 @@ void run(unsigned blocks, unsigned threads, const Body& body, size_t bytes = 0,
 }
 
 class EachOrder : public testing::TestWithParam<const char*> {
- protected:
-  void SetUp() override { setenv("DMAMBA_EMULATION_ORDER", GetParam(), 1); }
-  void TearDown() override { unsetenv("DMAMBA_EMULATION_ORDER"); }
+  const Setting order_{"DMAMBA_EMULATION_ORDER", GetParam()};
 };
 INSTANTIATE_TEST_SUITE_P(Emulation, EachOrder, testing::Values("forward", "backward", "1", "2"));
 
@@ -110,7 +123,29 @@ TEST_P(EachOrder, BlocksOfAClusterReadEachOther) {
   for (int i = 0; i < 8; ++i) EXPECT_EQ(values[i], i ^ 1);
 }
 
+#ifndef DMAMBA_TSAN
+TEST(Emulation, MemoryOfABlockThatHasReturnedIsNobodys) {
+  const Setting order("DMAMBA_EMULATION_ORDER", "backward");
+  float kept = 0, left = 0;
+  run(
+      2, 1,
+      [&] {
+        const auto cluster = cooperative_groups::this_cluster();
+        float* mine = dynamic_shared<float>();
+        *mine = 5;
+        cluster.sync();
+        if (blockIdx.x == 0) return;
+        kept = *cluster.map_shared_rank(mine, 1);
+        left = *cluster.map_shared_rank(mine, 0);
+      },
+      sizeof(float), 2);
+  EXPECT_EQ(kept, 5);
+  EXPECT_TRUE(std::isnan(left));
+}
+#endif
+
 TEST(Emulation, SharedMemoryAndCopiesOnTheirWayAreNaN) {
+  const Setting late("DMAMBA_EMULATION_ASYNC", "late");
   alignas(16) const float from[8] = {1, 2, 3, 4, 5, 6, 7, 8};
   float before = 0, sent = 0, first = 0, last = 0, missing = 1;
   run(
@@ -210,18 +245,32 @@ TEST(Emulation, NumbersAreRoundedToNearestEven) {
   EXPECT_EQ(__float2bfloat16_rn(1.01171875F).bits, 0x3F82);
   EXPECT_EQ(__float2bfloat16_rn(NAN).bits, 0x7FFF);
   EXPECT_EQ(to_tf32(1.0F + 0x1p-11F), to_tf32(1.0F + 0x1p-10F));  // a tie, away from zero
+  EXPECT_TRUE(std::isnan(__uint_as_float(to_tf32(__uint_as_float(~0U)))));
+  const float halves[][2] = {{1.00048828125F, 1},
+                             {1.00146484375F, 1.001953125F},
+                             {0x1.8p-25F, 0x1p-24F},
+                             {0x1p-25F, 0},
+                             {0x1.ffcp-15F, 0x1p-14F},
+                             {65519, 65504},
+                             {65520, INFINITY},
+                             {-3.14159F, -3.140625F},
+                             {0x1.ff8p-15F, 0x1.ff8p-15F},
+                             {0, 0}};
+  for (const auto& [value, half] : halves) {
+    EXPECT_EQ(__half22float2(__floats2half2_rn(value, 1)).x, half) << value;
+  }
+  EXPECT_TRUE(std::isnan(__half22float2(__floats2half2_rn(1, NAN)).y));
   EXPECT_EQ(exp2_fast(-127.0F), 0.0F);
 }
 
 TEST(Emulation, ResultsOfARaceDependOnTheOrder) {
   const auto last_of = [](const char* order) {
-    setenv("DMAMBA_EMULATION_ORDER", order, 1);
+    const Setting setting("DMAMBA_EMULATION_ORDER", order);
     int last = -1;
     run(1, 32, [&] { last = static_cast<int>(threadIdx.x); });
-    unsetenv("DMAMBA_EMULATION_ORDER");
     return last;
   };
-#ifndef __SANITIZE_THREAD__
+#ifndef DMAMBA_TSAN
   EXPECT_EQ(last_of("forward"), 31);
   EXPECT_EQ(last_of("backward"), 0);
 #else
@@ -259,15 +308,15 @@ TEST(EmulationDeathTest, WhatADeviceWouldNotRun) {
 }
 
 TEST(EmulationDeathTest, SettingsThatDoNotExist) {
-  setenv("DMAMBA_EMULATION_ORDER", "sideways", 1);
-  EXPECT_DEATH(run(1, 1, [] {}), "must be forward, backward or a number, got 'sideways'");
-  unsetenv("DMAMBA_EMULATION_ORDER");
-  setenv("DMAMBA_EMULATION_ASYNC", "never", 1);
+  {
+    const Setting order("DMAMBA_EMULATION_ORDER", "sideways");
+    EXPECT_DEATH(run(1, 1, [] {}), "must be forward, backward or a number, got 'sideways'");
+  }
+  const Setting async("DMAMBA_EMULATION_ASYNC", "never");
   EXPECT_DEATH(run(1, 1, [] {}), "must be late or early, got 'never'");
-  unsetenv("DMAMBA_EMULATION_ASYNC");
 }
 
-#ifdef __SANITIZE_ADDRESS__
+#ifdef DMAMBA_ASAN
 TEST(EmulationDeathTest, MemoryBeyondTheBlocks) {
   EXPECT_DEATH(run(1, 1, [] { dynamic_shared<float>()[8] = 1; }, 32), "use-after-poison");
 }

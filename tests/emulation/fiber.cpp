@@ -62,7 +62,7 @@ void Context::change_to(Context& next) {
 }
 
 Fiber::Fiber(void (*function)())
-    : stack_(std::make_unique<unsigned char[]>(kStackBytes)), function_(function) {
+    : stack_(std::make_unique_for_overwrite<unsigned char[]>(kStackBytes)), function_(function) {
   getcontext(&whole_);
   whole_.uc_stack.ss_sp = stack_.get();
   whole_.uc_stack.ss_size = kStackBytes;

@@ -77,6 +77,7 @@ struct Cluster {
   std::unordered_map<void*, Mbarrier> mbarriers;
   int block_threads = 0;
   int live = 0, running = 0;
+  size_t shared_bytes = 0;  // of a block
   const std::function<void()>* kernel = nullptr;
   bool late = true;
   char begin_key = 0, end_key = 0;
@@ -175,6 +176,9 @@ void run_thread() {
   Block& block = cluster.block();
   --block.live;
   --cluster.live;
+  if (block.live == 0 && cluster.live > 0) {  // from here on its memory is nobody's
+    std::memset(shared_memory(block_rank()), 0xFF, cluster.shared_bytes);
+  }
   if (block.live > 0 && block.barrier.arrived == block.live) open(block.barrier);
   if (cluster.live > 0 && cluster.barrier.arrived == cluster.live) open(cluster.barrier);
 }
@@ -224,7 +228,7 @@ class Order {
   bool shuffles_ = false;
 };
 
-void prepare_blocks(uint3 first, unsigned count, size_t shared_bytes) {
+void prepare_blocks(uint3 first, unsigned count) {
   cluster.blocks.clear();
   for (unsigned rank = 0; rank < count; ++rank) {
     Block& block = cluster.blocks.emplace_back();
@@ -233,8 +237,8 @@ void prepare_blocks(uint3 first, unsigned count, size_t shared_bytes) {
     block.warps.resize((cluster.block_threads + kWarp - 1) / kWarp);
     unsigned char* memory = shared_memory(static_cast<int>(rank));
     allow(memory, kSharedStride);
-    std::memset(memory, 0xFF, shared_bytes);
-    forbid(memory + shared_bytes, kSharedStride - shared_bytes);
+    std::memset(memory, 0xFF, cluster.shared_bytes);
+    forbid(memory + cluster.shared_bytes, kSharedStride - cluster.shared_bytes);
   }
   cluster.barrier = {};
   cluster.mbarriers.clear();
@@ -281,6 +285,7 @@ void run_grid(dim3 grid, dim3 threads, unsigned blocks, size_t shared_bytes,
   cluster.late = async == "late";
   cluster.block_threads = static_cast<int>(count);
   cluster.kernel = &kernel;
+  cluster.shared_bytes = shared_bytes;
   const int all = cluster.block_threads * static_cast<int>(blocks);
   while (static_cast<int>(cluster.threads.size()) < all) cluster.threads.emplace_back(run_threads);
   Order order(all);
@@ -289,7 +294,7 @@ void run_grid(dim3 grid, dim3 threads, unsigned blocks, size_t shared_bytes,
   for (unsigned z = 0; z < grid.z; ++z) {
     for (unsigned y = 0; y < grid.y; ++y) {
       for (unsigned x = 0; x < grid.x; x += blocks) {
-        prepare_blocks({x, y, z}, blocks, shared_bytes);
+        prepare_blocks({x, y, z}, blocks);
         run_blocks(order);
       }
     }

@@ -343,7 +343,7 @@ TEST(AdamW, MovesNothingOnceStopped) {
 TEST(AdamW, BitsAreTheSame) {
   std::vector<Floats> results;
   for (const char* order : {"forward", "backward", "2"}) {
-    setenv("DMAMBA_EMULATION_ORDER", order, 1);
+    const Setting setting("DMAMBA_EMULATION_ORDER", order);
     const size_t offset = results.size();
     Step s;
     std::mt19937 random(8);
@@ -359,7 +359,6 @@ TEST(AdamW, BitsAreTheSame) {
     }
     results.push_back(all);
   }
-  unsetenv("DMAMBA_EMULATION_ORDER");
   EXPECT_EQ(results[0], results[1]);
   EXPECT_EQ(results[0], results[2]);
 }

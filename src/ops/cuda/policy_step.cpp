@@ -10,9 +10,7 @@ namespace dmamba::ops::cuda_only {
 kernels::PolicyStepPlan policy_step_plan(const kernels::PolicyStepSizes& sizes, int64_t num_envs,
                                          at::Device device) {
   const c10::cuda::CUDAGuard guard(device);
-  const auto check = [](cudaError_t error) {
-    TORCH_CHECK(error == cudaSuccess, "policy_step: ", cudaGetErrorString(error));
-  };
+  const auto check = [](cudaError_t error) { cuda::check_cuda("policy_step", error); };
   kernels::PolicyStepPlan plan{};
   const int index = guard.current_device().index();
   if (!cuda::kCompiledForClusters ||

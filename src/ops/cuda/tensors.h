@@ -26,6 +26,13 @@ inline int architecture_of(int device) {
   return known ? 10 * major + minor : 0;
 }
 
+/// Checks what a call of CUDA returned.
+inline void check_cuda(const char* op, cudaError_t error) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // or torch's next check would find it
+  TORCH_CHECK(false, op, ": ", cudaGetErrorString(error));
+}
+
 /// Checks that the CUDA kernels can store activations like t: float32 or bfloat16.
 inline void check_cuda_storage(const char* op, const char* name, const at::Tensor& t) {
   check_activation(op, name, t);
@@ -91,9 +98,7 @@ class Call {
     side->run([&] { check(launch(c10::cuda::getCurrentCUDAStream())); }, {scratch_});
   }
 
-  void check(cudaError_t error) const {
-    TORCH_CHECK(error == cudaSuccess, op_, ": ", cudaGetErrorString(error));
-  }
+  void check(cudaError_t error) const { check_cuda(op_, error); }
 
   int multiprocessors() const {
     int count = 0;

@@ -42,7 +42,7 @@ inline void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uin
 }
 
 inline uint32_t to_tf32(float x) {  // to nearest, halves away from zero
-  return (__float_as_uint(x) + 0x1000U) & 0xFFFFE000U;
+  return x != x ? 0x7FFFE000U : (__float_as_uint(x) + 0x1000U) & 0xFFFFE000U;
 }
 
 inline void multiply_add_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
@@ -61,6 +61,7 @@ inline void load_tiles_with(uint32_t (&v)[4], const void* row, bool transposed,
     v[tile] = transposed ? at(pair, group) | at(pair + 1, group) << 16
                          : at(group, pair) | at(group, pair + 1) << 16;
   }
+  __syncwarp(~0U, here);  // one instruction of the warp: all have read
 }
 
 inline void load_tiles(uint32_t (&v)[4], const void* row, EmulationPlace here = DMAMBA_HERE) {

@@ -21,8 +21,9 @@ inline cudaError_t make_tensor_map(CUtensorMap& map, const void* data, int64_t r
                                    int64_t columns, int box_rows, int64_t stride = 0) {
   map = {static_cast<uint16_t*>(const_cast<void*>(data)), rows, columns,
          stride > 0 ? stride : columns, box_rows};
-  return map.stride % 8 == 0 && reinterpret_cast<uintptr_t>(data) % 16 == 0 ? cudaSuccess
-                                                                            : cudaErrorInvalidValue;
+  const bool aligned = map.stride % 8 == 0 && reinterpret_cast<uintptr_t>(data) % 16 == 0;
+  const bool fits = rows > 0 && columns > 0 && box_rows <= 256;
+  return data == nullptr || (aligned && fits) ? cudaSuccess : cudaErrorInvalidValue;
 }
 
 inline void prefetch_map(const CUtensorMap&) {}
@@ -45,7 +46,8 @@ void for_panel(unsigned char* panel, const CUtensorMap& map, int column, int row
   if (reinterpret_cast<uintptr_t>(panel) % 1024 != 0) emulation::fail("a panel not on 1024 bytes");
   for (int r = 0; r < map.box_rows; ++r) {
     for (int c = 0; c < kPanelColumns; ++c) {
-      const bool inside = row + r < map.rows && column + c < map.columns;
+      const bool inside =
+          row + r >= 0 && row + r < map.rows && column + c >= 0 && column + c < map.columns;
       uint16_t* number = inside ? map.data + (row + r) * map.stride + column + c : nullptr;
       f(reinterpret_cast<uint16_t*>(panel + r * 128 + ((c / 8) ^ (r % 8)) * 16 + c % 8 * 2),
         number);
