@@ -177,7 +177,9 @@ void run_thread() {
   --block.live;
   --cluster.live;
   if (block.live == 0 && cluster.live > 0) {  // from here on its memory is nobody's
+    enter(&cluster.end_key);
     std::memset(shared_memory(block_rank()), 0xFF, cluster.shared_bytes);
+    leave(&cluster.end_key);
   }
   if (block.live > 0 && block.barrier.arrived == block.live) open(block.barrier);
   if (cluster.live > 0 && cluster.barrier.arrived == cluster.live) open(cluster.barrier);
