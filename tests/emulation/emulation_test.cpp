@@ -308,6 +308,29 @@ TEST(EmulationDeathTest, WhatADeviceWouldNotRun) {
                "a barrier that nobody has made");
 }
 
+#ifndef DMAMBA_ASAN
+TEST(Emulation, SharedVariablesAreNaNInEachBlock) {
+  std::vector<float> values(3);
+  run(3, 1, [&] {
+    __shared__ float shared;
+    values[blockIdx.x] = shared;
+    shared = 1;
+  });
+  for (const float value : values) EXPECT_TRUE(std::isnan(value));
+}
+
+TEST(EmulationDeathTest, ASharedVariableInACluster) {
+  float sum = 0;
+  const auto body = [&] {
+    __shared__ float shared;
+    shared = static_cast<float>(blockIdx.x);
+    __syncthreads();
+    sum += shared;
+  };
+  EXPECT_DEATH(run(2, 1, body, 0, 2), "a __shared__ variable in a cluster");
+}
+#endif
+
 TEST(EmulationDeathTest, SettingsThatDoNotExist) {
   {
     const Setting order("DMAMBA_EMULATION_ORDER", "sideways");

@@ -15,6 +15,10 @@
 
 #include "tests/emulation/fiber.h"
 
+// All variables of __shared__, from the linker; null without any.
+extern "C" unsigned char __start_dmamba_shared[] __attribute__((weak));
+extern "C" unsigned char __stop_dmamba_shared[] __attribute__((weak));
+
 namespace dmamba::emulation {
 namespace {
 
@@ -242,6 +246,7 @@ void prepare_blocks(uint3 first, unsigned count) {
     std::memset(memory, 0xFF, cluster.shared_bytes);
     forbid(memory + cluster.shared_bytes, kSharedStride - cluster.shared_bytes);
   }
+  std::fill(__start_dmamba_shared, __stop_dmamba_shared, 0xFF);
   cluster.barrier = {};
   cluster.mbarriers.clear();
   cluster.live = cluster.all_threads();
@@ -268,6 +273,11 @@ void run_blocks(Order& order) {
          waiting->place.file, waiting->place.line);
   }
   enter(&cluster.end_key);
+  const auto written = [](unsigned char byte) { return byte != 0xFF; };
+  if (cluster.blocks.size() > 1 &&
+      std::any_of(__start_dmamba_shared, __stop_dmamba_shared, written)) {
+    fail("a __shared__ variable in a cluster, whose blocks would share it here");
+  }
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // CUDA C++'s words, in C++: what the kernels use of them.
 //
-// A variable of __shared__ is a static one, since blocks run one after the other. Threads are
-// fibers (grid.h). The architecture is Hopper's.
+// A variable of __shared__ is a static one, since blocks run one after the other, in a section that
+// grid.cpp fills with NaN before each. Threads are fibers (grid.h). The architecture is Hopper's.
 #pragma once
 
 #include <bit>
@@ -22,7 +22,11 @@
 #define __launch_bounds__(...)
 #define __forceinline__ inline
 #define __restrict__ __restrict
-#define __shared__ static
+#ifdef __SANITIZE_ADDRESS__
+#define __shared__ static  // with gaps around it, which a section would not have
+#else
+#define __shared__ static __attribute__((section("dmamba_shared")))
+#endif
 #define __align__(bytes) __attribute__((aligned(bytes)))
 
 // Where a thread waits, if the caller does not say.
