@@ -22,15 +22,21 @@ __device__ __forceinline__ void fetch_early(const void* array, int64_t bytes) {
   }
 }
 
-/// A kernel onto a stream, `bytes` of shared memory for each block.
-template <class... Args>
-cudaError_t launch_kernel(void (*kernel)(Args...), dim3 grid, dim3 block, size_t bytes,
-                          cudaStream_t stream, const std::type_identity_t<Args>&... args) {
+/// What a launch is told of its size, without attributes.
+inline cudaLaunchConfig_t launch_config(dim3 grid, dim3 block, size_t bytes, cudaStream_t stream) {
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = bytes;
   config.stream = stream;
+  return config;
+}
+
+/// A kernel onto a stream, `bytes` of shared memory for each block.
+template <class... Args>
+cudaError_t launch_kernel(void (*kernel)(Args...), dim3 grid, dim3 block, size_t bytes,
+                          cudaStream_t stream, const std::type_identity_t<Args>&... args) {
+  const cudaLaunchConfig_t config = launch_config(grid, block, bytes, stream);
   return cudaLaunchKernelEx(&config, kernel, args...);
 }
 
@@ -47,11 +53,7 @@ cudaError_t launch_early(void (*kernel)(Args...), dim3 grid, dim3 block, size_t 
   cudaLaunchAttribute early{};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = block;
-  config.dynamicSmemBytes = bytes;
-  config.stream = stream;
+  cudaLaunchConfig_t config = launch_config(grid, block, bytes, stream);
   config.attrs = &early;
   config.numAttrs = major >= 9 ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, args...);

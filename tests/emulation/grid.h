@@ -69,6 +69,12 @@ unsigned char* shared_memory(int rank);
 inline unsigned char* shared_memory() { return shared_memory(block_rank()); }
 /// From one block's to the next one's.
 constexpr size_t kSharedStride = 256 * 1024;
+/// The place that `here` has in this block, in block `rank`.
+template <class T>
+T* place_in_block(int rank, T* here) {
+  auto* bytes = reinterpret_cast<const unsigned char*>(here);
+  return reinterpret_cast<T*>(shared_memory(rank) + (bytes - shared_memory()));
+}
 
 /// What is done beside a thread, in groups.
 class Queue {

@@ -10,9 +10,7 @@ struct cluster_group {
 
   template <class T>
   T* map_shared_rank(T* here, int rank) const {
-    auto* bytes = reinterpret_cast<unsigned char*>(here);
-    return reinterpret_cast<T*>(dmamba::emulation::shared_memory(rank) +
-                                (bytes - dmamba::emulation::shared_memory()));
+    return dmamba::emulation::place_in_block(rank, here);
   }
 };
 

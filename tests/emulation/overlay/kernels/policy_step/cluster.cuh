@@ -26,18 +26,10 @@ inline void wait_for_phase(uint64_t* barrier, uint32_t parity, EmulationPlace he
   emulation::wait_for_phase_of(barrier, parity, here);
 }
 
-/// The place that `here` has in this block, in block `rank`.
-template <class T>
-T* place_in(int rank, const T* here) {
-  const auto* bytes = reinterpret_cast<const unsigned char*>(here);
-  return reinterpret_cast<T*>(emulation::shared_memory(rank) +
-                              (bytes - emulation::shared_memory()));
-}
-
 inline void send(int rank, const float* here, float4 value, const uint64_t* barrier) {
-  float* to = place_in(rank, here);
-  emulation::bring_bytes(place_in(rank, barrier), sizeof value,
-                         [=] { std::memcpy(to, &value, sizeof value); });
+  auto* to = const_cast<float*>(emulation::place_in_block(rank, here));
+  emulation::bring_bytes(const_cast<uint64_t*>(emulation::place_in_block(rank, barrier)),
+                         sizeof value, [=] { std::memcpy(to, &value, sizeof value); });
 }
 
 inline void meet_cluster(EmulationPlace here = DMAMBA_HERE) {
