@@ -74,12 +74,6 @@ set(DMAMBA_CUDA_ARCHITECTURES "${CMAKE_CUDA_ARCHITECTURES}")
 # not needed: tensors go through the dispatcher, streams and guards lie in c10_cuda.
 add_library(dmamba_cuda INTERFACE)
 target_link_libraries(dmamba_cuda INTERFACE "${DMAMBA_TORCH_ROOT}/lib/libc10_cuda.so" CUDA::cudart)
-# Whether some of the code is for devices with clusters of blocks: 9.0 and later, or what is found.
-if(CMAKE_CUDA_ARCHITECTURES MATCHES "(^|;)(9|1[0-9])[0-9]|native|all")
-  target_compile_definitions(dmamba_cuda INTERFACE DMAMBA_CUDA_CLUSTERS=1)
-else()
-  target_compile_definitions(dmamba_cuda INTERFACE DMAMBA_CUDA_CLUSTERS=0)
-endif()
 
 # Where pip puts the runtime that torch depends on, seen from the installed package.
 if(torch_cuda_major GREATER_EQUAL 13)

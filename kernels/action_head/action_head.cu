@@ -140,12 +140,6 @@ template <class T>
 cudaError_t launch_stored(const ActionHeadBackwardParams& p, cudaStream_t stream) {
   const auto blocks = static_cast<unsigned>(action_head_blocks(p.steps));
   const size_t bytes = static_cast<size_t>(kHeadSteps * p.act_dim) * sizeof(float);
-  if (bytes > 48 * 1024) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(action_head_backward_kernel<T>,
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-    if (error != cudaSuccess) return error;
-  }
   return launch_early(action_head_backward_kernel<T>, blocks, kThreads, bytes, stream, p);
 }
 

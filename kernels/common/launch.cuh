@@ -1,11 +1,15 @@
-// Launches: as usual, and early, whose blocks take their places while the kernel before them in the
-// stream still ends (programmatic dependent launch, from sm_90 on; elsewhere launches as usual).
+// Launches: as usual; early, whose blocks take their places while the kernel before them in the
+// stream still ends (programmatic dependent launch, from sm_90 on; elsewhere launches as usual); in
+// clusters of blocks.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <map>
+#include <mutex>
 #include <type_traits>
+#include <utility>
 
 #include "kernels/common/instructions.cuh"
 
@@ -22,6 +26,68 @@ __device__ __forceinline__ void fetch_early(const void* array, int64_t bytes) {
   }
 }
 
+/// What was asked and said of a kernel on a device.
+struct KnownKernel {
+  int architecture = 0;      // 0: not asked yet
+  size_t shared = 48 << 10;  // bytes that a block may have; so many without asking
+};
+struct KnownKernels {
+  std::mutex mutex;
+  std::map<std::pair<int, const void*>, KnownKernel> by_device;
+};
+inline KnownKernels& known_kernels() {
+  static KnownKernels all;
+  return all;
+}
+
+/// Calls f(known) for a kernel on the current device, one thread at a time.
+template <class F>
+cudaError_t with_known(const void* kernel, F&& f) {
+  int device = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  KnownKernels& all = known_kernels();
+  const std::lock_guard lock(all.mutex);
+  return f(all.by_device[{device, kernel}]);
+}
+
+/// 10 times major + minor of the architecture whose code of a kernel the current device runs: its
+/// own, or an older one's, of which the driver has made code for it. What `#if __CUDA_ARCH__` left
+/// out there is not in it, whatever the device could do.
+inline cudaError_t compiled_for(const void* kernel, int* architecture) {
+  return with_known(kernel, [&](KnownKernel& known) {
+    if (known.architecture == 0) {
+      cudaFuncAttributes attributes{};
+      const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+      if (error != cudaSuccess) return error;
+      known.architecture = attributes.ptxVersion;
+    }
+    *architecture = known.architecture;
+    return cudaSuccess;
+  });
+}
+
+/// Whether the current device runs code of a kernel that was compiled for clusters of blocks.
+template <class... Args>
+bool compiled_for_clusters(void (*kernel)(Args...)) {
+  int architecture = 0;
+  return compiled_for(reinterpret_cast<const void*>(kernel), &architecture) == cudaSuccess &&
+         architecture >= 90;
+}
+
+/// Lets the blocks of a kernel have so much dynamic shared memory, or more: never less than before,
+/// for another thread may be about to launch it.
+inline cudaError_t allow_shared(const void* kernel, size_t bytes) {
+  if (bytes <= KnownKernel{}.shared) return cudaSuccess;
+  return with_known(kernel, [&](KnownKernel& known) {
+    if (bytes <= known.shared) return cudaSuccess;
+    const cudaError_t error = cudaFuncSetAttribute(
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+    if (error == cudaSuccess) known.shared = bytes;
+    return error;
+  });
+}
+
 /// What a launch is told of its size, without attributes.
 inline cudaLaunchConfig_t launch_config(dim3 grid, dim3 block, size_t bytes, cudaStream_t stream) {
   cudaLaunchConfig_t config{};
@@ -36,6 +102,8 @@ inline cudaLaunchConfig_t launch_config(dim3 grid, dim3 block, size_t bytes, cud
 template <class... Args>
 cudaError_t launch_kernel(void (*kernel)(Args...), dim3 grid, dim3 block, size_t bytes,
                           cudaStream_t stream, const std::type_identity_t<Args>&... args) {
+  const cudaError_t error = allow_shared(reinterpret_cast<const void*>(kernel), bytes);
+  if (error != cudaSuccess) return error;
   const cudaLaunchConfig_t config = launch_config(grid, block, bytes, stream);
   return cudaLaunchKernelEx(&config, kernel, args...);
 }
@@ -45,18 +113,45 @@ cudaError_t launch_kernel(void (*kernel)(Args...), dim3 grid, dim3 block, size_t
 template <class... Args>
 cudaError_t launch_early(void (*kernel)(Args...), dim3 grid, dim3 block, size_t bytes,
                          cudaStream_t stream, const std::type_identity_t<Args>&... args) {
-  int device = 0, major = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error != cudaSuccess) return error;
-  error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  const auto* address = reinterpret_cast<const void*>(kernel);
+  int architecture = 0;
+  cudaError_t error = compiled_for(address, &architecture);
+  if (error == cudaSuccess) error = allow_shared(address, bytes);
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute early{};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   early.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = launch_config(grid, block, bytes, stream);
   config.attrs = &early;
-  config.numAttrs = major >= 9 ? 1 : 0;
+  config.numAttrs = architecture >= 90 ? 1 : 0;  // else nothing waits in it
   return cudaLaunchKernelEx(&config, kernel, args...);
+}
+
+/// Calls f(config) for a launch in clusters of `blocks` blocks.
+template <class F, class... Args>
+cudaError_t with_clusters(void (*kernel)(Args...), int blocks, dim3 grid, dim3 block, size_t bytes,
+                          cudaStream_t stream, F&& f) {
+  if (!compiled_for_clusters(kernel)) return cudaErrorInvalidDeviceFunction;
+  const cudaError_t error = allow_shared(reinterpret_cast<const void*>(kernel), bytes);
+  if (error != cudaSuccess) return error;
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+  cudaLaunchConfig_t config = launch_config(grid, block, bytes, stream);
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  return f(config);
+}
+
+/// A kernel whose blocks come in clusters.
+template <class... Args>
+cudaError_t launch_clusters(void (*kernel)(Args...), int blocks, dim3 grid, dim3 block,
+                            size_t bytes, cudaStream_t stream,
+                            const std::type_identity_t<Args>&... args) {
+  return with_clusters(kernel, blocks, grid, block, bytes, stream,
+                       [&](const cudaLaunchConfig_t& config) {
+                         return cudaLaunchKernelEx(&config, kernel, args...);
+                       });
 }
 
 }  // namespace dmamba::kernels

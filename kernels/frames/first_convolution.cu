@@ -94,10 +94,6 @@ __global__ void __launch_bounds__(kThreads, 2)
 cudaError_t launch_first_convolution(const FirstConvolutionParams& p, cudaStream_t stream) {
   const int64_t chunks = p.batch * ((p.steps + kChunkSteps - 1) / kChunkSteps);
   if (chunks == 0) return cudaSuccess;
-  const cudaError_t error =
-      cudaFuncSetAttribute(first_convolution_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                           static_cast<int>(sizeof(FrameRing)));
-  if (error != cudaSuccess) return error;
   const int64_t blocks = chunks < kFirstConvolutionBlocks ? chunks : kFirstConvolutionBlocks;
   return launch_kernel(first_convolution_kernel, static_cast<unsigned>(blocks), kThreads,
                        sizeof(FrameRing), stream, p, chunks);

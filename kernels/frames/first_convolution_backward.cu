@@ -157,10 +157,6 @@ cudaError_t launch_first_convolution_backward(const FirstConvolutionGradients& p
                                               cudaStream_t stream) {
   const int64_t chunks = p.batch * ((p.steps + kChunkSteps - 1) / kChunkSteps);
   if (chunks == 0) return cudaSuccess;
-  const cudaError_t error = cudaFuncSetAttribute(first_convolution_backward_kernel,
-                                                 cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                 static_cast<int>(sizeof(Shared)));
-  if (error != cudaSuccess) return error;
   return launch_kernel(first_convolution_backward_kernel,
                        static_cast<unsigned>(first_convolution_blocks(p.batch, p.steps)), kThreads,
                        sizeof(Shared), stream, p, chunks);

@@ -229,12 +229,9 @@ cudaError_t launch_game_embedding_backward(const GameEmbeddingGradients& p, cuda
     };
     if (t.batch * t.steps == 0) return add_places();  // zeros
     const size_t bytes = kTableWarps * (t.num_actions + 2) * t.width * sizeof(float);
-    const auto kernel = steps_backward_kernel<turns()>;
-    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                             static_cast<int>(bytes));
-    if (error != cudaSuccess) return error;
-    error = launch_kernel(kernel, static_cast<unsigned>(game_blocks(t.batch, t.steps)),
-                          kTableWarps * 32, bytes, stream, p);
+    cudaError_t error = launch_kernel(steps_backward_kernel<turns()>,
+                                      static_cast<unsigned>(game_blocks(t.batch, t.steps)),
+                                      kTableWarps * 32, bytes, stream, p);
     if (error != cudaSuccess) return error;
     error = add_places();
     if (error != cudaSuccess) return error;

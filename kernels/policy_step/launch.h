@@ -8,10 +8,12 @@
 
 namespace dmamba::kernels {
 
-/// Compute capability from which on it works: clusters of blocks, bulk copies.
-constexpr int kPolicyStepArchitecture = 90;
-/// And the bytes of shared memory that a block must be able to ask for.
+/// Bytes of shared memory that a block must be able to ask for.
 constexpr int kPolicyStepSharedBytes = 227 * 1024;
+
+/// Whether it works on the current device: it has clusters of blocks, bulk copies and so much
+/// shared memory, and runs code that was compiled for such devices.
+bool policy_step_runs();
 
 /// Whether a plan's blocks fit into the device's memory, and the threads have enough to do.
 bool policy_step_fits(const PolicyStepSizes& sizes, const PolicyStepPlan& plan);

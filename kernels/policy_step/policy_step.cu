@@ -13,7 +13,7 @@
 //
 // Floor: all weights once a cluster (2.9 MB for d_model 128 and three layers), 64 bytes a clock and
 // multiprocessor at most; two FLOP a weight and token: 0.3 GFLOP for 64 environments, 5 us.
-#include "kernels/common/instructions.cuh"
+#include "kernels/common/launch.cuh"
 #include "kernels/policy_step/cluster.cuh"
 #include "kernels/policy_step/launch.h"
 #include "kernels/policy_step/walk.cuh"
@@ -54,27 +54,14 @@ PolicyStepMemory memory_of(const PolicyStepSizes& sizes, const PolicyStepPlan& p
   });
 }
 
-/// Calls f(kernel, config), the config for `clusters` clusters.
+/// Calls f(kernel, grid, bytes of shared memory, memory) for `clusters` clusters.
 template <class F>
-cudaError_t with_config(const PolicyStepSizes& sizes, const PolicyStepPlan& plan, int clusters,
-                        cudaStream_t stream, F&& f) {
+cudaError_t with_kernel(const PolicyStepSizes& sizes, const PolicyStepPlan& plan, int clusters,
+                        F&& f) {
   return with_envs(plan.envs, [&](auto envs) {
     const PolicyStepMemory memory = memory_of(sizes, plan);
-    const auto kernel = policy_step_kernel<envs()>;
-    const cudaError_t error = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kPolicyStepSharedBytes);
-    if (error != cudaSuccess) return error;
-    cudaLaunchAttribute cluster{};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim = {static_cast<unsigned>(plan.ranks), 1, 1};
-    cudaLaunchConfig_t config{};
-    config.gridDim = static_cast<unsigned>(clusters * plan.ranks);
-    config.blockDim = kPolicyThreads;
-    config.dynamicSmemBytes = static_cast<size_t>(memory.bytes);
-    config.stream = stream;
-    config.attrs = &cluster;
-    config.numAttrs = 1;
-    return f(kernel, config, memory);
+    return f(policy_step_kernel<envs()>, static_cast<unsigned>(clusters * plan.ranks),
+             static_cast<size_t>(memory.bytes), memory);
   });
 }
 
@@ -88,6 +75,14 @@ double time_of_cluster(const PolicyStepSizes& sizes, const PolicyStepPlan& plan)
 }
 
 }  // namespace
+
+bool policy_step_runs() {
+  int device = 0, bytes = 0;
+  return compiled_for_clusters(policy_step_kernel<1>) && cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) ==
+             cudaSuccess &&
+         bytes >= kPolicyStepSharedBytes;
+}
 
 bool policy_step_fits(const PolicyStepSizes& s, const PolicyStepPlan& plan) {
   const int ranks = plan.ranks, groups = plan.envs == 8 ? 2 : 1;
@@ -104,8 +99,11 @@ bool policy_step_fits(const PolicyStepSizes& s, const PolicyStepPlan& plan) {
 
 cudaError_t policy_step_clusters(const PolicyStepSizes& sizes, const PolicyStepPlan& plan,
                                  int* clusters) {
-  return with_config(sizes, plan, 1, nullptr, [&](auto kernel, const auto& config, const auto&) {
-    return cudaOccupancyMaxActiveClusters(clusters, kernel, &config);
+  return with_kernel(sizes, plan, 1, [&](auto kernel, unsigned grid, size_t bytes, const auto&) {
+    return with_clusters(kernel, plan.ranks, grid, kPolicyThreads, bytes, nullptr,
+                         [&](const cudaLaunchConfig_t& config) {
+                           return cudaOccupancyMaxActiveClusters(clusters, kernel, &config);
+                         });
   });
 }
 
@@ -136,10 +134,10 @@ cudaError_t launch_policy_step(const PolicyStepParams& p, cudaStream_t stream) {
   if (!policy_step_fits(p.sizes, plan)) return cudaErrorInvalidValue;
   if (p.num_envs == 0) return cudaSuccess;
   const int clusters = (p.num_envs + p.envs - 1) / p.envs;
-  return with_config(p.sizes, plan, clusters, stream,
-                     [&](auto kernel, const auto& config, const PolicyStepMemory& memory) {
-                       return cudaLaunchKernelEx(&config, kernel, p, memory);
-                     });
+  return with_kernel(
+      p.sizes, plan, clusters, [&](auto kernel, unsigned grid, size_t bytes, const auto& memory) {
+        return launch_clusters(kernel, plan.ranks, grid, kPolicyThreads, bytes, stream, p, memory);
+      });
 }
 
 }  // namespace dmamba::kernels

@@ -440,12 +440,10 @@ __global__ void __launch_bounds__(kThreads, 3)
 }
 
 template <class Params>
-cudaError_t launch_blocks(void (*kernel)(Params), const Params& p, int bytes, cudaStream_t stream) {
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  if (error != cudaSuccess) return error;
+cudaError_t launch_blocks(void (*kernel)(Params), const Params& p, size_t bytes,
+                          cudaStream_t stream) {
   const auto blocks = static_cast<unsigned>((p.rows + kRows - 1) / kRows);
-  return launch_early(kernel, blocks, kThreads, static_cast<size_t>(bytes), stream, p);
+  return launch_early(kernel, blocks, kThreads, bytes, stream, p);
 }
 
 template <bool kConvolves>

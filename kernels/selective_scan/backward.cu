@@ -45,16 +45,9 @@ template <class T, class Shape, bool kUsual>
 cudaError_t launch_shape(const SelectiveScanBackwardParams& p, const BackwardWork& work,
                          cudaStream_t stream) {
   const int64_t blocks = p.batch * work.n_chunks * work.channel_blocks;
-  constexpr size_t kBytes = sizeof(BackwardShared<Shape, T>);
-  const auto kernel = selective_scan_backward_kernel<Shape, T, kUsual>;
-  if constexpr (kBytes > 48 * 1024) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kBytes));
-    if (error != cudaSuccess) return error;
-  }
-  return launch_kernel(kernel, static_cast<unsigned>(blocks), BackwardShape<Shape>::kThreads,
-                       kBytes, stream, p, work);
+  return launch_kernel(selective_scan_backward_kernel<Shape, T, kUsual>,
+                       static_cast<unsigned>(blocks), BackwardShape<Shape>::kThreads,
+                       sizeof(BackwardShared<Shape, T>), stream, p, work);
 }
 
 /// The gradients that enter the chunks.

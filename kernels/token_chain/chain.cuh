@@ -326,12 +326,8 @@ __device__ __forceinline__ void fetch_weights(const Params& p) {
 template <class Params, class Maps>
 cudaError_t launch_blocks(void (*kernel)(Params, Maps), const Params& p, const Maps& maps,
                           cudaStream_t stream) {
-  constexpr int kBytes = sizeof(Memory);
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  if (error != cudaSuccess) return error;
-  return launch_early(kernel, static_cast<unsigned>(token_chain_blocks(p.rows)), kThreads, kBytes,
-                      stream, p, maps);
+  return launch_early(kernel, static_cast<unsigned>(token_chain_blocks(p.rows)), kThreads,
+                      sizeof(Memory), stream, p, maps);
 }
 
 /// The maps of a chain's weights.

@@ -8,7 +8,6 @@
 //
 //   shared memory   3 pieces, 96 KiB; the sums of a tile take their place
 //   a warp          16 x 128 of the tile, 64 sums a lane; two blocks a multiprocessor
-#include "kernels/common/instructions.cuh"
 #include "kernels/common/tensor_map.cuh"
 #include "kernels/common/wgmma.cuh"
 #include "kernels/weight_gradients/tiles.cuh"
@@ -168,8 +167,8 @@ cudaError_t launch_hopper_weight_gradients(const WeightGradient* gradients, int 
       if (error != cudaSuccess) return error;
     }
     const int blocks = blocks_of_cluster(batch, kMostBlocks);
-    const cudaError_t error = launch_clusters(hopper_weight_gradients_kernel, batch, blocks,
-                                              sizeof(Memory), stream, batch, maps, blocks);
+    const cudaError_t error = launch_tiles(hopper_weight_gradients_kernel, batch, blocks,
+                                           sizeof(Memory), stream, batch, maps, blocks);
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;

@@ -9,8 +9,9 @@
 
 namespace dmamba::kernels {
 
-/// Compute capability from which on launch_weight_gradients works: clusters of blocks.
-constexpr int kWeightGradientsArchitecture = 90;
+/// Whether launch_weight_gradients works on the current device: it has clusters of blocks, and runs
+/// code that was compiled for such devices.
+bool weight_gradients_run();
 
 /// Whether rows can be read 16 bytes at a time.
 bool weight_gradient_fits(const WeightGradient& gradient, Storage storage);

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "kernels/common/launch.cuh"
 #include "kernels/weight_gradients/launch.h"
 
 namespace dmamba::kernels::weight_gradients {
@@ -143,24 +144,13 @@ inline int blocks_of_cluster(const Batch& batch, int most) {
   return blocks;
 }
 
-/// A launch in clusters of `blocks` for every tile.
+/// Clusters of `blocks` for every tile.
 template <class... Args>
-cudaError_t launch_clusters(void (*kernel)(Args...), const Batch& batch, int blocks, size_t bytes,
-                            cudaStream_t stream, const Args&... args) {
-  const cudaError_t error = cudaFuncSetAttribute(
-      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-  if (error != cudaSuccess) return error;
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(batch.first_tile[batch.count] * blocks));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = bytes;
-  config.stream = stream;
-  config.attrs = &cluster;
-  config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, args...);
+cudaError_t launch_tiles(void (*kernel)(Args...), const Batch& batch, int blocks, size_t bytes,
+                         cudaStream_t stream, const Args&... args) {
+  return launch_clusters(kernel, blocks,
+                         static_cast<unsigned>(batch.first_tile[batch.count] * blocks), kThreads,
+                         bytes, stream, args...);
 }
 
 }  // namespace dmamba::kernels::weight_gradients

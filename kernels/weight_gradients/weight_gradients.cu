@@ -17,7 +17,6 @@
 
 #include "kernels/common/alignment.h"
 #include "kernels/common/copy.cuh"
-#include "kernels/common/instructions.cuh"
 #include "kernels/common/mma.cuh"
 #include "kernels/weight_gradients/tiles.cuh"
 
@@ -191,11 +190,13 @@ __global__ void __launch_bounds__(kThreads, 2)
 template <class T>
 cudaError_t launch(const Batch& batch, cudaStream_t stream) {
   const int blocks = blocks_of_cluster(batch, kMostBlocks);
-  return launch_clusters(weight_gradients_kernel<T>, batch, blocks, kSharedBytes<T>, stream, batch,
-                         blocks);
+  return launch_tiles(weight_gradients_kernel<T>, batch, blocks, kSharedBytes<T>, stream, batch,
+                      blocks);
 }
 
 }  // namespace
+
+bool weight_gradients_run() { return compiled_for_clusters(weight_gradients_kernel<float>); }
 
 bool weight_gradient_fits(const WeightGradient& gradient, Storage storage) {
   const int64_t item = storage_bytes(storage);

@@ -59,7 +59,8 @@ TEST_P(EachOrder, LanesExchangeValues) {
     for (int lanes = 16; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(~0U, sum, lanes);
     sums[thread] = sum;
     ups[thread] = __shfl_up_sync(~0U, thread, 3);
-    odd[thread] = __ballot_sync(~0U, thread % 2) == 0xAAAAAAAAU && !__all_sync(~0U, thread % 2);
+    odd[thread] = __ballot_sync(~0U, thread % 2) == 0xAAAAAAAAU && !__all_sync(~0U, thread % 2) &&
+                  __any_sync(~0U, thread % 32 == 7) && !__any_sync(~0U, thread < 0);
     counts[thread] = static_cast<int>(__reduce_add_sync(~0U, 2));
   });
   for (int i = 0; i < 96; ++i) {
@@ -228,7 +229,8 @@ TEST_P(EachOrder, PanelsAndTheirProducts) {
 TEST(Emulation, MuchSharedMemoryHasToBeAskedFor) {
   const Body nothing = [] {};
   const auto launch = [&](size_t bytes) {
-    return launch_kernel(run_body, 1, 32, bytes, nullptr, &nothing);
+    const cudaLaunchConfig_t config = launch_config(1, 32, bytes, nullptr);
+    return cudaLaunchKernelEx(&config, run_body, &nothing);
   };
   const auto ask = [](int bytes) {
     return cudaFuncSetAttribute(run_body, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);

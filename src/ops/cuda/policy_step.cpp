@@ -12,14 +12,7 @@ kernels::PolicyStepPlan policy_step_plan(const kernels::PolicyStepSizes& sizes, 
   const c10::cuda::CUDAGuard guard(device);
   const auto check = [](cudaError_t error) { cuda::check_cuda("policy_step", error); };
   kernels::PolicyStepPlan plan{};
-  const int index = guard.current_device().index();
-  if (!cuda::kCompiledForClusters ||
-      cuda::architecture_of(index) < kernels::kPolicyStepArchitecture) {
-    return plan;
-  }
-  int bytes = 0;
-  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, index));
-  if (bytes < kernels::kPolicyStepSharedBytes) return plan;
+  if (!kernels::policy_step_runs()) return plan;
   check(kernels::plan_policy_step(sizes, static_cast<int>(num_envs), &plan));
   return plan;
 }

@@ -12,10 +12,6 @@
 
 namespace dmamba::ops::cuda {
 
-/// Whether kernels were compiled for an architecture that has clusters of blocks: those that need
-/// them are empty in code for older ones, which newer devices run, too.
-constexpr bool kCompiledForClusters = DMAMBA_CUDA_CLUSTERS != 0;
-
 /// 10 times the major number of a device's compute capability, and the minor one; 0 where it is not
 /// known.
 inline int architecture_of(int device) {

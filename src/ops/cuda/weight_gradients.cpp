@@ -21,9 +21,9 @@ kernels::WeightGradient params_of(const Tensor& dy, const Tensor& x, float* dwei
           static_cast<int>(x.size(1))};
 }
 
-bool has_clusters(const Tensor& t) {
-  return cuda::kCompiledForClusters &&
-         cuda::architecture_of(t.device().index()) >= kernels::kWeightGradientsArchitecture;
+bool runs_on(at::Device device) {
+  const c10::cuda::CUDAGuard guard(device);
+  return kernels::weight_gradients_run();
 }
 
 bool may_round(at::ScalarType type) {
@@ -43,7 +43,7 @@ bool weight_gradient_fits(const Tensor& dy, const Tensor& x) {
   return dy.is_cuda() && dy.scalar_type() == x.scalar_type() && may_round(dy.scalar_type()) &&
          dy.numel() > 0 && x.numel() > 0 && rows_apart(dy) && rows_apart(x) &&
          kernels::weight_gradient_fits(params_of(dy, x, nullptr), storage_of(dy)) &&
-         has_clusters(dy);
+         runs_on(dy.device());
 }
 
 void weight_gradients(const std::vector<WeightGradient>& gradients) {

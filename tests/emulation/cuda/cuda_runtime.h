@@ -96,6 +96,9 @@ inline uint32_t __ballot_sync(uint32_t mask, int set, EmulationPlace here = DMAM
 inline int __all_sync(uint32_t mask, int set, EmulationPlace here = DMAMBA_HERE) {
   return __ballot_sync(mask, set, here) == ~0U ? 1 : 0;
 }
+inline int __any_sync(uint32_t mask, int set, EmulationPlace here = DMAMBA_HERE) {
+  return __ballot_sync(mask, set, here) != 0 ? 1 : 0;
+}
 inline uint32_t __reduce_add_sync(uint32_t mask, uint32_t value,
                                   EmulationPlace here = DMAMBA_HERE) {
   const auto values = dmamba::emulation::exchange_values(mask, value, here);

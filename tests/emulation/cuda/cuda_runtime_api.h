@@ -20,6 +20,7 @@ enum cudaError_t {
   cudaSuccess,
   cudaErrorInvalidValue,
   cudaErrorMemoryAllocation,
+  cudaErrorInvalidDeviceFunction,
   cudaErrorNotSupported
 };
 
@@ -31,6 +32,8 @@ inline const char* cudaGetErrorString(cudaError_t error) {
       return "invalid argument";
     case cudaErrorMemoryAllocation:
       return "out of memory";
+    case cudaErrorInvalidDeviceFunction:
+      return "invalid device function";
     default:
       return "not emulated";
   }
@@ -69,9 +72,10 @@ struct cudaDeviceProp {
 };
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount,
-  cudaDevAttrComputeCapabilityMajor,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin,
   cudaDevAttrClockRate
 };
+constexpr int kEmulatedSharedBytes = 227 * 1024;  // that a block may ask for
 
 inline cudaError_t cudaGetDevice(int* device) {
   *device = 0;
@@ -82,10 +86,10 @@ inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   return cudaSuccess;
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  constexpr int kMultiprocessors = 132, kMajor = 8, kClock = 1'980'000;
-  *value = attribute == cudaDevAttrMultiProcessorCount      ? kMultiprocessors
-           : attribute == cudaDevAttrComputeCapabilityMajor ? kMajor
-                                                            : kClock;
+  constexpr int kMultiprocessors = 132, kClock = 1'980'000;
+  *value = attribute == cudaDevAttrMultiProcessorCount            ? kMultiprocessors
+           : attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? kEmulatedSharedBytes
+                                                                  : kClock;
   return cudaSuccess;
 }
 
@@ -113,6 +117,9 @@ struct cudaLaunchConfig_t {
   unsigned numAttrs;
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+struct cudaFuncAttributes {
+  int ptxVersion;
+};
 
 inline cudaError_t cudaStreamCreate(cudaStream_t* stream) {
   *stream = nullptr;
@@ -124,9 +131,14 @@ inline std::unordered_map<const void*, size_t> dmamba_most_shared;
 
 template <class Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel kernel, cudaFuncAttribute, int bytes) {
-  constexpr int kMost = 227 * 1024;
-  if (bytes < 0 || bytes > kMost) return cudaErrorInvalidValue;
+  if (bytes < 0 || bytes > kEmulatedSharedBytes) return cudaErrorInvalidValue;
   dmamba_most_shared[reinterpret_cast<const void*>(kernel)] = static_cast<size_t>(bytes);
+  return cudaSuccess;
+}
+/// Of what is said of kernels; the code is always that of __CUDA_ARCH__.
+inline int dmamba_said_architecture = 90;
+inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  attributes->ptxVersion = dmamba_said_architecture;
   return cudaSuccess;
 }
 template <class Kernel>
@@ -135,6 +147,8 @@ cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, Kernel, const cudaLaun
   *clusters = kClusters;
   return cudaSuccess;
 }
+inline bool dmamba_launched_early = false;  // the last launch
+
 template <class... Params, class... Args>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...),
                                const Args&... args) {
@@ -145,9 +159,11 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaErrorInvalidValue;
   if (config->dynamicSmemBytes > std::max(most, kUsual)) return cudaErrorInvalidValue;
   unsigned cluster = 1;
+  dmamba_launched_early = false;
   for (unsigned i = 0; i < config->numAttrs; ++i) {
     const cudaLaunchAttribute& attribute = config->attrs[i];
     if (attribute.id == cudaLaunchAttributeClusterDimension) cluster = attribute.val.clusterDim.x;
+    dmamba_launched_early |= attribute.id == cudaLaunchAttributeProgrammaticStreamSerialization;
   }
   const std::tuple<std::decay_t<Params>...> values(args...);
   dmamba::emulation::run_grid(grid, config->blockDim, cluster, config->dynamicSmemBytes,
