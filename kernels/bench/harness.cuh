@@ -56,6 +56,20 @@ struct Input {
   std::vector<float> host;
 };
 
+/// Numbers that are what they are when stored.
+inline Input to_device(std::vector<float> host, bool bf16) {
+  DeviceArray device(host.size() * (bf16 ? 2 : 4));
+  if (bf16) {
+    std::vector<__nv_bfloat16> narrow(host.size());
+    std::transform(host.begin(), host.end(), narrow.begin(),
+                   [](float x) { return __float2bfloat16(x); });
+    check(cudaMemcpy(device.get(), narrow.data(), 2 * host.size(), cudaMemcpyHostToDevice), "copy");
+  } else {
+    check(cudaMemcpy(device.get(), host.data(), 4 * host.size(), cudaMemcpyHostToDevice), "copy");
+  }
+  return {std::move(device), std::move(host)};
+}
+
 inline Input random_input(std::mt19937& random, int64_t count, bool bf16, float low, float high) {
   constexpr size_t kPeriod = 1048573;  // a prime: what repeats in long arrays repeats nowhere else
   std::vector<float> host(static_cast<size_t>(count));
@@ -68,16 +82,7 @@ inline Input random_input(std::mt19937& random, int64_t count, bool bf16, float 
     x = low + (high - low) * static_cast<float>(random() >> 8) * 0x1p-24F;
     if (bf16) x = __bfloat162float(__float2bfloat16(x));
   }
-  DeviceArray device(host.size() * (bf16 ? 2 : 4));
-  if (bf16) {
-    std::vector<__nv_bfloat16> narrow(host.size());
-    std::transform(host.begin(), host.end(), narrow.begin(),
-                   [](float x) { return __float2bfloat16(x); });
-    check(cudaMemcpy(device.get(), narrow.data(), 2 * host.size(), cudaMemcpyHostToDevice), "copy");
-  } else {
-    check(cudaMemcpy(device.get(), host.data(), 4 * host.size(), cudaMemcpyHostToDevice), "copy");
-  }
-  return {std::move(device), std::move(host)};
+  return to_device(std::move(host), bf16);
 }
 
 inline std::vector<float> to_host(const DeviceArray& array, int64_t count, bool bf16) {

@@ -21,14 +21,14 @@ using namespace kernels;
 /// A problem on the device, with random inputs, or inputs of zero bytes where they are not checked.
 struct Problem {
   int64_t batch, d_inner, length, d_state;
-  bool bf16, flags;
+  bool bf16, flags, shut_gates;
   std::mt19937 random{17};
 
   int64_t tokens = batch * length, channels = tokens * d_inner, states = tokens * d_state;
   int64_t packed = batch * d_inner * d_state;
   Input u = random_input(random, channels, bf16, -1, 1);
   Input delta = random_input(random, channels, bf16, -3, 1);
-  Input z = random_input(random, channels, bf16, -2, 2);
+  Input z = gates(random, channels, bf16, shut_gates);
   Input dout = random_input(random, channels, bf16, -1, 1);
   Input B = random_input(random, states, bf16, -1, 1);
   Input C = random_input(random, states, bf16, -1, 1);
@@ -51,14 +51,23 @@ struct Problem {
   Storage storage() const { return bf16 ? Storage::kBFloat16 : Storage::kFloat32; }
   static DeviceArray array(int64_t bytes) { return DeviceArray(static_cast<size_t>(bytes)); }
 
+  /// z, of which some may be zero, so that the output does not tell its gradient.
+  static Input gates(std::mt19937& random, int64_t count, bool bf16, bool shut) {
+    Input z = random_input(random, count, bf16, -2, 2);
+    if (!shut) return z;
+    for (float& x : z.host) x = random() % 512 == 0 ? 0.0F : x;
+    return to_device(std::move(z.host), bf16);
+  }
+
   Problem(int64_t batch_, int64_t d_inner_, int64_t length_, int64_t d_state_, bool bf16_,
-          bool flags_)
+          bool flags_, bool shut_gates_ = false)
       : batch(batch_),
         d_inner(d_inner_),
         length(length_),
         d_state(d_state_),
         bf16(bf16_),
-        flags(flags_) {
+        flags(flags_),
+        shut_gates(shut_gates_) {
     for (int64_t i = 0; i < tokens; ++i) {
       mask[i] = static_cast<char>(!flags || random() % 8 != 0);
       starts[i] = static_cast<char>(flags && random() % 20 == 0);
@@ -101,7 +110,8 @@ struct Problem {
     const auto rows = [&](const DeviceArray& a) {
       return Sequence{a.get(), length * d_inner, d_inner};
     };
-    p.dout = rows(dout.device), p.du = rows(du), p.ddelta = rows(ddelta), p.dz = rows(dz);
+    p.dout = rows(dout.device), p.out = rows(out), p.du = rows(du), p.ddelta = rows(ddelta),
+    p.dz = rows(dz);
     p.dlast_state = state(dlast.device), p.dinitial_state = state(dinitial);
     return p;
   }
@@ -117,7 +127,7 @@ Doubles widen(const std::vector<float>& x) { return {x.begin(), x.end()}; }
 
 int run_check(int64_t batch, int64_t d_inner, int64_t length, int64_t d_state, bool bf16,
               bool flags, SelectiveScanPlan plan, cudaStream_t stream) {
-  Problem q(batch, d_inner, length, d_state, bf16, flags);
+  Problem q(batch, d_inner, length, d_state, bf16, flags, /*shut_gates=*/true);
   auto f = q.forward();
   auto b = q.backward();
   DeviceArray fw(selective_scan_forward_workspace(f, plan));
@@ -221,7 +231,7 @@ void run_times(int64_t chunk, bool skip_large, cudaStream_t stream) {
     if (chunk > 0) fp.chunk_length = bp.chunk_length = chunk;
     DeviceArray fw(selective_scan_forward_workspace(f, fp));
     DeviceArray bw(selective_scan_backward_workspace(b, bp));
-    const Times forward = time_by_replay(
+    const Times forward = time_by_replay(  // first: the backward pass reads what it leaves
         stream, [&] { check(launch_selective_scan_forward(f, fp, fw.get(), stream), "forward"); });
     const Times backward = time_by_replay(stream, [&] {
       check(launch_selective_scan_backward(b, q.gradients(), bp, bw.get(), stream), "backward");

@@ -43,4 +43,15 @@ __device__ __forceinline__ float sigmoid(float x) {
   return reciprocal_fast(1.0F + exp2_fast(-x * kLog2e));
 }
 
+struct Sigmoid {
+  float value;       // sigmoid(x), at least 2^-100
+  float complement;  // 1 - sigmoid(x), not by a difference
+};
+
+__device__ __forceinline__ Sigmoid sigmoid_with_complement(float x) {
+  const float e = exp2_fast(fminf(-x * kLog2e, 100.0F));
+  const float s = reciprocal_fast(1.0F + e);
+  return {s, e * s};
+}
+
 }  // namespace dmamba::kernels

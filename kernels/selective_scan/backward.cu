@@ -89,7 +89,7 @@ BackwardWork work_of(const SelectiveScanBackwardParams& p, const SelectiveScanGr
   work.chunk_length = static_cast<int>(std::min<int64_t>(plan.chunk_length, INT32_MAX));
   work.n_chunks = static_cast<int>(chunks_of(p, plan));
   work.channel_blocks = static_cast<int>(channel_blocks_of(p));
-  work.vectors = vectors_of(p, {p.u, p.delta, p.z, p.dout, p.du, p.ddelta, p.dz});
+  work.vectors = vectors_of(p, {p.u, p.delta, p.z, p.dout, p.out, p.du, p.ddelta, p.dz});
   work.dB = gradients.dB;
   work.dC = gradients.dC;
   lay_out(p, work.n_chunks, work.channel_blocks, static_cast<float*>(workspace), &work);

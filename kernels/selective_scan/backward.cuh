@@ -3,14 +3,18 @@
 //   g_t = C_t dy_t + a_{t+1} g_{t+1}                    a_t = exp(dt_t A), g_t the gradient of h_t
 //   dC_t = sum_channels dy_t h_t,   dB_t = sum_channels dt_t u_t g_t
 //   ddt_t = sum_states A a_t h_{t-1} g_t + u_t sum_states B_t g_t,   dA = sum_t dt_t a_t h_{t-1}
-//   g_t du_t = D dy_t + dt_t sum_states B_t g_t,   dy = dout SiLU(z),   dz = dout y SiLU'(z)
+//   du_t = D dy_t + dt_t sum_states B_t g_t,   dy = dout SiLU(z)
+//   dz = dout y SiLU'(z) = dout out (1/z + 1 - sigmoid(z))   for out = y SiLU(z)
 //
 // The block walks from the last token to the first, a tile at a time: forward from the checkpoint
 // before it, with all h in registers, then back. dB and dC are summed over the channels of the
 // block in a fixed order; what the blocks leave, and dA, dD and ddelta_bias of the sequences,
 // gradients.cu sums. No atomics.
 //
-// Sums over lanes (of a channel: y, ddt, B g; over a warp's channels: dB, dC) go through shared
+// dz comes from what the forward pass returned, so that the walk needs no y; but where z is next to
+// zero, out is too, and y is computed again (shut_gates).
+//
+// Sums over lanes (of a channel: ddt, B g; over a warp's channels: dB, dC) go through shared
 // memory: every lane leaves its part, then each adds up a few of them. Shuffles, of which as many
 // are needed as there are values, and the selects that go with them took more instructions.
 #pragma once
@@ -96,28 +100,34 @@ class BackwardWarp : BackwardInput<Shape, T, kUsual> {
     __syncwarp();
     float h[kSteps + 1][Shape::kPerLane][kStatesPerLane];
     load_start(step, h[0]);
+    bool shut;
     if (kUsual || p_.delta_softplus) {
-      prepare<kPlain, true>(flags);
+      shut = prepare<kPlain, true>(step, flags);
     } else {
-      prepare<kPlain, false>(flags);
+      shut = prepare<kPlain, false>(step, flags);
     }
+    shut = __any_sync(~0U, shut);
     __syncthreads();
     sum_over_warps(step + kSteps);
+    if (shut) shut_gates<kPlain>(step, flags, h[0]);
     if (step > at_.begin) this->template fetch_tile<kPlain>(step - kSteps);
     walk<kPlain>(step, flags, h);
   }
 
   /// What is done once a channel and token. All is read before anything is written: the compiler
-  /// keeps their order.
+  /// keeps their order. Returns whether an item's dz is left to shut_gates().
   template <bool kPlain, bool kSoftplus>
-  __device__ __forceinline__ void prepare(TileFlags flags) {
+  __device__ __forceinline__ bool prepare(int step, TileFlags flags) {
     const int group = lane_ / Shape::kLanes, c = item_.channel % Shape::kPerLane;
-    Pack<T, kWidth> packed_u[kItems], packed_delta[kItems], packed_z[kItems], packed_dout[kItems];
+    Pack<T, kWidth> packed_u[kItems], packed_delta[kItems], packed_z[kItems], packed_dout[kItems],
+        packed_out[kItems];
+    bool shut = false;
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
       const int token = item_.token + i * Block::kSumTokens;
       packed_delta[i] = pack_at(mine_.delta[token]);
       if (has_z()) packed_z[i] = pack_at(mine_.z[token]);
+      if (has_z()) packed_out[i] = pack_at(mine_.out[token]);
       packed_dout[i] = pack_at(mine_.dout[token]);
       packed_u[i] = pack_at(mine_.u[token]);
     }
@@ -128,21 +138,23 @@ class BackwardWarp : BackwardInput<Shape, T, kUsual> {
       const bool counts = kPlain || flags.counts(token);
       float u[kWidth], delta[kWidth], dy[kWidth], dt_dtu[2 * kWidth];
       BackwardKept<kWidth> kept;
-      BackwardKeptZ<kWidth> kept_z;
       packed_u[i].get(u);
       packed_delta[i].get(delta);
       packed_dout[i].get(dy);
       if (has_z()) {
-        float z[kWidth];
+        const int left = left_of<kPlain>(step, i);
+        float z[kWidth], dz[kWidth];
         packed_z[i].get(z);
+        packed_out[i].get(dz);
 #pragma unroll
         for (int j = 0; j < kWidth; ++j) {
-          const float s = sigmoid(z[j]);
-          kept_z.factor[j] = dy[j] * s * fmaf(z[j], 1.0F - s, 1.0F);
-          kept_z.D_u[j] = D_[j] * u[j];
-          dy[j] *= z[j] * s;
+          const Sigmoid s = sigmoid_with_complement(z[j]);
+          const bool unknown = is_shut(z[j], dy[j]);
+          shut = shut || (unknown && j < left);
+          dz[j] = unknown ? 0.0F : dy[j] * dz[j] * (reciprocal_fast(z[j]) + s.complement);
+          dy[j] *= z[j] * s.value;
         }
-        mine_.kept_z[i][lane_] = kept_z;
+        store_some<T, kWidth>(dz_.row(i * Block::kSumTokens), dz, left, wide());
       }
 #pragma unroll
       for (int j = 0; j < kWidth; ++j) {
@@ -162,6 +174,55 @@ class BackwardWarp : BackwardInput<Shape, T, kUsual> {
       }
     }
     this->template widen_states<kPlain>(states, flags);
+    return shut;
+  }
+
+  /// Whether the output y SiLU(z) does not tell y, and y is wanted.
+  __device__ __forceinline__ static bool is_shut(float z, float dout) {
+    return fabsf(z) < 0x1p-60F && dout != 0.0F;
+  }
+
+  /// dz of the items whose gates are shut, for which the tile is walked once more. Rare, and so
+  /// written to be short.
+  template <bool kPlain>
+  __device__ __forceinline__ void shut_gates(int step, TileFlags flags, const Lane& before) {
+    Lane h;
+#pragma unroll
+    for (int c = 0; c < Shape::kPerLane; ++c) {
+#pragma unroll
+      for (int s = 0; s < kStatesPerLane; ++s) h[c][s] = before[c][s];
+    }
+#pragma unroll 1
+    for (int t = 0; t < kSteps; ++t) {
+      Token now = load_token(t);
+      load_C(now, t);
+      Lane decays;
+      find_decays<kPlain>(now, flags, t, decays);
+      float y[Shape::kPerLane], no_dC[kStatesPerLane];
+      forth(now, decays, h, h, no_dC);
+#pragma unroll
+      for (int c = 0; c < Shape::kPerLane; ++c) {
+#pragma unroll
+        for (int s = 0; s < kStatesPerLane; ++s) {
+          y[c] = s == 0 ? now.C[0] * h[c][0] : fmaf(now.C[s], h[c][s], y[c]);
+        }
+#pragma unroll
+        for (int lanes = 1; lanes < Shape::kLanes; lanes *= 2) {
+          y[c] += __shfl_xor_sync(~0U, y[c], lanes);
+        }
+      }
+      const int i = t / Block::kSumTokens, left = left_of<kPlain>(step, i);
+      if (t % Block::kSumTokens != item_.token) continue;
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) {
+        const float dout = to_float(mine_.dout[t][item_.channel + j]);
+        if (j >= left || !is_shut(to_float(mine_.z[t][item_.channel + j]), dout)) continue;
+        const int c = kWidth == Shape::kPerLane ? j : item_.channel % Shape::kPerLane;
+        const float D_u = D_[j] * to_float(mine_.u[t][item_.channel + j]);
+        dz_.row(i * Block::kSumTokens)[j] = from_float<T>(0.5F * dout * (D_u + y[c]));
+      }
+    }
+    __syncwarp();  // the next tile's input comes to where z and dout are
   }
 
   /// The lane's item in a row of a tile's input.
@@ -169,34 +230,40 @@ class BackwardWarp : BackwardInput<Shape, T, kUsual> {
     return reinterpret_cast<const Pack<T, kWidth>&>(row[item_.channel]);
   }
 
-  /// One tile forward, with h kept, then backward; `h[0]` is before it. What needs h alone, y and
-  /// dC, is summed on the way forward, which otherwise waits for exponentials. The next token is
-  /// read before anything is written, since the compiler keeps their order; and what is summed at
-  /// the end of a batch has until the next one writes.
+  /// One tile forward, with h kept, then backward; `h[0]` is before it. dC, which needs h alone, is
+  /// summed on the way forward, which otherwise waits for exponentials. The next token is read
+  /// before anything is written, since the compiler keeps their order; and what is summed at the
+  /// end of a batch has until the next one writes.
   template <bool kPlain>
   __device__ __forceinline__ void walk(int step, TileFlags flags,
                                        float (&h)[kSteps + 1][Shape::kPerLane][kStatesPerLane]) {
     constexpr int kBatch = Block::kSumTokens, kPer = Shape::kPerLane;
     Token now = load_token(0);
+    Lane kept[kKept];  // of the last tokens
 #pragma unroll
     for (int t = 0; t < kSteps; ++t) {
-      float dC[kStatesPerLane], y[kPer];
-      forth<kPlain>(now, kPlain ? 0.0F : flags.forget(t), h[t], h[t + 1], dC, y);
+      float dC[kStatesPerLane];
+      Lane passing;
+      Lane& decays = t < kSteps - kKept ? passing : kept[t - kSteps + kKept];
+      find_decays<kPlain>(now, flags, t, decays);
+      forth(now, decays, h[t], h[t + 1], dC);
       if (t + 1 < kSteps) now = load_token(t + 1);
-      if (t > 0 && t % kBatch == 0) __syncwarp();
       store_pack<float, kStatesPerLane>(&mine_.parts.matrix[t][lane_ * kStatesPerLane], dC);
-      store_pack<float, kPer>(&mine_.parts.y[t % kBatch][lane_ * kPer], y);
-      if (t % kBatch == kBatch - 1) {
-        __syncwarp();
-        finish_z<kPlain>(step, t / kBatch);
-      }
     }
+    load_C(now, kSteps - 1);
+    __syncwarp();
     sum_over_groups(1);
 #pragma unroll
     for (int t = kSteps - 1; t >= 0; --t) {
       float dB[kStatesPerLane], ddt_Bg[2 * kPer];
-      back<kPlain>(now, kPlain ? 0.0F : flags.forget(t), h[t], dB, ddt_Bg);
-      if (t > 0) now = load_token(t - 1);
+      Lane again;
+      Lane& decays = t < kSteps - kKept ? again : kept[t - kSteps + kKept];
+      if (t < kSteps - kKept) find_decays<kPlain>(now, flags, t, decays);
+      back(now, decays, h[t], dB, ddt_Bg);
+      if (t > 0) {
+        now = load_token(t - 1);
+        load_C(now, t - 1);
+      }
       if (t % kBatch == kBatch - 1) __syncwarp();
       store_pack<float, kStatesPerLane>(&mine_.parts.matrix[t][lane_ * kStatesPerLane], dB);
       store_pack<float, 2 * kPer>(&mine_.parts.ddt_Bg[t % kBatch][lane_ * 2 * kPer], ddt_Bg);
@@ -214,7 +281,7 @@ class BackwardWarp : BackwardInput<Shape, T, kUsual> {
   /// What the walk reads of a token.
   struct Token {
     float dt_dtu[2 * Shape::kPerLane], dy[Shape::kPerLane];
-    float B[kStatesPerLane], C[kStatesPerLane];
+    float B[kStatesPerLane], C[kStatesPerLane];  // C by load_C()
   };
   __device__ __forceinline__ Token load_token(int t) const {
     const int group = lane_ / Shape::kLanes;
@@ -222,36 +289,43 @@ class BackwardWarp : BackwardInput<Shape, T, kUsual> {
     load_pack<float, 2 * Shape::kPerLane>(mine_.tokens[t].dt_dtu[group], token.dt_dtu);
     load_pack<float, Shape::kPerLane>(mine_.tokens[t].dy[group], token.dy);
     load_pack<float, kStatesPerLane>(&shared_.BC[buffer_][0][t][part_.state], token.B);
-    load_pack<float, kStatesPerLane>(&shared_.BC[buffer_][1][t][part_.state], token.C);
     return token;
   }
+  __device__ __forceinline__ void load_C(Token& token, int t) const {
+    load_pack<float, kStatesPerLane>(&shared_.BC[buffer_][1][t][part_.state], token.C);
+  }
 
+  /// exp(dt A) of a token.
   template <bool kPlain>
-  __device__ __forceinline__ static float decay(float dt, float A, float forget) {
-    return exp2_fast(kPlain ? dt * A : fmaf(dt, A, forget));
+  __device__ __forceinline__ void find_decays(const Token& now, TileFlags flags, int t,
+                                              Lane& decays) const {
+#pragma unroll
+    for (int c = 0; c < Shape::kPerLane; ++c) {
+      const float dt = now.dt_dtu[2 * c];
+#pragma unroll
+      for (int s = 0; s < kStatesPerLane; ++s) {
+        decays[c][s] = exp2_fast(kPlain ? dt * A_[c][s] : fmaf(dt, A_[c][s], flags.forget(t)));
+      }
+    }
   }
 
   /// One token of the walk forward: from h `before` to h `after`.
-  template <bool kPlain>
-  __device__ __forceinline__ void forth(const Token& now, float forget, const Lane& before,
-                                        Lane& after, float (&dC)[kStatesPerLane], float* y) {
+  __device__ __forceinline__ void forth(const Token& now, const Lane& decays, const Lane& before,
+                                        Lane& after, float (&dC)[kStatesPerLane]) {
 #pragma unroll
     for (int c = 0; c < Shape::kPerLane; ++c) {
-      const float dt = now.dt_dtu[2 * c], dtu = now.dt_dtu[2 * c + 1], dy = now.dy[c];
+      const float dtu = now.dt_dtu[2 * c + 1], dy = now.dy[c];
 #pragma unroll
       for (int s = 0; s < kStatesPerLane; ++s) {
-        const float a = decay<kPlain>(dt, A_[c][s], forget);
-        const float h = fmaf(a, before[c][s], dtu * now.B[s]);
+        const float h = fmaf(decays[c][s], before[c][s], dtu * now.B[s]);
         after[c][s] = h;
         dC[s] = c == 0 ? dy * h : fmaf(dy, h, dC[s]);
-        y[c] = s == 0 ? now.C[0] * h : fmaf(now.C[s], h, y[c]);
       }
     }
   }
 
   /// One token of the walk back: `before` is h before it.
-  template <bool kPlain>
-  __device__ __forceinline__ void back(const Token& now, float forget, const Lane& before,
+  __device__ __forceinline__ void back(const Token& now, const Lane& decays, const Lane& before,
                                        float (&dB)[kStatesPerLane], float* ddt_Bg) {
 #pragma unroll
     for (int c = 0; c < Shape::kPerLane; ++c) {
@@ -262,7 +336,7 @@ class BackwardWarp : BackwardInput<Shape, T, kUsual> {
         const float g = fmaf(now.dy[c], now.C[s], ag_[c][s]);
         dB[s] = c == 0 ? dtu * g : fmaf(dtu, g, dB[s]);
         Bg = s == 0 ? now.B[0] * g : fmaf(now.B[s], g, Bg);
-        ag_[c][s] = decay<kPlain>(dt, A_[c][s], forget) * g;
+        ag_[c][s] = decays[c][s] * g;
         const float ahg = ag_[c][s] * before[c][s];
         dA_[c][s] = fmaf(dt, ahg, dA_[c][s]);
         ddt = s == 0 ? A_[c][0] * ahg : fmaf(A_[c][s], ahg, ddt);
@@ -337,29 +411,6 @@ class BackwardWarp : BackwardInput<Shape, T, kUsual> {
     return kPlain ? kWidth : step + token < at_.end ? item_.left : 0;
   }
 
-  /// dz of an item.
-  template <bool kPlain>
-  __device__ __forceinline__ void finish_z(int step, int i) {
-    if (!has_z()) return;
-    const BackwardKeptZ<kWidth> kept = mine_.kept_z[i][lane_];
-    const int first = lane_ / Shape::kLanes * Shape::kLanes;  // of the channel's lanes
-    const float* parts =
-        &mine_.parts.y[item_.token][first * Shape::kPerLane + item_.channel % Shape::kPerLane];
-    float dz[kWidth];
-#pragma unroll
-    for (int j = 0; j < kWidth; ++j) dz[j] = kept.D_u[j];
-#pragma unroll
-    for (int lane = 0; lane < Shape::kLanes; ++lane) {
-      float y[kWidth];
-      load_pack<float, kWidth>(parts + lane * Shape::kPerLane, y);
-#pragma unroll
-      for (int j = 0; j < kWidth; ++j) dz[j] += y[j];
-    }
-#pragma unroll
-    for (int j = 0; j < kWidth; ++j) dz[j] *= kept.factor[j];
-    store_some<T, kWidth>(dz_.row(i * Block::kSumTokens), dz, left_of<kPlain>(step, i), wide());
-  }
-
   /// du and ddelta of an item, and the sums for ddelta_bias.
   template <bool kPlain>
   __device__ __forceinline__ void finish(int step, int i) {
@@ -423,6 +474,9 @@ class BackwardWarp : BackwardInput<Shape, T, kUsual> {
       work_.parts.ddelta_bias[channel] = dbias_[j];
     }
   }
+
+  /// Tokens of a tile whose exp(dt A) are kept in registers for the way back: as many as find room.
+  static constexpr int kKept = kUsual ? 4 : 1;
 
   const int warp_;
   RowWalk<T> du_, ddelta_, dz_;

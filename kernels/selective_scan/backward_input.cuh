@@ -36,7 +36,8 @@ class BackwardInput {
         u_(inputs(p.u)),
         delta_(inputs(p.delta)),
         z_(inputs(p.z)),
-        dout_(inputs(p.dout)) {
+        dout_(inputs(p.dout)),
+        out_(inputs(p.out)) {
     load_channels(bias_, p.delta_bias, at.channel + item_.channel, item_.left);
     load_channels(D_, p.D, at.channel + item_.channel, item_.left);
     const int64_t n_checkpoints = (p.length - 1) / kSteps;
@@ -57,6 +58,7 @@ class BackwardInput {
     send_rows<kWhole>(mine_.u, u_, step);
     send_rows<kWhole>(mine_.delta, delta_, step);
     if (has_z()) send_rows<kWhole>(mine_.z, z_, step);
+    if (has_z()) send_rows<kWhole>(mine_.out, out_, step);
     send_rows<kWhole>(mine_.dout, dout_, step);
     flag_ = reader_.load(step, kWhole || step + lane_ % kSteps < at_.end);
     for_state_packs([&](int k, int matrix, int t, int n) {
@@ -167,7 +169,7 @@ class BackwardInput {
 
   const FlagReader reader_;
   const int input_token_, input_channel_;
-  RowWalk<const T> u_, delta_, z_, dout_;
+  RowWalk<const T> u_, delta_, z_, dout_, out_;
   const T* start_;  // the checkpoint before the next tile
 };
 

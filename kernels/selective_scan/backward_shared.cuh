@@ -78,10 +78,6 @@ struct alignas(16) BackwardKept {
   float dsoftplus[kWidth];    // ln 2 d dt / d delta; 0 where a token doesn't count
   float u_dsoftplus[kWidth];  // u d dt / d delta
 };
-template <int kWidth>
-struct alignas(8 * kWidth) BackwardKeptZ {
-  float factor[kWidth], D_u[kWidth];  // dz = (D u + y) factor: dout SiLU'(z)
-};
 
 /// Sums over a warp's lanes on their way: each lane leaves its part, then each adds up some of
 /// them. Rows of tokens are padded, so that they begin in different banks.
@@ -90,10 +86,8 @@ struct alignas(16) LaneParts {
   using Block = BackwardShape<Shape>;
   /// dC, then dB: of the tile's tokens, by group and state.
   float matrix[Shape::kSteps][32 * kStatesPerLane + 16];
-  union {
-    float y[Block::kSumTokens][32 * Shape::kPerLane + 2];           // of channels, by lane
-    float ddt_Bg[Block::kSumTokens][32 * 2 * Shape::kPerLane + 4];  // (ddt, sum of B g)
-  };
+  /// Of channels, by lane: (ddt, sum of B g).
+  float ddt_Bg[Block::kSumTokens][32 * 2 * Shape::kPerLane + 4];
 };
 
 /// A warp's own: input on its way, and what its items keep.
@@ -103,9 +97,9 @@ struct alignas(16) BackwardWarpShared {
   BackwardToken<Shape> tokens[Shape::kSteps];
   T u[Shape::kSteps][Shape::kChannels], delta[Shape::kSteps][Shape::kChannels];
   T z[Shape::kSteps][Shape::kChannels], dout[Shape::kSteps][Shape::kChannels];
+  T out[Shape::kSteps][Shape::kChannels];
   alignas(16) KeptStates<T> start[Shape::kPerLane][32];  // h before the tile
   alignas(16) BackwardKept<Block::kWidth> kept[Block::kItems][32];
-  alignas(16) BackwardKeptZ<Block::kWidth> kept_z[Block::kItems][32];
   LaneParts<Shape> parts;
 };
 

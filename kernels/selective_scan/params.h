@@ -42,6 +42,7 @@ struct SelectiveScanForwardParams : SelectiveScanParams {
 
 struct SelectiveScanBackwardParams : SelectiveScanParams {
   Sequence dout;          // (batch, L, d_inner), storage type
+  Sequence out;           // the forward pass's, where there is z; the CPU does not read it
   StateView dlast_state;  // optional
 
   Sequence du, ddelta, dz;   // (batch, L, d_inner), storage type

@@ -118,7 +118,7 @@ cuda_only::ScanSums scan_backward(const cuda_only::ScanBackward& s, int64_t chec
   const auto [dA, dD, ddelta_bias, no_initial_state] = calls::selective_scan_backward_out(
       s.dy, {}, s.u, s.delta, s.A, s.B, s.C, s.D, s.z, s.delta_bias, /*delta_softplus=*/true,
       ops::or_absent(s.mask), ops::or_absent(s.segment_starts), {}, s.checkpoints, checkpoint_every,
-      s.du, s.ddelta, s.dB, s.dC, s.dz);
+      ops::or_absent(s.y), s.du, s.ddelta, s.dB, s.dC, s.dz);
   return {dA, dD, ddelta_bias, {}, [] {}};
 }
 
@@ -151,7 +151,7 @@ struct MambaInner : torch::autograd::Function<MambaInner> {
     context->save_for_backward({xz, conv_weight, conv_bias.value_or(Tensor()), f.x_proj_weight,
                                 f.dt_proj_weight, dt_proj_bias, D, mask.value_or(Tensor()),
                                 segment_starts.value_or(Tensor()), f.u, f.projected, f.delta, f.A,
-                                f.checkpoints});
+                                f.checkpoints, xz.is_cuda() ? f.y : Tensor()});
     context->saved_data["checkpoint_every"] = every;
     context->saved_data["parameter_type"] = x_proj_weight.scalar_type();
     context->saved_data["side"] = side_stream_handle();
@@ -166,7 +166,7 @@ struct MambaInner : torch::autograd::Function<MambaInner> {
     const Tensor &xz = saved[0], &conv_weight = saved[1], &x_proj_weight = saved[3],
                  &dt_proj_weight = saved[4], &dt_proj_bias = saved[5], &D = saved[6], &u = saved[9],
                  &projected = saved[10], &delta = saved[11], &A = saved[12],
-                 &checkpoints = saved[13];
+                 &checkpoints = saved[13], &y = saved[14];
     const OptionalTensor conv_bias = present(2), mask = present(7), segment_starts = present(8);
     const auto parameter = context->saved_data["parameter_type"].toScalarType();
     const int64_t side = context->saved_data["side"].toInt();
@@ -182,7 +182,7 @@ struct MambaInner : torch::autograd::Function<MambaInner> {
         context->needs_input_grad(after_bias + 2) && context->needs_input_grad(after_bias + 4);
     const cuda_only::ScanSums sums = scan_backward(
         {gradients[0], u, delta, A, parts.B, parts.C, D, xz.narrow(2, d_inner, d_inner),
-         dt_proj_bias, saved[7], saved[8], checkpoints, du, ddelta, dparts.B, dparts.C,
+         dt_proj_bias, saved[7], saved[8], checkpoints, y, du, ddelta, dparts.B, dparts.C,
          dxz.narrow(2, d_inner, d_inner)},
         context->saved_data["checkpoint_every"].toInt(),
         cuda_only::projections_fit(ddelta, x_proj_weight, dt_proj_weight));

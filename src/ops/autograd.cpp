@@ -32,10 +32,11 @@ struct SelectiveScan : torch::autograd::Function<SelectiveScan> {
     auto [out, last_state, checkpoints] =
         calls::selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, mask,
                               segment_starts, initial_state, checkpoint_every);
+    const bool out_is_read = u.is_cuda() && or_undefined(z).defined();
     context->save_for_backward({u, delta, A, B, C, or_undefined(D), or_undefined(z),
                                 or_undefined(delta_bias), or_undefined(mask),
                                 or_undefined(segment_starts), or_undefined(initial_state),
-                                checkpoints});
+                                checkpoints, out_is_read ? out : Tensor()});
     context->saved_data["delta_softplus"] = delta_softplus;
     context->saved_data["checkpoint_every"] = checkpoint_every;
     context->set_materialize_grads(false);
@@ -53,7 +54,7 @@ struct SelectiveScan : torch::autograd::Function<SelectiveScan> {
             dout, or_absent(gradients[1]), u, saved[1], saved[2], saved[3], saved[4], or_absent(D),
             or_absent(z), or_absent(delta_bias), context->saved_data["delta_softplus"].toBool(),
             or_absent(saved[8]), or_absent(saved[9]), or_absent(initial_state), saved[11],
-            context->saved_data["checkpoint_every"].toInt());
+            context->saved_data["checkpoint_every"].toInt(), or_absent(saved[12]));
     const Tensor none;
     return {du,
             ddelta,

@@ -31,11 +31,11 @@ selective_scan_backward(const Tensor& dout, const OptionalTensor& dlast_state, c
                         const OptionalTensor& delta_bias, bool delta_softplus,
                         const OptionalTensor& mask, const OptionalTensor& segment_starts,
                         const OptionalTensor& initial_state, const Tensor& checkpoints,
-                        int64_t checkpoint_every) {
+                        int64_t checkpoint_every, const OptionalTensor& out) {
   static const auto op =
       find_op<decltype(selective_scan_backward)>("dmamba::selective_scan_backward");
   return op.call(dout, dlast_state, u, delta, A, B, C, D, z, delta_bias, delta_softplus, mask,
-                 segment_starts, initial_state, checkpoints, checkpoint_every);
+                 segment_starts, initial_state, checkpoints, checkpoint_every, out);
 }
 
 inline std::tuple<Tensor, Tensor, Tensor, Tensor> selective_scan_backward_out(
@@ -44,13 +44,13 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> selective_scan_backward_out(
     const OptionalTensor& z, const OptionalTensor& delta_bias, bool delta_softplus,
     const OptionalTensor& mask, const OptionalTensor& segment_starts,
     const OptionalTensor& initial_state, const Tensor& checkpoints, int64_t checkpoint_every,
-    const Tensor& du, const Tensor& ddelta, const Tensor& dB, const Tensor& dC,
-    const OptionalTensor& dz) {
+    const OptionalTensor& out, const Tensor& du, const Tensor& ddelta, const Tensor& dB,
+    const Tensor& dC, const OptionalTensor& dz) {
   static const auto op =
       find_op<decltype(selective_scan_backward_out)>("dmamba::selective_scan_backward_out");
   return op.call(dout, dlast_state, u, delta, A, B, C, D, z, delta_bias, delta_softplus, mask,
-                 segment_starts, initial_state, checkpoints, checkpoint_every, du, ddelta, dB, dC,
-                 dz);
+                 segment_starts, initial_state, checkpoints, checkpoint_every, out, du, ddelta, dB,
+                 dC, dz);
 }
 
 inline Tensor selective_state_update(Tensor& state, const Tensor& u, const Tensor& delta,

@@ -112,7 +112,7 @@ ConvolvedProjections convolved_projections(const Convolution& convolution, const
 /// A scan with softplus and without states, as the op has it; mask and segment_starts may be
 /// undefined.
 struct ScanBackward {
-  Tensor dy, u, delta, A, B, C, D, z, delta_bias, mask, segment_starts, checkpoints;
+  Tensor dy, u, delta, A, B, C, D, z, delta_bias, mask, segment_starts, checkpoints, y;
   Tensor du, ddelta, dB, dC, dz;  // written
 };
 

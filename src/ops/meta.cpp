@@ -45,7 +45,7 @@ selective_scan_backward_meta(const Tensor& dout, const OptionalTensor& dlast_sta
                              const OptionalTensor& delta_bias, bool delta_softplus,
                              const OptionalTensor& mask, const OptionalTensor& segment_starts,
                              const OptionalTensor& initial_state, const Tensor& checkpoints,
-                             int64_t checkpoint_every) {
+                             int64_t checkpoint_every, const OptionalTensor& out) {
   return {contiguous_like(u), contiguous_like(delta),     contiguous_like(A),
           contiguous_like(B), contiguous_like(C),         gradient_of(D, u),
           gradient_of(z, u),  gradient_of(delta_bias, u), gradient_of_state(initial_state, u)};
@@ -57,8 +57,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> selective_scan_backward_out_meta(
     const OptionalTensor& z, const OptionalTensor& delta_bias, bool delta_softplus,
     const OptionalTensor& mask, const OptionalTensor& segment_starts,
     const OptionalTensor& initial_state, const Tensor& checkpoints, int64_t checkpoint_every,
-    const Tensor& du, const Tensor& ddelta, const Tensor& dB, const Tensor& dC,
-    const OptionalTensor& dz) {
+    const OptionalTensor& out, const Tensor& du, const Tensor& ddelta, const Tensor& dB,
+    const Tensor& dC, const OptionalTensor& dz) {
   return {contiguous_like(A), gradient_of(D, u), gradient_of(delta_bias, u),
           gradient_of_state(initial_state, u)};
 }

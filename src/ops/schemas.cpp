@@ -4,6 +4,9 @@
 // autograd layer asks for them, inference does not (0). Gradients of absent inputs are empty
 // tensors.
 //
+// selective_scan_backward reads `out`, the forward pass's, for dz: on CUDA it has to be given where
+// z is; the CPU computes it again.
+//
 // The *_backward_out ops are the backward ops that write the gradients of activations where the
 // caller says, so that the gradients of the halves of one projection are written side by side and
 // need no `cat`. Such an output has the sizes, dtype and device of its input and a contiguous last
@@ -21,14 +24,14 @@ TORCH_LIBRARY(dmamba, m) {
       "selective_scan_backward(Tensor dout, Tensor? dlast_state, Tensor u, Tensor delta, Tensor A, "
       "Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, bool delta_softplus, "
       "Tensor? mask, Tensor? segment_starts, Tensor? initial_state, Tensor checkpoints, "
-      "int checkpoint_every) -> (Tensor du, Tensor ddelta, Tensor dA, Tensor dB, Tensor dC, "
-      "Tensor dD, Tensor dz, Tensor ddelta_bias, Tensor dinitial_state)");
+      "int checkpoint_every, Tensor? out=None) -> (Tensor du, Tensor ddelta, Tensor dA, Tensor dB, "
+      "Tensor dC, Tensor dD, Tensor dz, Tensor ddelta_bias, Tensor dinitial_state)");
   m.def(
       "selective_scan_backward_out(Tensor dout, Tensor? dlast_state, Tensor u, Tensor delta, "
       "Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
       "bool delta_softplus, Tensor? mask, Tensor? segment_starts, Tensor? initial_state, "
-      "Tensor checkpoints, int checkpoint_every, Tensor(a!) du, Tensor(b!) ddelta, Tensor(c!) dB, "
-      "Tensor(d!) dC, Tensor(e!)? dz) "
+      "Tensor checkpoints, int checkpoint_every, Tensor? out, Tensor(a!) du, Tensor(b!) ddelta, "
+      "Tensor(c!) dB, Tensor(d!) dC, Tensor(e!)? dz) "
       "-> (Tensor dA, Tensor dD, Tensor ddelta_bias, Tensor dinitial_state)");
   m.def(
       "selective_state_update(Tensor(a!) state, Tensor u, Tensor delta, Tensor A, Tensor B, "

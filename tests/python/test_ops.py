@@ -177,7 +177,7 @@ def test_opcheck():
     out, last, kept = SCAN(*args, 2)
     opcheck(
         torch.ops.dmamba.selective_scan_backward.default,
-        (torch.ones_like(out), torch.ones_like(last), *args, kept, 2),
+        (torch.ones_like(out), torch.ones_like(last), *args, kept, 2, out),
     )
     bare = [plain[name] for name in ("u", "delta", "A", "B", "C")]
     nothing = (None, None, None, False, None, None, None)

@@ -14,7 +14,7 @@ def scan_arguments(shape, dtype=torch.float32, every=4):
     tensors, flags = scan_inputs(*shape, dtype)
     args = positional({name: tensor.detach() for name, tensor in tensors.items()}, flags)
     out, last, kept = ops.selective_scan(*args, every)
-    return (torch.randn_like(out), torch.randn_like(last), *args, kept, every)
+    return (torch.randn_like(out), torch.randn_like(last), *args, kept, every, out)
 
 
 def conv_arguments(shape, dtype=torch.float32):

@@ -93,8 +93,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> selective_scan_backward_out_cpu(
     const OptionalTensor& z, const OptionalTensor& delta_bias, bool delta_softplus,
     const OptionalTensor& mask, const OptionalTensor& segment_starts,
     const OptionalTensor& initial_state, const Tensor& checkpoints, int64_t checkpoint_every,
-    const Tensor& du, const Tensor& ddelta, const Tensor& dB_out, const Tensor& dC_out,
-    const OptionalTensor& dz) {
+    const OptionalTensor& /*out*/, const Tensor& du, const Tensor& ddelta, const Tensor& dB_out,
+    const Tensor& dC_out, const OptionalTensor& dz) {
   constexpr const char* kOp = "selective_scan_backward";
   check_selective_scan(kOp, u, delta, A, B, C, D, z, delta_bias, mask, segment_starts,
                        initial_state);
@@ -151,13 +151,13 @@ selective_scan_backward_cpu(const Tensor& dout, const OptionalTensor& dlast_stat
                             const OptionalTensor& delta_bias, bool delta_softplus,
                             const OptionalTensor& mask, const OptionalTensor& segment_starts,
                             const OptionalTensor& initial_state, const Tensor& checkpoints,
-                            int64_t checkpoint_every) {
+                            int64_t checkpoint_every, const OptionalTensor& out) {
   const auto like = [](const Tensor& t) { return at::empty(t.sizes(), t.options()); };
   const Tensor du = like(u), ddelta = like(u), dB = like(B), dC = like(C);
   const OptionalTensor dz = present(z) ? OptionalTensor(like(u)) : std::nullopt;
   auto [dA, dD, ddelta_bias, dinitial] = selective_scan_backward_out_cpu(
       dout, dlast_state, u, delta, A, B, C, D, z, delta_bias, delta_softplus, mask, segment_starts,
-      initial_state, checkpoints, checkpoint_every, du, ddelta, dB, dC, dz);
+      initial_state, checkpoints, checkpoint_every, out, du, ddelta, dB, dC, dz);
   return {du,          ddelta,  dA, dB, dC, dD, dz.has_value() ? *dz : absent_gradient(u),
           ddelta_bias, dinitial};
 }

@@ -25,6 +25,13 @@ struct ScanOutputs {
   at::Tensor out, last_state, checkpoints;
 };
 
+/// What a forward pass leaves for the backward pass; `out` is read where z is given.
+struct ScanKept {
+  at::Tensor checkpoints;
+  int64_t checkpoint_every;
+  OptionalTensor out;
+};
+
 /// What a backward pass fills. du, ddelta, dz, dB, dC: last axis contiguous; dinitial_state: any
 /// strides; the others contiguous. Undefined where the input was absent.
 struct ScanGradients {
@@ -41,15 +48,15 @@ inline int64_t checkpoint_numel(const ScanInputs& in, int64_t d_state, int64_t c
 void scan_forward(const char* op, const ScanInputs& in, const ScanOutputs& out,
                   int64_t checkpoint_every);
 void scan_backward(const char* op, const ScanInputs& in, const at::Tensor& dout,
-                   const OptionalTensor& dlast_state, const at::Tensor& checkpoints,
-                   int64_t checkpoint_every, const ScanGradients& gradients);
+                   const OptionalTensor& dlast_state, const ScanKept& kept,
+                   const ScanGradients& gradients);
 
 /// The same for more states than one launch takes (wide_scan.cpp).
 void wide_scan_forward(const char* op, const ScanInputs& in, const ScanOutputs& out,
                        int64_t checkpoint_every);
 void wide_scan_backward(const char* op, const ScanInputs& in, const at::Tensor& dout,
-                        const OptionalTensor& dlast_state, const at::Tensor& checkpoints,
-                        int64_t checkpoint_every, const ScanGradients& gradients);
+                        const OptionalTensor& dlast_state, const ScanKept& kept,
+                        const ScanGradients& gradients);
 
 /// The measured rule's plan, where set_cuda_scan_plan forces no other (scan_plan.cpp).
 kernels::SelectiveScanPlan scan_plan(const kernels::SelectiveScanParams& p, int multiprocessors);

@@ -53,14 +53,14 @@ float* floats_or_null(const Tensor& t) {
 }
 
 SelectiveScanBackwardParams backward_params(Inputs& views, const ScanInputs& in, const Tensor& dout,
-                                            const OptionalTensor& dlast_state,
-                                            const Tensor& checkpoints, int64_t checkpoint_every,
+                                            const OptionalTensor& dlast_state, const ScanKept& kept,
                                             const ScanGradients& gradients) {
   SelectiveScanBackwardParams p{};
   static_cast<SelectiveScanParams&>(p) = common_params(views, in);
-  p.checkpoint_every = checkpoint_every;
-  p.checkpoints = checkpoints.data_ptr();
+  p.checkpoint_every = kept.checkpoint_every;
+  p.checkpoints = kept.checkpoints.data_ptr();
   p.dout = views.rows(dout);
+  if (present(in.z)) p.out = views.rows(kept.out);
   p.dlast_state = Inputs::state(dlast_state);
   p.du = sequence(gradients.du);
   p.ddelta = sequence(gradients.ddelta);
@@ -75,28 +75,29 @@ kernels::SelectiveScanGradients sums_of(const ScanGradients& gradients) {
 }
 
 void check_backward_inputs(const char* op, const ScanInputs& in, const Tensor& dout,
-                           const OptionalTensor& dlast_state, const Tensor& checkpoints,
-                           int64_t checkpoint_every) {
+                           const OptionalTensor& dlast_state, const ScanKept& kept) {
   check_inputs(op, in);
   check_gradient(op, "dout", dout, in.u, "u");
   check_state_gradient(op, dlast_state, in.u, in.d_state());
-  TORCH_CHECK(checkpoint_every == kCudaCheckpointEvery, op,
-              ": checkpoint_every must be 8 on CUDA, got ", checkpoint_every);
+  const auto& [checkpoints, every, out] = kept;
+  TORCH_CHECK(every == kCudaCheckpointEvery, op, ": checkpoint_every must be 8 on CUDA, got ",
+              every);
   TORCH_CHECK(
-      checkpoints.numel() == checkpoint_numel(in, in.d_state(), checkpoint_every) &&
+      checkpoints.numel() == checkpoint_numel(in, in.d_state(), every) &&
           checkpoints.scalar_type() == cuda_checkpoint_type(in.u.scalar_type(), in.d_state()) &&
           checkpoints.is_contiguous() && checkpoints.device() == in.u.device(),
-      op,
-      ": checkpoints must be those of the forward pass with checkpoint_every = ", checkpoint_every,
+      op, ": checkpoints must be those of the forward pass with checkpoint_every = ", every,
       ", got ", checkpoints.sizes());
+  TORCH_CHECK(!present(in.z) || present(out), op,
+              ": out, the forward pass's, must be given on CUDA where z is");
+  if (present(in.z)) check_gradient(op, "out", *out, in.u, "u");
 }
 
 void any_scan_backward(const char* op, const ScanInputs& in, const Tensor& dout,
-                       const OptionalTensor& dlast_state, const Tensor& checkpoints,
-                       int64_t checkpoint_every, const ScanGradients& gradients) {
+                       const OptionalTensor& dlast_state, const ScanKept& kept,
+                       const ScanGradients& gradients) {
   const bool wide = in.d_state() > kernels::kScanMaxStates;
-  (wide ? wide_scan_backward : scan_backward)(op, in, dout, dlast_state, checkpoints,
-                                              checkpoint_every, gradients);
+  (wide ? wide_scan_backward : scan_backward)(op, in, dout, dlast_state, kept, gradients);
 }
 
 void any_scan_forward(const char* op, const ScanInputs& in, const ScanOutputs& out,
@@ -132,11 +133,12 @@ selective_scan_backward_cuda(const Tensor& dout, const OptionalTensor& dlast_sta
                              const OptionalTensor& delta_bias, bool delta_softplus,
                              const OptionalTensor& mask, const OptionalTensor& segment_starts,
                              const OptionalTensor& initial_state, const Tensor& checkpoints,
-                             int64_t checkpoint_every) {
+                             int64_t checkpoint_every, const OptionalTensor& out) {
   constexpr const char* kOp = "selective_scan_backward";
   const ScanInputs in{
       u, delta, A, B, C, D, z, delta_bias, delta_softplus, mask, segment_starts, initial_state};
-  check_backward_inputs(kOp, in, dout, dlast_state, checkpoints, checkpoint_every);
+  const ScanKept kept{checkpoints, checkpoint_every, out};
+  check_backward_inputs(kOp, in, dout, dlast_state, kept);
   const auto contiguous_like = [](const OptionalTensor& t) {
     return present(t) ? at::empty(t->sizes(), t->options()) : Tensor();
   };
@@ -150,7 +152,7 @@ selective_scan_backward_cuda(const Tensor& dout, const OptionalTensor& dlast_sta
       contiguous_like(z),
       contiguous_like(delta_bias),
       present(initial_state) ? empty_state(u, u.size(0), u.size(2), A.size(1)) : Tensor()};
-  any_scan_backward(kOp, in, dout, dlast_state, checkpoints, checkpoint_every, g);
+  any_scan_backward(kOp, in, dout, dlast_state, kept, g);
   return {g.du,
           g.ddelta,
           g.dA,
@@ -168,12 +170,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> selective_scan_backward_out_cuda(
     const OptionalTensor& z, const OptionalTensor& delta_bias, bool delta_softplus,
     const OptionalTensor& mask, const OptionalTensor& segment_starts,
     const OptionalTensor& initial_state, const Tensor& checkpoints, int64_t checkpoint_every,
-    const Tensor& du, const Tensor& ddelta, const Tensor& dB, const Tensor& dC,
-    const OptionalTensor& dz) {
+    const OptionalTensor& out, const Tensor& du, const Tensor& ddelta, const Tensor& dB,
+    const Tensor& dC, const OptionalTensor& dz) {
   constexpr const char* kOp = "selective_scan_backward_out";
   const ScanInputs in{
       u, delta, A, B, C, D, z, delta_bias, delta_softplus, mask, segment_starts, initial_state};
-  check_backward_inputs(kOp, in, dout, dlast_state, checkpoints, checkpoint_every);
+  const ScanKept kept{checkpoints, checkpoint_every, out};
+  check_backward_inputs(kOp, in, dout, dlast_state, kept);
   ops::check_gradient(kOp, "du", du, u);
   ops::check_gradient(kOp, "ddelta", ddelta, u);
   ops::check_gradient(kOp, "dB", dB, B);
@@ -193,7 +196,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> selective_scan_backward_out_cuda(
       present(dz) ? *dz : Tensor(),
       contiguous_like(delta_bias),
       present(initial_state) ? empty_state(u, u.size(0), u.size(2), A.size(1)) : Tensor()};
-  any_scan_backward(kOp, in, dout, dlast_state, checkpoints, checkpoint_every, g);
+  any_scan_backward(kOp, in, dout, dlast_state, kept, g);
   return {g.dA, or_absent_gradient(g.dD, u), or_absent_gradient(g.ddelta_bias, u),
           or_absent_gradient(g.dinitial_state, u)};
 }
@@ -245,8 +248,8 @@ void scan_forward(const char* op, const ScanInputs& in, const ScanOutputs& out,
 }
 
 void scan_backward(const char* op, const ScanInputs& in, const Tensor& dout,
-                   const OptionalTensor& dlast_state, const Tensor& checkpoints,
-                   int64_t checkpoint_every, const ScanGradients& gradients) {
+                   const OptionalTensor& dlast_state, const ScanKept& kept,
+                   const ScanGradients& gradients) {
   if (in.u.numel() == 0) {
     // Sums over nothing; the other gradients have no elements.
     for (const Tensor& sum :
@@ -258,7 +261,7 @@ void scan_backward(const char* op, const ScanInputs& in, const Tensor& dout,
   Call call(op, in.u);
   Inputs views;
   const SelectiveScanBackwardParams p =
-      backward_params(views, in, dout, dlast_state, checkpoints, checkpoint_every, gradients);
+      backward_params(views, in, dout, dlast_state, kept, gradients);
   const kernels::SelectiveScanPlan plan = scan_plan(p, call.multiprocessors());
   void* scratch = call.scratch(kernels::selective_scan_backward_workspace(p, plan));
   call.check(
@@ -290,15 +293,15 @@ ScanSums scan_backward(const ScanBackward& scan) {
                             or_absent(scan.segment_starts),
                             {}};
   constexpr const char* kOp = "scan_backward";
-  cuda::check_backward_inputs(kOp, in, scan.dy, {}, scan.checkpoints, kCudaCheckpointEvery);
+  const cuda::ScanKept kept{scan.checkpoints, kCudaCheckpointEvery, scan.y};
+  cuda::check_backward_inputs(kOp, in, scan.dy, {}, kept);
   const auto like = [](const Tensor& t) { return at::empty(t.sizes(), t.options()); };
   const cuda::ScanGradients gradients{scan.du, scan.ddelta,  like(scan.A), scan.dB,
                                       scan.dC, like(scan.D), scan.dz,      like(scan.delta_bias),
                                       {}};
   cuda::Call call(kOp, scan.u);
   cuda::Inputs views;
-  const auto p = cuda::backward_params(views, in, scan.dy, {}, scan.checkpoints,
-                                       kCudaCheckpointEvery, gradients);
+  const auto p = cuda::backward_params(views, in, scan.dy, {}, kept, gradients);
   const kernels::SelectiveScanGradients sums = cuda::sums_of(gradients);
   const kernels::SelectiveScanPlan plan = cuda::scan_plan(p, call.multiprocessors());
   auto* scratch =

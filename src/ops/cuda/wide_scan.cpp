@@ -93,8 +93,8 @@ void wide_scan_forward(const char* op, const ScanInputs& in, const ScanOutputs& 
 }
 
 void wide_scan_backward(const char* op, const ScanInputs& in, const Tensor& dout,
-                        const OptionalTensor& dlast_state, const Tensor& checkpoints,
-                        int64_t checkpoint_every, const ScanGradients& gradients) {
+                        const OptionalTensor& dlast_state, const ScanKept& kept,
+                        const ScanGradients& gradients) {
   const ScanInputs shared = shared_inputs(in);
   Tensor dy = dout.to(at::kFloat);
   if (present(in.z)) {
@@ -108,14 +108,14 @@ void wide_scan_backward(const char* op, const ScanInputs& in, const Tensor& dout
   Tensor ddelta = at::zeros_like(shared.delta);
   if (present(in.D)) gradients.dD.copy_((dy * shared.u).sum(at::IntArrayRef({0, 1})));
   if (gradients.ddelta_bias.defined()) gradients.ddelta_bias.zero_();
-  for_groups(shared, checkpoints, checkpoint_every, [&](const Group& group) {
+  for_groups(shared, kept.checkpoints, kept.checkpoint_every, [&](const Group& group) {
     Tensor dinitial_state;
     if (gradients.dinitial_state.defined()) {
       dinitial_state = gradients.dinitial_state.narrow(2, group.begin, group.count);
     }
     const ScanGradients g = group_gradients(group.in, dinitial_state);
     scan_backward(op, group.in, dy, states(dlast_state, 2, group.begin, group.count),
-                  group.checkpoints, checkpoint_every, g);
+                  {group.checkpoints, kept.checkpoint_every, {}}, g);
     du.add_(g.du);
     ddelta.add_(g.ddelta);
     gradients.dA.narrow(1, group.begin, group.count).copy_(g.dA);

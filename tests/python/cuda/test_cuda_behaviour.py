@@ -77,7 +77,7 @@ def test_opcheck_scan(d_state):
     out, last, kept = SCAN(*args, 8)
     opcheck(
         torch.ops.dmamba.selective_scan_backward.default,
-        (torch.ones_like(out), torch.ones_like(last), *args, kept, 8),
+        (torch.ones_like(out), torch.ones_like(last), *args, kept, 8, out),
     )
     tensors, _ = scan_inputs(2, 37, 6, d_state, torch.bfloat16)  # other checkpoints
     opcheck(SCAN, (*positional(on_gpu(tensors), flags), 8), test_utils="test_faketensor")
@@ -174,6 +174,13 @@ def test_other_limits_are_named():
         backward(out[:, :3], None, *bare, *nothing, kept, 8)
     with pytest.raises(RuntimeError, match="selective_scan_backward: checkpoints must be those"):
         backward(out, None, *bare, *nothing, kept[:1], 8)
+    gated = (None, t["z"], None, False, None, None, None)
+    with pytest.raises(
+        RuntimeError, match="selective_scan_backward: out, the forward pass's, must"
+    ):
+        backward(out, None, *bare, *gated, kept, 8)
+    with pytest.raises(RuntimeError, match="selective_scan_backward: out must be as u"):
+        backward(out, None, *bare, *gated, kept, 8, out[:, 1:])
     with pytest.raises(RuntimeError, match="causal_conv1d: width 9 is more than the CUDA"):
         ops.causal_conv1d(t["u"], torch.zeros(6, 9, device="cuda"))
 

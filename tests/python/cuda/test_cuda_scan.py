@@ -78,6 +78,24 @@ def test_absent_options(shape, absent, dtype):
 
 
 @DTYPES
+@pytest.mark.parametrize("shape", [(2, 200, 64, 16), (2, 45, 37, 20), (2, 40, 9, 130)], ids=str)
+def test_gates_that_are_shut(shape, dtype):
+    """Where z is zero the output does not tell its gradient."""
+    tensors, flags = scan_inputs(*shape, dtype)
+    tensors["z"][:, 16:24] = 0.0
+    tensors["z"][torch.rand(tensors["z"].shape) < 0.01] = 0.0
+    compare_with_cpu(ops.selective_scan, tensors, flags, delta_softplus=True)
+
+
+def test_an_output_that_was_changed_is_refused():
+    tensors, _ = scan_inputs(2, 9, 6, 4)
+    out = ops.selective_scan(**on_gpu(tensors, gradients=True), delta_softplus=True)
+    out.mul_(2.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+@DTYPES
 @pytest.mark.parametrize("chunk", [16, 64])
 @pytest.mark.parametrize("shape", [(2, 200, 37, 16), (1, 300, 70, 20), (1, 129, 9, 128)], ids=str)
 def test_forced_plans(forced_plan, shape, chunk, dtype):
