@@ -20,6 +20,7 @@
 #pragma once
 
 #include "kernels/selective_scan/backward_input.cuh"
+#include "kernels/selective_scan/backward_token.cuh"
 
 namespace dmamba::kernels {
 
@@ -197,7 +198,7 @@ class BackwardWarp : BackwardInput<Shape, T, kUsual> {
       Token now = load_token(t);
       load_C(now, t);
       Lane decays;
-      find_decays<kPlain>(now, flags, t, decays);
+      find_decays<kPlain>(now, A_, flags.forget(t), decays);
       float y[Shape::kPerLane], no_dC[kStatesPerLane];
       forth(now, decays, h, h, no_dC);
 #pragma unroll
@@ -245,7 +246,7 @@ class BackwardWarp : BackwardInput<Shape, T, kUsual> {
       float dC[kStatesPerLane];
       Lane passing;
       Lane& decays = t < kSteps - kKept ? passing : kept[t - kSteps + kKept];
-      find_decays<kPlain>(now, flags, t, decays);
+      find_decays<kPlain>(now, A_, flags.forget(t), decays);
       forth(now, decays, h[t], h[t + 1], dC);
       if (t + 1 < kSteps) now = load_token(t + 1);
       store_pack<float, kStatesPerLane>(&mine_.parts.matrix[t][lane_ * kStatesPerLane], dC);
@@ -258,8 +259,8 @@ class BackwardWarp : BackwardInput<Shape, T, kUsual> {
       float dB[kStatesPerLane], ddt_Bg[2 * kPer];
       Lane again;
       Lane& decays = t < kSteps - kKept ? again : kept[t - kSteps + kKept];
-      if (t < kSteps - kKept) find_decays<kPlain>(now, flags, t, decays);
-      back(now, decays, h[t], dB, ddt_Bg);
+      if (t < kSteps - kKept) find_decays<kPlain>(now, A_, flags.forget(t), decays);
+      back(now, decays, h[t], A_, ag_, dA_, dB, ddt_Bg);
       if (t > 0) {
         now = load_token(t - 1);
         load_C(now, t - 1);
@@ -278,11 +279,7 @@ class BackwardWarp : BackwardInput<Shape, T, kUsual> {
     dz_.move(-kSteps);
   }
 
-  /// What the walk reads of a token.
-  struct Token {
-    float dt_dtu[2 * Shape::kPerLane], dy[Shape::kPerLane];
-    float B[kStatesPerLane], C[kStatesPerLane];  // C by load_C()
-  };
+  using Token = ScanToken<Shape>;
   __device__ __forceinline__ Token load_token(int t) const {
     const int group = lane_ / Shape::kLanes;
     Token token;
@@ -293,55 +290,6 @@ class BackwardWarp : BackwardInput<Shape, T, kUsual> {
   }
   __device__ __forceinline__ void load_C(Token& token, int t) const {
     load_pack<float, kStatesPerLane>(&shared_.BC[buffer_][1][t][part_.state], token.C);
-  }
-
-  /// exp(dt A) of a token.
-  template <bool kPlain>
-  __device__ __forceinline__ void find_decays(const Token& now, TileFlags flags, int t,
-                                              Lane& decays) const {
-#pragma unroll
-    for (int c = 0; c < Shape::kPerLane; ++c) {
-      const float dt = now.dt_dtu[2 * c];
-#pragma unroll
-      for (int s = 0; s < kStatesPerLane; ++s) {
-        decays[c][s] = exp2_fast(kPlain ? dt * A_[c][s] : fmaf(dt, A_[c][s], flags.forget(t)));
-      }
-    }
-  }
-
-  /// One token of the walk forward: from h `before` to h `after`.
-  __device__ __forceinline__ void forth(const Token& now, const Lane& decays, const Lane& before,
-                                        Lane& after, float (&dC)[kStatesPerLane]) {
-#pragma unroll
-    for (int c = 0; c < Shape::kPerLane; ++c) {
-      const float dtu = now.dt_dtu[2 * c + 1], dy = now.dy[c];
-#pragma unroll
-      for (int s = 0; s < kStatesPerLane; ++s) {
-        const float h = fmaf(decays[c][s], before[c][s], dtu * now.B[s]);
-        after[c][s] = h;
-        dC[s] = c == 0 ? dy * h : fmaf(dy, h, dC[s]);
-      }
-    }
-  }
-
-  /// One token of the walk back: `before` is h before it.
-  __device__ __forceinline__ void back(const Token& now, const Lane& decays, const Lane& before,
-                                       float (&dB)[kStatesPerLane], float* ddt_Bg) {
-#pragma unroll
-    for (int c = 0; c < Shape::kPerLane; ++c) {
-      const float dt = now.dt_dtu[2 * c], dtu = now.dt_dtu[2 * c + 1];
-      float &ddt = ddt_Bg[c], &Bg = ddt_Bg[Shape::kPerLane + c];
-#pragma unroll
-      for (int s = 0; s < kStatesPerLane; ++s) {
-        const float g = fmaf(now.dy[c], now.C[s], ag_[c][s]);
-        dB[s] = c == 0 ? dtu * g : fmaf(dtu, g, dB[s]);
-        Bg = s == 0 ? now.B[0] * g : fmaf(now.B[s], g, Bg);
-        ag_[c][s] = decays[c][s] * g;
-        const float ahg = ag_[c][s] * before[c][s];
-        dA_[c][s] = fmaf(dt, ahg, dA_[c][s]);
-        ddt = s == 0 ? A_[c][0] * ahg : fmaf(A_[c][s], ahg, ddt);
-      }
-    }
   }
 
   /// dB (matrix 0) or dC, summed over the warp's channels.
@@ -480,10 +428,10 @@ class BackwardWarp : BackwardInput<Shape, T, kUsual> {
 
   const int warp_;
   RowWalk<T> du_, ddelta_, dz_;
-  float* dBdC_part_;                           // this sequence's and channel block's
-  float A_[Shape::kPerLane][kStatesPerLane];   // log2(e) A
-  float ag_[Shape::kPerLane][kStatesPerLane];  // a_{t+1} g_{t+1}
-  float dA_[Shape::kPerLane][kStatesPerLane] = {};
+  float* dBdC_part_;  // this sequence's and channel block's
+  Lane A_;            // log2(e) A
+  Lane ag_;           // a_{t+1} g_{t+1}
+  Lane dA_ = {};
   float dD_[kWidth] = {}, dbias_[kWidth] = {};  // of the lane's items so far
 };
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/selective_scan/backward_shared.cuh"
+#include "kernels/selective_scan/backward_token.cuh"
 
 namespace dmamba::kernels {
 
@@ -14,7 +15,7 @@ class BackwardInput {
  public:
   using Block = BackwardShape<Shape>;
   using Shared = BackwardShared<Shape, T>;
-  using Lane = float[Shape::kPerLane][kStatesPerLane];
+  using Lane = ScanLane<Shape>;
   static constexpr int kWidth = Block::kWidth, kItems = Block::kItems, kSteps = Shape::kSteps;
 
   __device__ BackwardInput(const SelectiveScanBackwardParams& p, const BackwardWork& work,
