@@ -59,8 +59,9 @@ class SideStream {
   /// The current stream waits for the side's work.
   void join();
 
-  /// Forgets what a step that failed has asked for: its gradients are gone.
-  void drop_weight_gradients();
+  /// After a step that failed, whose tensors are gone: forgets the gradients of weights that still
+  /// wait, and lets the current stream wait for what has begun, before others use the memory.
+  void abandon() noexcept;
 
   /// The next pass may ask for the gradients of other weights than the one before.
   void expect_other_weights();

@@ -125,9 +125,16 @@ void DeviceRun::count_changes() const {
 }
 
 void DeviceRun::launch() {
-  // Left there by a capture that failed.
-  optimizer_.forget_gradients();
-  side_.drop_weight_gradients();
+  optimizer_.forget_gradients();  // left there by a capture that failed
+  try {
+    launch_pass();
+  } catch (...) {
+    side_.abandon();
+    throw;
+  }
+}
+
+void DeviceRun::launch_pass() {
   const nn::StepScope scope(context_);
   const ops::cuda_only::StepState state = state_of_set();
   task_.begin_step(begin_, state);

@@ -66,6 +66,7 @@ class DeviceRun {
   void begin_burst();
   void count_changes() const;
   void launch();
+  void launch_pass();
   ops::cuda_only::StepState state_of_set() const;
 
   config::TrainingConfig training_;

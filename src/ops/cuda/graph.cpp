@@ -54,6 +54,12 @@ class Event {
     check(cudaEventRecord(event_, earlier), "cudaEventRecord");
     check(cudaStreamWaitEvent(later, event_, 0), "cudaStreamWaitEvent");
   }
+  /// The same where it can be: not in a capture that has failed, whose work never runs.
+  void try_to_order(cudaStream_t earlier, cudaStream_t later) noexcept {
+    cudaError_t error = cudaEventRecord(event_, earlier);
+    if (error == cudaSuccess) error = cudaStreamWaitEvent(later, event_, 0);
+    if (error != cudaSuccess) cudaGetLastError();
+  }
 
  private:
   cudaEvent_t event_ = nullptr;
@@ -159,6 +165,10 @@ struct SideStream::Impl {
       if (busy) event.order(stream, c10::cuda::getCurrentCUDAStream());
       busy = false;
     }
+    void abandon() noexcept {
+      if (busy) event.try_to_order(stream, c10::cuda::getCurrentCUDAStream());
+      busy = false;
+    }
 
     c10::cuda::CUDAStream stream;
     Event event;
@@ -219,10 +229,13 @@ void SideStream::launch_weight_gradients() {
   impl_->sums.busy = true;
 }
 
-void SideStream::drop_weight_gradients() {
+void SideStream::abandon() noexcept {
   impl_->waiting.clear();
   impl_->waiting_bytes = 0;
   impl_->asked = 0;
+  impl_->sums.abandon();
+  impl_->weights.abandon();
+  impl_->kept.clear();
 }
 
 void SideStream::expect_other_weights() { impl_->asked_before = 0; }

@@ -111,7 +111,7 @@ at::Tensor SideStream::weight_gradient(const at::Tensor&, const at::Tensor&) {
   refuse("SideStream");
 }
 void SideStream::launch_weight_gradients() { refuse("SideStream"); }
-void SideStream::drop_weight_gradients() { refuse("SideStream"); }
+void SideStream::abandon() noexcept {}
 void SideStream::expect_other_weights() { refuse("SideStream"); }
 void SideStream::join() { refuse("SideStream"); }
 
