@@ -121,8 +121,8 @@ def selective_scan(
 
     Returns:
         Outputs (batch, L, d_inner); with ``return_last_state`` also the state
-        (batch, d_inner, d_state). On CUDA and with ``z`` the backward pass reads the outputs: they
-        must not be changed in place before it.
+        (batch, d_inner, d_state). On CUDA and with ``z`` the backward pass reads the outputs (up to
+        128 states): they must not be changed in place before it.
     """
     out, last_state, _ = _ops.selective_scan(
         u, delta, A, B, C, D, z, delta_bias, delta_softplus, mask, segment_starts, initial_state

@@ -29,7 +29,7 @@ struct Problem {
   Input u = random_input(random, channels, bf16, -1, 1);
   Input delta = random_input(random, channels, bf16, -3, 1);
   Input z = gates(random, channels, bf16, shut_gates);
-  Input dout = random_input(random, channels, bf16, -1, 1);
+  Input dout = gradients_of_out(random, channels, bf16, shut_gates);
   Input B = random_input(random, states, bf16, -1, 1);
   Input C = random_input(random, states, bf16, -1, 1);
   Input A = random_input(random, d_inner* d_state, false, -4, -0.05F);
@@ -51,12 +51,24 @@ struct Problem {
   Storage storage() const { return bf16 ? Storage::kBFloat16 : Storage::kFloat32; }
   static DeviceArray array(int64_t bytes) { return DeviceArray(static_cast<size_t>(bytes)); }
 
-  /// z, of which some may be zero, so that the output does not tell its gradient.
+  /// z, of which some may be (next to) zero, so that the output does not tell its gradient, or
+  /// extreme.
   static Input gates(std::mt19937& random, int64_t count, bool bf16, bool shut) {
+    constexpr float kShut[] = {0,         -0.0F,     0x1p-24F, -0x1p-25F, 0x1.8p-26F, 0x1p-60F,
+                               0x1p-130F, -0x1p-20F, -60,      -88,       -1e30F,     -3e38F};
     Input z = random_input(random, count, bf16, -2, 2);
     if (!shut) return z;
-    for (float& x : z.host) x = random() % 512 == 0 ? 0.0F : x;
+    for (float& x : z.host) {
+      if (random() % 256 == 0) x = kShut[random() % std::size(kShut)];
+    }
     return to_device(std::move(z.host), bf16);
+  }
+  /// dout, of which some may be zero.
+  static Input gradients_of_out(std::mt19937& random, int64_t count, bool bf16, bool zeros) {
+    Input dout = random_input(random, count, bf16, -1, 1);
+    if (!zeros) return dout;
+    for (float& x : dout.host) x = random() % 8 == 0 ? 0.0F : x;
+    return to_device(std::move(dout.host), bf16);
   }
 
   Problem(int64_t batch_, int64_t d_inner_, int64_t length_, int64_t d_state_, bool bf16_,
@@ -240,6 +252,7 @@ void run_times(int64_t chunk, bool skip_large, cudaStream_t stream) {
     const double states = static_cast<double>(q.states) * item;
     const double forward_floor =
         std::max((4 * n * item + 2 * states) / bandwidth, 16 * n / exponentials);
+    // The output, which can be computed again, is not counted.
     const double backward_floor =
         std::max((7 * n * item + 4 * states) / bandwidth, 16 * n / exponentials);
     std::printf(

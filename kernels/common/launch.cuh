@@ -26,66 +26,56 @@ __device__ __forceinline__ void fetch_early(const void* array, int64_t bytes) {
   }
 }
 
-/// What was asked and said of a kernel on a device.
+/// What was asked and said of a kernel on a device, until the process ends.
 struct KnownKernel {
   int architecture = 0;      // 0: not asked yet
-  size_t shared = 48 << 10;  // bytes that a block may have; so many without asking
+  size_t shared = 40 << 10;  // dynamic bytes that a block may have; so many beside static ones
 };
 struct KnownKernels {
   std::mutex mutex;
   std::map<std::pair<int, const void*>, KnownKernel> by_device;
 };
 inline KnownKernels& known_kernels() {
-  static KnownKernels all;
+  static KnownKernels& all = *new KnownKernels;  // threads may launch while the process ends
   return all;
 }
 
-/// Calls f(known) for a kernel on the current device, one thread at a time.
-template <class F>
-cudaError_t with_known(const void* kernel, F&& f) {
+/// Before a launch on the current device: lets the kernel's blocks have so much dynamic shared
+/// memory, or more (never less than before, for another thread may be about to launch it), and says
+/// for what it was compiled, where `architecture` is not null: 10 times major + minor of the
+/// architecture whose code the device runs, its own, or an older one's, of which the driver has
+/// made code for it. What `#if __CUDA_ARCH__` left out there is not in it, whatever the device
+/// could do.
+inline cudaError_t ready_kernel(const void* kernel, size_t bytes, int* architecture) {
+  if (bytes <= KnownKernel{}.shared && architecture == nullptr) return cudaSuccess;
   int device = 0;
-  const cudaError_t error = cudaGetDevice(&device);
+  cudaError_t error = cudaGetDevice(&device);
   if (error != cudaSuccess) return error;
   KnownKernels& all = known_kernels();
   const std::lock_guard lock(all.mutex);
-  return f(all.by_device[{device, kernel}]);
+  KnownKernel& known = all.by_device[{device, kernel}];
+  if (architecture != nullptr && known.architecture == 0) {
+    cudaFuncAttributes attributes{};
+    error = cudaFuncGetAttributes(&attributes, kernel);
+    if (error != cudaSuccess) return error;
+    known.architecture = attributes.ptxVersion;
+  }
+  if (architecture != nullptr) *architecture = known.architecture;
+  if (bytes <= known.shared) return cudaSuccess;
+  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(bytes));
+  if (error == cudaSuccess) known.shared = bytes;
+  return error;
 }
 
-/// 10 times major + minor of the architecture whose code of a kernel the current device runs: its
-/// own, or an older one's, of which the driver has made code for it. What `#if __CUDA_ARCH__` left
-/// out there is not in it, whatever the device could do.
-inline cudaError_t compiled_for(const void* kernel, int* architecture) {
-  return with_known(kernel, [&](KnownKernel& known) {
-    if (known.architecture == 0) {
-      cudaFuncAttributes attributes{};
-      const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
-      if (error != cudaSuccess) return error;
-      known.architecture = attributes.ptxVersion;
-    }
-    *architecture = known.architecture;
-    return cudaSuccess;
-  });
-}
-
-/// Whether the current device runs code of a kernel that was compiled for clusters of blocks.
+/// Whether the current device runs code of a kernel that was compiled for clusters of blocks and
+/// early launches.
 template <class... Args>
 bool compiled_for_clusters(void (*kernel)(Args...)) {
   int architecture = 0;
-  return compiled_for(reinterpret_cast<const void*>(kernel), &architecture) == cudaSuccess &&
-         architecture >= 90;
-}
-
-/// Lets the blocks of a kernel have so much dynamic shared memory, or more: never less than before,
-/// for another thread may be about to launch it.
-inline cudaError_t allow_shared(const void* kernel, size_t bytes) {
-  if (bytes <= KnownKernel{}.shared) return cudaSuccess;
-  return with_known(kernel, [&](KnownKernel& known) {
-    if (bytes <= known.shared) return cudaSuccess;
-    const cudaError_t error = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-    if (error == cudaSuccess) known.shared = bytes;
-    return error;
-  });
+  const cudaError_t error = ready_kernel(reinterpret_cast<const void*>(kernel), 0, &architecture);
+  if (error != cudaSuccess) cudaGetLastError();  // there is no code for it at all, which is a no
+  return error == cudaSuccess && architecture >= 90;
 }
 
 /// What a launch is told of its size, without attributes.
@@ -102,7 +92,7 @@ inline cudaLaunchConfig_t launch_config(dim3 grid, dim3 block, size_t bytes, cud
 template <class... Args>
 cudaError_t launch_kernel(void (*kernel)(Args...), dim3 grid, dim3 block, size_t bytes,
                           cudaStream_t stream, const std::type_identity_t<Args>&... args) {
-  const cudaError_t error = allow_shared(reinterpret_cast<const void*>(kernel), bytes);
+  const cudaError_t error = ready_kernel(reinterpret_cast<const void*>(kernel), bytes, nullptr);
   if (error != cudaSuccess) return error;
   const cudaLaunchConfig_t config = launch_config(grid, block, bytes, stream);
   return cudaLaunchKernelEx(&config, kernel, args...);
@@ -113,10 +103,9 @@ cudaError_t launch_kernel(void (*kernel)(Args...), dim3 grid, dim3 block, size_t
 template <class... Args>
 cudaError_t launch_early(void (*kernel)(Args...), dim3 grid, dim3 block, size_t bytes,
                          cudaStream_t stream, const std::type_identity_t<Args>&... args) {
-  const auto* address = reinterpret_cast<const void*>(kernel);
   int architecture = 0;
-  cudaError_t error = compiled_for(address, &architecture);
-  if (error == cudaSuccess) error = allow_shared(address, bytes);
+  const cudaError_t error =
+      ready_kernel(reinterpret_cast<const void*>(kernel), bytes, &architecture);
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute early{};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -131,9 +120,11 @@ cudaError_t launch_early(void (*kernel)(Args...), dim3 grid, dim3 block, size_t 
 template <class F, class... Args>
 cudaError_t with_clusters(void (*kernel)(Args...), int blocks, dim3 grid, dim3 block, size_t bytes,
                           cudaStream_t stream, F&& f) {
-  if (!compiled_for_clusters(kernel)) return cudaErrorInvalidDeviceFunction;
-  const cudaError_t error = allow_shared(reinterpret_cast<const void*>(kernel), bytes);
+  int architecture = 0;
+  const cudaError_t error =
+      ready_kernel(reinterpret_cast<const void*>(kernel), bytes, &architecture);
   if (error != cudaSuccess) return error;
+  if (architecture < 90) return cudaErrorInvalidDeviceFunction;
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};

@@ -44,14 +44,13 @@ __device__ __forceinline__ float sigmoid(float x) {
 }
 
 struct Sigmoid {
-  float value;       // sigmoid(x), at least 2^-100
+  float value;       // sigmoid(x)
   float complement;  // 1 - sigmoid(x), not by a difference
 };
 
 __device__ __forceinline__ Sigmoid sigmoid_with_complement(float x) {
-  const float e = exp2_fast(fminf(-x * kLog2e, 100.0F));
-  const float s = reciprocal_fast(1.0F + e);
-  return {s, e * s};
+  const float e = exp2_fast(-x * kLog2e), s = reciprocal_fast(1.0F + e);
+  return {s, fminf(e * s, 1.0F)};  // 1 where e is infinite and e s is no number
 }
 
 }  // namespace dmamba::kernels

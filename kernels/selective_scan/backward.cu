@@ -80,7 +80,8 @@ cudaError_t launch_storage(const SelectiveScanBackwardParams& p, const BackwardW
 
 bool can_run(const SelectiveScanBackwardParams& p, const SelectiveScanPlan& plan) {
   return plan_is_valid(plan) && indices_fit(p) && p.storage != Storage::kFloat64 &&
-         p.d_state <= kScanMaxStates && p.checkpoint_every == kScanCheckpointEvery;
+         p.d_state <= kScanMaxStates && p.checkpoint_every == kScanCheckpointEvery &&
+         (p.z.data == nullptr || p.out.data != nullptr || p.length == 0);
 }
 
 BackwardWork work_of(const SelectiveScanBackwardParams& p, const SelectiveScanGradients& gradients,

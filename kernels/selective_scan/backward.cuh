@@ -12,7 +12,7 @@
 // gradients.cu sums. No atomics.
 //
 // dz comes from what the forward pass returned, so that the walk needs no y; but where z is next to
-// zero, out is too, and y is computed again (shut_gates).
+// zero, out is too, and y is computed again (shut_gates). For z beyond 2^126 dz is zero.
 //
 // Sums over lanes (of a channel: ddt, B g; over a warp's channels: dB, dC) go through shared
 // memory: every lane leaves its part, then each adds up a few of them. Shuffles, of which as many
@@ -150,9 +150,10 @@ class BackwardWarp : BackwardInput<Shape, T, kUsual> {
 #pragma unroll
         for (int j = 0; j < kWidth; ++j) {
           const Sigmoid s = sigmoid_with_complement(z[j]);
-          const bool unknown = is_shut(z[j], dy[j]);
-          shut = shut || (unknown && j < left);
-          dz[j] = unknown ? 0.0F : dy[j] * dz[j] * (reciprocal_fast(z[j]) + s.complement);
+          const bool closed = is_shut(z[j]);
+          shut = shut || (closed && dy[j] != 0.0F && j < left);
+          // In this order: what is in brackets is of y's size.
+          dz[j] = closed ? 0.0F : dy[j] * (dz[j] * (reciprocal_fast(z[j]) + s.complement));
           dy[j] *= z[j] * s.value;
         }
         store_some<T, kWidth>(dz_.row(i * Block::kSumTokens), dz, left, wide());
@@ -178,10 +179,8 @@ class BackwardWarp : BackwardInput<Shape, T, kUsual> {
     return shut;
   }
 
-  /// Whether the output y SiLU(z) does not tell y, and y is wanted.
-  __device__ __forceinline__ static bool is_shut(float z, float dout) {
-    return fabsf(z) < 0x1p-60F && dout != 0.0F;
-  }
+  /// Whether the output y SiLU(z) may not tell y. SiLU'(z) is 1/2 there.
+  __device__ __forceinline__ static bool is_shut(float z) { return fabsf(z) < 0x1p-25F; }
 
   /// dz of the items whose gates are shut, for which the tile is walked once more. Rare, and so
   /// written to be short.
@@ -217,7 +216,7 @@ class BackwardWarp : BackwardInput<Shape, T, kUsual> {
 #pragma unroll
       for (int j = 0; j < kWidth; ++j) {
         const float dout = to_float(mine_.dout[t][item_.channel + j]);
-        if (j >= left || !is_shut(to_float(mine_.z[t][item_.channel + j]), dout)) continue;
+        if (j >= left || !is_shut(to_float(mine_.z[t][item_.channel + j]))) continue;
         const int c = kWidth == Shape::kPerLane ? j : item_.channel % Shape::kPerLane;
         const float D_u = D_[j] * to_float(mine_.u[t][item_.channel + j]);
         dz_.row(i * Block::kSumTokens)[j] = from_float<T>(0.5F * dout * (D_u + y[c]));

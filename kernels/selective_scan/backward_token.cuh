@@ -9,7 +9,7 @@ namespace dmamba::kernels {
 template <class Shape>
 struct ScanToken {
   float dt_dtu[2 * Shape::kPerLane], dy[Shape::kPerLane];
-  float B[kStatesPerLane], C[kStatesPerLane];  // C on the way back alone
+  float B[kStatesPerLane], C[kStatesPerLane];  // C where it is asked for
 };
 
 template <class Shape>

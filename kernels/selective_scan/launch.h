@@ -53,7 +53,8 @@ struct SelectiveScanGradients {
 };
 
 /// The *_partial and group fields of `p` are the CPU's and are not read. checkpoint_every must be
-/// kScanCheckpointEvery, checkpoints those of the forward launch (any plan).
+/// kScanCheckpointEvery, checkpoints and, where there is z, out those of the forward launch (any
+/// plan).
 cudaError_t launch_selective_scan_backward(const SelectiveScanBackwardParams& p,
                                            const SelectiveScanGradients& gradients,
                                            const SelectiveScanPlan& plan, void* workspace,

@@ -33,7 +33,7 @@ import importlib.util
 print(importlib.util.find_spec("torch").submodule_search_locations[0])')
   for source in src/ops/cuda/*.cpp; do
     nvcc -ccbin "${CXX:-g++}" -std=c++20 -Xcompiler=-fsyntax-only,-Wall,-Wextra,-Wno-unused-parameter,-Werror \
-      -DC10_CUDA_NO_CMAKE_CONFIGURE_FILE -DDMAMBA_CUDA_CLUSTERS=1 -I . -I include -isystem "$torch/include" \
+      -DC10_CUDA_NO_CMAKE_CONFIGURE_FILE -I . -I include -isystem "$torch/include" \
       -isystem "$torch/include/torch/csrc/api/include" -c "$source" -o /dev/null || {
       say "CUDA glue: $source does not compile"
       status=1

@@ -148,10 +148,11 @@ struct MambaInner : torch::autograd::Function<MambaInner> {
     const Forward f = run_forward(
         xz, {conv_weight, conv_bias, x_proj_weight, dt_proj_weight, dt_proj_bias, A_log, D},
         {mask, segment_starts}, {}, every);
+    const bool y_is_read = ops::backward_reads_out(xz, A_log.size(1));
     context->save_for_backward({xz, conv_weight, conv_bias.value_or(Tensor()), f.x_proj_weight,
                                 f.dt_proj_weight, dt_proj_bias, D, mask.value_or(Tensor()),
                                 segment_starts.value_or(Tensor()), f.u, f.projected, f.delta, f.A,
-                                f.checkpoints, xz.is_cuda() ? f.y : Tensor()});
+                                f.checkpoints, y_is_read ? f.y : Tensor()});
     context->saved_data["checkpoint_every"] = every;
     context->saved_data["parameter_type"] = x_proj_weight.scalar_type();
     context->saved_data["side"] = side_stream_handle();

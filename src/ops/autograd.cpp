@@ -32,7 +32,7 @@ struct SelectiveScan : torch::autograd::Function<SelectiveScan> {
     auto [out, last_state, checkpoints] =
         calls::selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, mask,
                               segment_starts, initial_state, checkpoint_every);
-    const bool out_is_read = u.is_cuda() && or_undefined(z).defined();
+    const bool out_is_read = or_undefined(z).defined() && backward_reads_out(u, A.size(1));
     context->save_for_backward({u, delta, A, B, C, or_undefined(D), or_undefined(z),
                                 or_undefined(delta_bias), or_undefined(mask),
                                 or_undefined(segment_starts), or_undefined(initial_state),

@@ -18,6 +18,11 @@ inline int64_t checkpoint_interval(const at::Tensor& u) {
   return u.is_cuda() ? kCudaCheckpointEvery : kCpuCheckpointEvery;
 }
 
+/// Whether the backward pass of a scan with a gate (z) reads what the forward pass returned.
+inline bool backward_reads_out(const at::Tensor& u, int64_t d_state) {
+  return u.is_cuda() && d_state <= 128;
+}
+
 /// Type of the checkpoints that the CUDA kernels keep: the activations', but fp32 for more states
 /// than one launch takes.
 inline at::ScalarType cuda_checkpoint_type(at::ScalarType activations, int64_t d_state) {

@@ -5,7 +5,7 @@
 // tensors.
 //
 // selective_scan_backward reads `out`, the forward pass's, for dz: on CUDA it has to be given where
-// z is; the CPU computes it again.
+// z is, up to 128 states; elsewhere it is not read.
 //
 // The *_backward_out ops are the backward ops that write the gradients of activations where the
 // caller says, so that the gradients of the halves of one projection are written side by side and

@@ -65,6 +65,20 @@ TEST(Launch, ClustersAreRefusedWhereTheCodeHasNone) {
   EXPECT_EQ(blocks, 4);
 }
 
+TEST(Launch, NoCodeAtAllIsANoAndLeavesNoErrorBehind) {
+  const Compiled none(0);
+  EXPECT_FALSE(weight_gradients_run());
+  EXPECT_FALSE(policy_step_runs());
+  EXPECT_EQ(cudaGetLastError(), cudaSuccess);
+  int blocks = 0;
+  EXPECT_EQ(launch_early(count_blocks, 1, 32, 0, nullptr, &blocks),
+            cudaErrorNoKernelImageForDevice);
+  EXPECT_EQ(launch_clusters(count_blocks, 1, 1, 32, 0, nullptr, &blocks),
+            cudaErrorNoKernelImageForDevice);
+  cudaGetLastError();
+  EXPECT_EQ(blocks, 0);
+}
+
 TEST(Launch, KernelsOfClustersSayWhetherTheyRun) {
   EXPECT_TRUE(weight_gradients_run());
   EXPECT_TRUE(policy_step_runs());

@@ -88,9 +88,10 @@ void check_backward_inputs(const char* op, const ScanInputs& in, const Tensor& d
           checkpoints.is_contiguous() && checkpoints.device() == in.u.device(),
       op, ": checkpoints must be those of the forward pass with checkpoint_every = ", every,
       ", got ", checkpoints.sizes());
-  TORCH_CHECK(!present(in.z) || present(out), op,
+  const bool reads_out = present(in.z) && backward_reads_out(in.u, in.d_state());
+  TORCH_CHECK(!reads_out || present(out), op,
               ": out, the forward pass's, must be given on CUDA where z is");
-  if (present(in.z)) check_gradient(op, "out", *out, in.u, "u");
+  if (reads_out) check_gradient(op, "out", *out, in.u, "u");
 }
 
 void any_scan_backward(const char* op, const ScanInputs& in, const Tensor& dout,

@@ -11,6 +11,7 @@
 #include <tuple>
 #include <type_traits>
 #include <unordered_map>
+#include <utility>
 
 #include "tests/emulation/grid.h"
 
@@ -21,6 +22,7 @@ enum cudaError_t {
   cudaErrorInvalidValue,
   cudaErrorMemoryAllocation,
   cudaErrorInvalidDeviceFunction,
+  cudaErrorNoKernelImageForDevice,
   cudaErrorNotSupported
 };
 
@@ -135,11 +137,14 @@ cudaError_t cudaFuncSetAttribute(Kernel kernel, cudaFuncAttribute, int bytes) {
   dmamba_most_shared[reinterpret_cast<const void*>(kernel)] = static_cast<size_t>(bytes);
   return cudaSuccess;
 }
-/// Of what is said of kernels; the code is always that of __CUDA_ARCH__.
+/// What is said of kernels, 0: that there is none; the code is always that of __CUDA_ARCH__.
 inline int dmamba_said_architecture = 90;
+inline cudaError_t dmamba_last_error = cudaSuccess;
+inline cudaError_t cudaGetLastError() { return std::exchange(dmamba_last_error, cudaSuccess); }
 inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
   attributes->ptxVersion = dmamba_said_architecture;
-  return cudaSuccess;
+  if (dmamba_said_architecture == 0) dmamba_last_error = cudaErrorNoKernelImageForDevice;
+  return dmamba_last_error;
 }
 template <class Kernel>
 cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, Kernel, const cudaLaunchConfig_t*) {

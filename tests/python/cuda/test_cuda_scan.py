@@ -78,13 +78,27 @@ def test_absent_options(shape, absent, dtype):
 
 
 @DTYPES
-@pytest.mark.parametrize("shape", [(2, 200, 64, 16), (2, 45, 37, 20), (2, 40, 9, 130)], ids=str)
-def test_gates_that_are_shut(shape, dtype):
+@pytest.mark.parametrize("flags", [True, False], ids=["flags", "plain"])
+@pytest.mark.parametrize("shape", [(2, 200, 256, 16), (2, 45, 37, 20), (2, 40, 9, 130)], ids=str)
+def test_gates_that_are_shut(shape, flags, dtype):
     """Where z is zero the output does not tell its gradient."""
-    tensors, flags = scan_inputs(*shape, dtype)
+    tensors, marks = scan_inputs(*shape, dtype)
+    generator = torch.Generator().manual_seed(3)
     tensors["z"][:, 16:24] = 0.0
-    tensors["z"][torch.rand(tensors["z"].shape) < 0.01] = 0.0
-    compare_with_cpu(ops.selective_scan, tensors, flags, delta_softplus=True)
+    for value in (0.0, 2.0**-24, -(2.0**-26), 2.0**-130, -60.0, -1e30):
+        tensors["z"][torch.rand(tensors["z"].shape, generator=generator) < 0.01] = value
+    compare_with_cpu(ops.selective_scan, tensors, marks if flags else {}, delta_softplus=True)
+
+
+def test_a_loss_on_the_last_state_alone():
+    """What comes into the output is zero then, gates that are shut included."""
+    tensors, _ = scan_inputs(2, 20, 128, 16)
+    tensors["z"][:, ::3] = 0.0
+    t = on_gpu(tensors, gradients=True)
+    _, last = ops.selective_scan(**t, delta_softplus=True, return_last_state=True)
+    gradients = dict(zip(t, torch.autograd.grad(last.sum(), list(t.values())), strict=True))
+    assert not gradients["z"].any() and not gradients["C"].any()
+    assert all(g.isfinite().all() for g in gradients.values())
 
 
 def test_an_output_that_was_changed_is_refused():
