@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <numeric>
 #include <vector>
 
 #include "kernels/policy_step/launch.h"
@@ -12,7 +13,17 @@ namespace {
 
 using namespace dmamba::kernels;
 
-void count_blocks(int* blocks) { *blocks += threadIdx.x == 0; }
+/// Blocks of a cluster run side by side: each has a count of its own.
+void count_blocks(int* counts) {
+  if (threadIdx.x == 0) ++counts[blockIdx.x];
+}
+
+/// How often blocks have run.
+struct Counts {
+  std::vector<int> of_block = std::vector<int>(4);
+  int* data() { return of_block.data(); }
+  int sum() const { return std::accumulate(of_block.begin(), of_block.end(), 0); }
+};
 
 /// Kernels are said to be of `architecture` for a time.
 class Compiled {
@@ -30,39 +41,39 @@ class Compiled {
 };
 
 TEST(Launch, AsksForSharedMemoryButNeverForLess) {
-  int blocks = 0;
+  Counts counts;
   const auto launch = [&](size_t bytes) {
-    return launch_kernel(count_blocks, 1, 32, bytes, nullptr, &blocks);
+    return launch_kernel(count_blocks, 1, 32, bytes, nullptr, counts.data());
   };
   EXPECT_EQ(launch(200 * 1024), cudaSuccess);
   EXPECT_EQ(launch(100 * 1024), cudaSuccess);
   // Another thread, between its question and its launch.
   const cudaLaunchConfig_t config = launch_config(1, 32, 200 * 1024, nullptr);
-  EXPECT_EQ(cudaLaunchKernelEx(&config, count_blocks, &blocks), cudaSuccess);
+  EXPECT_EQ(cudaLaunchKernelEx(&config, count_blocks, counts.data()), cudaSuccess);
   EXPECT_EQ(launch(228 * 1024), cudaErrorInvalidValue);
   EXPECT_EQ(launch(200 * 1024), cudaSuccess);
-  EXPECT_EQ(blocks, 4);
+  EXPECT_EQ(counts.sum(), 4);
 }
 
 TEST(Launch, IsEarlyWhereTheCodeCanWait) {
-  int blocks = 0;
-  EXPECT_EQ(launch_early(count_blocks, 2, 32, 0, nullptr, &blocks), cudaSuccess);
+  Counts counts;
+  EXPECT_EQ(launch_early(count_blocks, 2, 32, 0, nullptr, counts.data()), cudaSuccess);
   EXPECT_TRUE(dmamba_launched_early);
   const Compiled old(80);
-  EXPECT_EQ(launch_early(count_blocks, 2, 32, 0, nullptr, &blocks), cudaSuccess);
+  EXPECT_EQ(launch_early(count_blocks, 2, 32, 0, nullptr, counts.data()), cudaSuccess);
   EXPECT_FALSE(dmamba_launched_early);
-  EXPECT_EQ(blocks, 4);
+  EXPECT_EQ(counts.sum(), 4);
 }
 
 TEST(Launch, ClustersAreRefusedWhereTheCodeHasNone) {
-  int blocks = 0;
+  Counts counts;
   const auto launch = [&] {
-    return launch_clusters(count_blocks, 2, 4, 32, 64 * 1024, nullptr, &blocks);
+    return launch_clusters(count_blocks, 2, 4, 32, 64 * 1024, nullptr, counts.data());
   };
   EXPECT_EQ(launch(), cudaSuccess);
   const Compiled old(80);
   EXPECT_EQ(launch(), cudaErrorInvalidDeviceFunction);
-  EXPECT_EQ(blocks, 4);
+  EXPECT_EQ(counts.sum(), 4);
 }
 
 TEST(Launch, NoCodeAtAllIsANoAndLeavesNoErrorBehind) {
@@ -70,13 +81,13 @@ TEST(Launch, NoCodeAtAllIsANoAndLeavesNoErrorBehind) {
   EXPECT_FALSE(weight_gradients_run());
   EXPECT_FALSE(policy_step_runs());
   EXPECT_EQ(cudaGetLastError(), cudaSuccess);
-  int blocks = 0;
-  EXPECT_EQ(launch_early(count_blocks, 1, 32, 0, nullptr, &blocks),
+  Counts counts;
+  EXPECT_EQ(launch_early(count_blocks, 1, 32, 0, nullptr, counts.data()),
             cudaErrorNoKernelImageForDevice);
-  EXPECT_EQ(launch_clusters(count_blocks, 1, 1, 32, 0, nullptr, &blocks),
+  EXPECT_EQ(launch_clusters(count_blocks, 1, 1, 32, 0, nullptr, counts.data()),
             cudaErrorNoKernelImageForDevice);
   cudaGetLastError();
-  EXPECT_EQ(blocks, 0);
+  EXPECT_EQ(counts.sum(), 0);
 }
 
 TEST(Launch, KernelsOfClustersSayWhetherTheyRun) {
