@@ -56,13 +56,15 @@ struct Input {
   std::vector<float> host;
 };
 
-/// Numbers that are what they are when stored.
+/// Numbers in storage, and what they are there.
 inline Input to_device(std::vector<float> host, bool bf16) {
   DeviceArray device(host.size() * (bf16 ? 2 : 4));
   if (bf16) {
     std::vector<__nv_bfloat16> narrow(host.size());
-    std::transform(host.begin(), host.end(), narrow.begin(),
-                   [](float x) { return __float2bfloat16(x); });
+    for (size_t i = 0; i < host.size(); ++i) {
+      narrow[i] = __float2bfloat16(host[i]);
+      host[i] = __bfloat162float(narrow[i]);
+    }
     check(cudaMemcpy(device.get(), narrow.data(), 2 * host.size(), cudaMemcpyHostToDevice), "copy");
   } else {
     check(cudaMemcpy(device.get(), host.data(), 4 * host.size(), cudaMemcpyHostToDevice), "copy");
@@ -70,7 +72,8 @@ inline Input to_device(std::vector<float> host, bool bf16) {
   return {std::move(device), std::move(host)};
 }
 
-inline Input random_input(std::mt19937& random, int64_t count, bool bf16, float low, float high) {
+inline std::vector<float> random_numbers(std::mt19937& random, int64_t count, float low,
+                                         float high) {
   constexpr size_t kPeriod = 1048573;  // a prime: what repeats in long arrays repeats nowhere else
   std::vector<float> host(static_cast<size_t>(count));
   for (size_t i = 0; i < host.size(); ++i) {
@@ -80,9 +83,12 @@ inline Input random_input(std::mt19937& random, int64_t count, bool bf16, float 
       continue;
     }
     x = low + (high - low) * static_cast<float>(random() >> 8) * 0x1p-24F;
-    if (bf16) x = __bfloat162float(__float2bfloat16(x));
   }
-  return to_device(std::move(host), bf16);
+  return host;
+}
+
+inline Input random_input(std::mt19937& random, int64_t count, bool bf16, float low, float high) {
+  return to_device(random_numbers(random, count, low, high), bf16);
 }
 
 inline std::vector<float> to_host(const DeviceArray& array, int64_t count, bool bf16) {

@@ -56,19 +56,19 @@ struct Problem {
   static Input gates(std::mt19937& random, int64_t count, bool bf16, bool shut) {
     constexpr float kShut[] = {0,         -0.0F,     0x1p-24F, -0x1p-25F, 0x1.8p-26F, 0x1p-60F,
                                0x1p-130F, -0x1p-20F, -60,      -88,       -1e30F,     -3e38F};
-    Input z = random_input(random, count, bf16, -2, 2);
-    if (!shut) return z;
-    for (float& x : z.host) {
-      if (random() % 256 == 0) x = kShut[random() % std::size(kShut)];
+    std::vector<float> z = random_numbers(random, count, -2, 2);
+    for (float& x : z) {
+      if (shut && random() % 256 == 0) x = kShut[random() % std::size(kShut)];
     }
-    return to_device(std::move(z.host), bf16);
+    return to_device(std::move(z), bf16);
   }
   /// dout, of which some may be zero.
   static Input gradients_of_out(std::mt19937& random, int64_t count, bool bf16, bool zeros) {
-    Input dout = random_input(random, count, bf16, -1, 1);
-    if (!zeros) return dout;
-    for (float& x : dout.host) x = random() % 8 == 0 ? 0.0F : x;
-    return to_device(std::move(dout.host), bf16);
+    std::vector<float> dout = random_numbers(random, count, -1, 1);
+    for (float& x : dout) {
+      if (zeros && random() % 8 == 0) x = 0.0F;
+    }
+    return to_device(std::move(dout), bf16);
   }
 
   Problem(int64_t batch_, int64_t d_inner_, int64_t length_, int64_t d_state_, bool bf16_,
