@@ -7,7 +7,8 @@
 //   backward  d dt = ddelta dt_proj (likewise), du += (d dt, dB, dC) x_proj, where dB and dC are
 //             what the scan's blocks of channels leave, added up, or are there already
 //
-// A block has 32 tokens and all of both matrices in shared memory, 95 or 160 KB. Eight warps: two
+// A block has 32 tokens and all of both matrices in shared memory, 73 (three blocks a
+// multiprocessor) or 139 KB. Eight warps: two
 // along the rows, four groups. Sums of a group's terms meet in shared memory in one order. Floor:
 // 1.1 KB read and written a token forward, 1.7 KB backward.
 #include "kernels/causal_conv1d/pair.cuh"
@@ -27,14 +28,18 @@ constexpr int kMostWidth = 48, kPadded = kMostWidth + kPack;  // of projected, a
 /// Rows of shared memory are a pack longer than they look, so that eight of them lie in different
 /// banks.
 template <int kInner>
+constexpr int kRowPitch = kInner + kPack;
+template <int kInner, int kRank>
 struct Memory {
-  static constexpr int kPitch = kInner + kPack;
-  alignas(16) bfloat16 rows[kRows * kPitch];                // u, or ddelta; then delta
-  alignas(16) bfloat16 more[(kRows + kPairHalo) * kPitch];  // du; or x, from three tokens before
+  static constexpr int kPitch = kRowPitch<kInner>;
+  alignas(16) bfloat16 rows[kRows * kPitch];  // u, or ddelta; then delta
+  union {
+    alignas(16) bfloat16 more[(kRows + kPairHalo) * kPitch];  // du; or x, from three tokens before
+    float parts[kGroups * kRows * kMostWidth];                // forward, in its place
+  };
   alignas(16) bfloat16 x_proj[kMostWidth * kPitch];
-  alignas(16) bfloat16 dt_proj[kInner * 16];
+  alignas(16) bfloat16 dt_proj[kInner * kRank];
   alignas(16) bfloat16 projected[kRows * kPadded];
-  float parts[kGroups][kRows * kMostWidth];
   uint2 tokens[kRows + kPairHalo];  // x's: bits where the mask holds, and where a token precedes
 };
 
@@ -97,16 +102,16 @@ __device__ __forceinline__ void leave_part(float* part, int width, const float (
 
 /// Adds the groups' parts of `columns` columns, rounds them, and leaves them in `projected` and in
 /// global memory (rows of `width`).
-template <int kInner>
-__device__ __forceinline__ void join_parts(Memory<kInner>& memory, int columns, void* global,
-                                           int width, int rows, const Place& at) {
+template <class Memory>
+__device__ __forceinline__ void join_parts(Memory& memory, const float* parts, int columns,
+                                           void* global, int width, int rows, const Place& at) {
   for (int i = static_cast<int>(threadIdx.x); i < kRows * columns / 2; i += kThreads) {
     const int row = i / (columns / 2), column = i % (columns / 2) * 2;
     float2 sum = make_float2(0.0F, 0.0F);
 #pragma unroll
     for (int g = 0; g < kGroups; ++g) {
       const float2 part =
-          *reinterpret_cast<const float2*>(memory.parts[g] + row * columns + column);
+          *reinterpret_cast<const float2*>(parts + (g * kRows + row) * columns + column);
       sum = make_float2(sum.x + part.x, sum.y + part.y);
     }
     const uint32_t words = two_words(sum.x, sum.y);
@@ -125,22 +130,22 @@ __device__ __forceinline__ void store_rows(void* global, const bfloat16* rows, i
   constexpr int kPacks = kInner / kPack, kTurn = kThreads / kPacks;
   const int first = static_cast<int>(threadIdx.x) / kPacks;
   const int pack = static_cast<int>(threadIdx.x) % kPacks * kPack;
-  const bfloat16* from = rows + first * Memory<kInner>::kPitch + pack;
+  const bfloat16* from = rows + first * kRowPitch<kInner> + pack;
   bfloat16* to = static_cast<bfloat16*>(global) + (at.first_row + first) * kInner + pack;
 #pragma unroll
   for (int row = 0; row < kRows; row += kTurn) {
     if (first + row < count) {
       *reinterpret_cast<uint4*>(to + row * kInner) =
-          *reinterpret_cast<const uint4*>(from + row * Memory<kInner>::kPitch);
+          *reinterpret_cast<const uint4*>(from + row * kRowPitch<kInner>);
     }
   }
 }
 
 /// What both directions begin with; without activations the matrices alone.
 template <int kInner, int kRank, class Params>
-__device__ __forceinline__ void send_all(Memory<kInner>& memory, const Params& p,
+__device__ __forceinline__ void send_all(Memory<kInner, kRank>& memory, const Params& p,
                                          const void* activations, int rows, const Place& at) {
-  constexpr int kPacks = kInner / kPack, kPitch = Memory<kInner>::kPitch;
+  constexpr int kPacks = kInner / kPack, kPitch = kRowPitch<kInner>;
   if (activations != nullptr) {
     send<kPacks, kPitch, kRows>(
         memory.rows, static_cast<const bfloat16*>(activations) + at.first_row * kInner, rows);
@@ -150,28 +155,30 @@ __device__ __forceinline__ void send_all(Memory<kInner>& memory, const Params& p
 }
 
 /// Asks for x and the three tokens before.
-template <int kInner>
-__device__ __forceinline__ void send_inputs(Memory<kInner>& memory, const ProjectionsConvolution& c,
-                                            int rows, const Place& at) {
+template <int kInner, int kRank>
+__device__ __forceinline__ void send_inputs(Memory<kInner, kRank>& memory,
+                                            const ProjectionsConvolution& c, int rows,
+                                            const Place& at) {
   constexpr int kPacks = kInner / kPack, kTurn = kThreads / kPacks;
   const int first = static_cast<int>(threadIdx.x) / kPacks;
   const int pack = static_cast<int>(threadIdx.x) % kPacks * kPack;
   const int64_t token = at.first_row - kPairHalo + first;
   const bfloat16* from = static_cast<const bfloat16*>(c.x) + token * c.x_stride + pack;
-  bfloat16* const to = memory.more + first * Memory<kInner>::kPitch + pack;
+  bfloat16* const to = memory.more + first * kRowPitch<kInner> + pack;
 #pragma unroll
   for (int row = 0; row < kRows + kPairHalo; row += kTurn) {
     if (first + row < rows + kPairHalo) {
       const bool there = token + row >= 0;
-      copy_async(to + row * Memory<kInner>::kPitch, there ? from : c.x, there ? 16 : 0);
+      copy_async(to + row * kRowPitch<kInner>, there ? from : c.x, there ? 16 : 0);
     }
     from += kTurn * c.x_stride;
   }
 }
 
-template <int kInner>
-__device__ __forceinline__ void note_flags(Memory<kInner>& memory, const ProjectionsConvolution& c,
-                                           int rows, const Place& at) {
+template <int kInner, int kRank>
+__device__ __forceinline__ void note_flags(Memory<kInner, kRank>& memory,
+                                           const ProjectionsConvolution& c, int rows,
+                                           const Place& at) {
   const int i = static_cast<int>(threadIdx.x);
   if (i >= rows + kPairHalo) return;
   const int token = static_cast<int>(at.first_row) - kPairHalo + i;
@@ -185,10 +192,11 @@ __device__ __forceinline__ void note_flags(Memory<kInner>& memory, const Project
 
 /// u, from x to `rows`: a thread has two channels of a few neighbouring rows. Rows that don't exist
 /// get what happens to lie there.
-template <int kInner>
-__device__ __forceinline__ void convolve(Memory<kInner>& memory, const PairWeights& weights) {
+template <int kInner, int kRank>
+__device__ __forceinline__ void convolve(Memory<kInner, kRank>& memory,
+                                         const PairWeights& weights) {
   constexpr int kPairs = kInner / 2, kShare = kRows * kPairs / kThreads;
-  constexpr int kPitch = Memory<kInner>::kPitch;
+  constexpr int kPitch = kRowPitch<kInner>;
   const int channel = static_cast<int>(threadIdx.x) % kPairs * 2;
   const int first = static_cast<int>(threadIdx.x) / kPairs * kShare;
   const bfloat16* x = memory.more + first * kPitch + channel;
@@ -225,8 +233,8 @@ __device__ __forceinline__ void convolve(Memory<kInner>& memory, const PairWeigh
 template <int kInner, int kRank, bool kConvolves>
 __global__ void __launch_bounds__(kThreads, 3)
     projections_kernel(const __grid_constant__ ProjectionsParams p) {
-  constexpr int kPitch = Memory<kInner>::kPitch, kShare = kInner / kGroups;
-  auto& memory = *dynamic_shared<Memory<kInner>>();
+  constexpr int kPitch = kRowPitch<kInner>, kShare = kInner / kGroups;
+  auto& memory = *dynamic_shared<Memory<kInner, kRank>>();
   const Place at;
   const int rows = static_cast<int>(min(int64_t{kRows}, p.rows - at.first_row));
   fetch_early(p.x_proj, int64_t{2} * p.width * kInner);
@@ -266,11 +274,12 @@ __global__ void __launch_bounds__(kThreads, 3)
     }
 #pragma unroll
     for (int c = 0; c < kMostWidth / 8; ++c) {
-      if (c * 8 < p.width) leave_part(memory.parts[at.group], p.width, sums[c], c * 8, at);
+      if (c * 8 < p.width)
+        leave_part(memory.parts + at.group * kRows * p.width, p.width, sums[c], c * 8, at);
     }
   }
   __syncthreads();
-  join_parts(memory, p.width, p.projected, p.width, rows, at);
+  join_parts(memory, memory.parts, p.width, p.projected, p.width, rows, at);
   __syncthreads();
   uint32_t a[4];
   at.load_a<kPadded>(a, memory.projected, 0);
@@ -340,8 +349,8 @@ __device__ __forceinline__ void add_scan_parts(Shared& memory, const Projections
 template <int kInner, int kRank>
 __global__ void __launch_bounds__(kThreads, 3)
     projections_backward_kernel(const __grid_constant__ ProjectionsBackwardParams p) {
-  constexpr int kPitch = Memory<kInner>::kPitch, kShare = kInner / kGroups;
-  auto& memory = *dynamic_shared<Memory<kInner>>();
+  constexpr int kPitch = kRowPitch<kInner>, kShare = kInner / kGroups;
+  auto& memory = *dynamic_shared<Memory<kInner, kRank>>();
   const Place at;
   const int rows = static_cast<int>(min(int64_t{kRows}, p.rows - at.first_row));
   auto* dprojected = static_cast<bfloat16*>(p.dprojected) + at.first_row * p.width;
@@ -377,6 +386,8 @@ __global__ void __launch_bounds__(kThreads, 3)
   }
   wait_for_copies<1>();
   __syncthreads();
+  auto* const parts = reinterpret_cast<float*>(memory.rows);
+  static_assert(sizeof(float) * kGroups * kRows * kRank <= sizeof(memory.rows));
   {
     float sums[2][4] = {};
 #pragma unroll
@@ -398,16 +409,18 @@ __global__ void __launch_bounds__(kThreads, 3)
         }
       }
     }
+    __syncthreads();  // the parts take the place of ddelta
+    float* const part = parts + at.group * kRows * kRank;
     if constexpr (kRank == 8) {  // even and odd halves of the same columns
 #pragma unroll
       for (int e = 0; e < 4; ++e) sums[0][e] += sums[1][e];
     } else {
-      leave_part(memory.parts[at.group], kRank, sums[1], 8, at);
+      leave_part(part, kRank, sums[1], 8, at);
     }
-    leave_part(memory.parts[at.group], kRank, sums[0], 0, at);
+    leave_part(part, kRank, sums[0], 0, at);
   }
   __syncthreads();
-  join_parts(memory, kRank, p.dprojected, p.width, rows, at);
+  join_parts(memory, parts, kRank, p.dprojected, p.width, rows, at);
   wait_for_copies<0>();
   __syncthreads();
   uint32_t a[kMostWidth / 16][4];
@@ -439,29 +452,32 @@ __global__ void __launch_bounds__(kThreads, 3)
   store_rows<kInner>(p.du, memory.more, rows, at);
 }
 
-template <class Params>
-cudaError_t launch_blocks(void (*kernel)(Params), const Params& p, size_t bytes,
-                          cudaStream_t stream) {
-  const auto blocks = static_cast<unsigned>((p.rows + kRows - 1) / kRows);
-  return launch_early(kernel, blocks, kThreads, bytes, stream, p);
+/// The kernel of these widths that `kernel_of` names.
+template <class Params, class F>
+cudaError_t launch_blocks(const Params& p, cudaStream_t stream, const F& kernel_of) {
+  const auto launch = [&]<int kInner, int kRank>() {
+    const auto blocks = static_cast<unsigned>((p.rows + kRows - 1) / kRows);
+    return launch_early(kernel_of.template operator()<kInner, kRank>(), blocks, kThreads,
+                        sizeof(Memory<kInner, kRank>), stream, p);
+  };
+  if (p.inner == 256) {
+    return p.rank == 8 ? launch.template operator()<256, 8>()
+                       : launch.template operator()<256, 16>();
+  }
+  return p.rank == 8 ? launch.template operator()<512, 8>() : launch.template operator()<512, 16>();
 }
 
 template <bool kConvolves>
 cudaError_t launch_forward(const ProjectionsParams& p, cudaStream_t stream) {
-  if (p.inner == 256) {
-    return launch_blocks(p.rank == 8 ? projections_kernel<256, 8, kConvolves>
-                                     : projections_kernel<256, 16, kConvolves>,
-                         p, sizeof(Memory<256>), stream);
-  }
-  return launch_blocks(p.rank == 8 ? projections_kernel<512, 8, kConvolves>
-                                   : projections_kernel<512, 16, kConvolves>,
-                       p, sizeof(Memory<512>), stream);
+  return launch_blocks(p, stream, [&]<int kInner, int kRank>() {
+    return projections_kernel<kInner, kRank, kConvolves>;
+  });
 }
 
 }  // namespace
 
 int projections_shared_bytes(int64_t inner) {
-  return static_cast<int>(inner == 256 ? sizeof(Memory<256>) : sizeof(Memory<512>));
+  return static_cast<int>(inner == 256 ? sizeof(Memory<256, 16>) : sizeof(Memory<512, 16>));
 }
 
 cudaError_t launch_projections(const ProjectionsParams& p, cudaStream_t stream) {
@@ -474,14 +490,9 @@ cudaError_t launch_projections(const ProjectionsParams& p, cudaStream_t stream) 
 cudaError_t launch_projections_backward(const ProjectionsBackwardParams& p, cudaStream_t stream) {
   if (!projections_fit(p.rows, p.inner, p.rank, p.width)) return cudaErrorInvalidValue;
   if (p.rows == 0) return cudaSuccess;
-  if (p.inner == 256) {
-    return launch_blocks(
-        p.rank == 8 ? projections_backward_kernel<256, 8> : projections_backward_kernel<256, 16>, p,
-        sizeof(Memory<256>), stream);
-  }
-  return launch_blocks(
-      p.rank == 8 ? projections_backward_kernel<512, 8> : projections_backward_kernel<512, 16>, p,
-      sizeof(Memory<512>), stream);
+  return launch_blocks(p, stream, [&]<int kInner, int kRank>() {
+    return projections_backward_kernel<kInner, kRank>;
+  });
 }
 
 }  // namespace dmamba::kernels
