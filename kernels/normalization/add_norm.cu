@@ -22,31 +22,51 @@ namespace {
 
 constexpr int kThreads = kNormWarps * 32;
 
-template <int kTurns, class T, bool kBranch>
+template <int kTurns, class T, int kCount, bool kBranch>
 __global__ void __launch_bounds__(kThreads)
     add_norm_kernel(const __grid_constant__ AddNormParams p) {
   wait_for_stream();
   const Lane lane{static_cast<int>(threadIdx.x) % 32, static_cast<int>(p.width)};
-  const int64_t row = int64_t{blockIdx.x} * kNormWarps + threadIdx.x / 32;
-  if (row >= p.rows) return;
-  const int64_t at = row * p.width;
+  const int64_t first = (int64_t{blockIdx.x} * kNormWarps + threadIdx.x / 32) * kCount;
+  if (first >= p.rows) return;
+  const auto row_of = [&](int r) { return min(first + r, p.rows - 1); };  // one that may be read
+  Row<kTurns> sum[kCount], branch[kCount];
+#pragma unroll
+  for (int r = 0; r < kCount; ++r) {
+    sum[r] = load_row<kTurns>(p.residual + row_of(r) * p.width, lane);
+    if (kBranch) {
+      branch[r] = load_row<kTurns>(static_cast<const T*>(p.branch) + row_of(r) * p.width, lane);
+    }
+  }
   // Early, as loads don't overtake stores that could be to the same place.
   const Row<kTurns> weight = load_row<kTurns>(p.weight, lane);
   const Row<kTurns> norm_bias = load_row<kTurns>(p.norm_bias, lane);
-  Row<kTurns> sum = load_row<kTurns>(p.residual + at, lane);
   if (kBranch) {
-    Row<kTurns> branch = load_row<kTurns>(static_cast<const T*>(p.branch) + at, lane);
-    if (p.bias != nullptr) add_row(branch, load_row<kTurns>(p.bias, lane));
-    if (p.dropout.key != nullptr) {
-      apply_dropout(branch, p.dropout, static_cast<uint64_t>(*p.dropout.key), row, lane);
+    Row<kTurns> bias{};
+    if (p.bias != nullptr) bias = load_row<kTurns>(p.bias, lane);
+    const uint64_t key = p.dropout.key != nullptr ? static_cast<uint64_t>(*p.dropout.key) : 0;
+#pragma unroll
+    for (int r = 0; r < kCount; ++r) {
+      add_row(branch[r], bias);
+      if (p.dropout.key != nullptr) apply_dropout(branch[r], p.dropout, key, first + r, lane);
+      add_row(sum[r], branch[r]);
+      if (first + r < p.rows) store_row(p.sum + (first + r) * p.width, sum[r], lane);
     }
-    add_row(sum, branch);
-    store_row(p.sum + at, sum, lane);
   }
-  const RowStatistics s = statistics_of(sum, p.epsilon, lane);
-  if (lane.lane == 0) store_statistics(p.statistics, row, s);
-  store_row(static_cast<T*>(p.normed) + at, normalise(sum, s, weight, norm_bias), lane);
+  RowStatistics statistics[kCount];
+  statistics_of(sum, p.epsilon, lane, statistics);
+#pragma unroll
+  for (int r = 0; r < kCount; ++r) {
+    if (first + r >= p.rows) break;
+    if (lane.lane == 0) store_statistics(p.statistics, first + r, statistics[r]);
+    store_row(static_cast<T*>(p.normed) + (first + r) * p.width,
+              normalise(sum[r], statistics[r], weight, norm_bias), lane);
+  }
 }
+
+/// Rows of narrow ones that a warp of the forward pass takes at once, where they are many.
+constexpr int kRowsAtOnce = 2;
+constexpr int64_t kManyRows = 8448;
 
 /// Column sums go through shared memory together where that is small.
 template <int kTurns>
@@ -107,10 +127,17 @@ __global__ void __launch_bounds__(kThreads, kResident<kTurns>)
 template <class T>
 cudaError_t launch_stored(const AddNormParams& p, cudaStream_t stream) {
   return with_row_turns(p.width, [&](auto turns) {
-    const auto blocks = static_cast<unsigned>((p.rows + kNormWarps - 1) / kNormWarps);
-    const auto kernel = p.branch != nullptr ? add_norm_kernel<turns(), T, true>
-                                            : add_norm_kernel<turns(), T, false>;
-    return launch_early(kernel, blocks, kThreads, 0, stream, p);
+    const auto launch = [&]<int kCount>() {
+      constexpr int64_t kEach = kNormWarps * kCount;
+      const auto blocks = static_cast<unsigned>((p.rows + kEach - 1) / kEach);
+      const auto kernel = p.branch != nullptr ? add_norm_kernel<turns(), T, kCount, true>
+                                              : add_norm_kernel<turns(), T, kCount, false>;
+      return launch_early(kernel, blocks, kThreads, 0, stream, p);
+    };
+    if constexpr (turns() <= 2) {
+      if (p.rows >= kManyRows) return launch.template operator()<kRowsAtOnce>();
+    }
+    return launch.template operator()<1>();
   });
 }
 
