@@ -24,7 +24,7 @@ __device__ __forceinline__ void find_decays(const ScanToken<Shape>& now, const S
     const float dt = now.dt_dtu[2 * c];
 #pragma unroll
     for (int s = 0; s < kStatesPerLane; ++s) {
-      decays[c][s] = exp2_fast(kPlain ? dt * A[c][s] : fmaf(dt, A[c][s], forget));
+      decays[c][s] = exp2_fast(fmaf(dt, A[c][s], kPlain ? kExp2Shift : forget));
     }
   }
 }

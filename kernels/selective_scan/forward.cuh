@@ -248,7 +248,7 @@ class ForwardWarp {
           if constexpr (kStateOnly) dt_sum_[c] += x[2 * c];
 #pragma unroll
           for (int s = 0; s < kStatesPerLane; ++s) {
-            const float a = exp2_fast(x[2 * c] * A_[c][s]);
+            const float a = exp2_fast(fmaf(x[2 * c], A_[c][s], kExp2Shift));
             h_[c][s] = fmaf(a, h_[c][s], x[2 * c + 1] * B[s]);
             if constexpr (!kStateOnly) {
               float& sum = y[i * kPer + c];

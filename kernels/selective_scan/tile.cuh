@@ -151,7 +151,7 @@ struct TileFlags {
   /// What is added to the exponent of exp(dt A): at a segment's start the state before is
   /// forgotten, 2^-inf = 0.
   __device__ __forceinline__ float forget(int t) const {
-    return starts(t) ? __int_as_float(static_cast<int>(0xFF800000U)) : 0.0F;
+    return starts(t) ? __int_as_float(static_cast<int>(0xFF800000U)) : kExp2Shift;
   }
 };
 

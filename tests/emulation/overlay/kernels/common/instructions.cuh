@@ -8,6 +8,7 @@ namespace dmamba::kernels {
 /// Denormals are zero.
 inline float flush(float x) { return std::fabs(x) < 0x1p-126F ? std::copysign(0.0F, x) : x; }
 inline float exp2_fast(float x) { return flush(std::exp2(flush(x))); }
+constexpr float kExp2Shift = 0.0F;  // as these are rounded
 inline float reciprocal_fast(float x) { return flush(1.0F / flush(x)); }
 inline void fetch_line(const void*) {}
 inline void let_next_come() {}
