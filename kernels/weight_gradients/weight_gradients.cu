@@ -27,7 +27,7 @@ using namespace weight_gradients;
 
 constexpr int kStages = 4, kPackBytes = 16;
 constexpr int kRowTiles = 4, kColumnTiles = 4;  // of a warp: 16 rows, 8 columns each
-constexpr int kMostBlocks = 132;                // leaves half of a large device to the work beside
+constexpr int kMostBlocks = 264;                // what a large device holds
 
 /// How a piece of `kTokens` rows of 128 numbers lies in shared memory.
 template <class T>
