@@ -45,14 +45,11 @@ __device__ int64_t lane_channel(int64_t channels, int& count) {
   return channel;
 }
 
-/// Stores a lane's channels (at least one). nvcc 13.0 splits the plain store of a pack in a loop,
-/// where it loses the alignment.
+/// Stores a lane's channels (at least one).
 template <bool kWide, class T, int kWidth>
 __device__ __forceinline__ void store_lane(T* p, const float (&in)[kWidth], int count) {
   if constexpr (kWide) {
-    Pack<T, kWidth> pack;
-    pack.set(in);
-    __stwb(reinterpret_cast<uint4*>(p), reinterpret_cast<const uint4&>(pack));
+    store_whole<T, kWidth>(p, in);
   } else {
     store_some<T, kWidth>(p, in, count, false);
   }

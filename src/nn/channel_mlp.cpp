@@ -15,6 +15,7 @@ using torch::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 namespace calls = ops::calls;
+namespace cuda_only = ops::cuda_only;
 
 struct Forward {
   Tensor weight1, weight2;  // in the products' type
@@ -32,11 +33,24 @@ Forward run_forward(const Tensor& x, const Tensor& weight1, const Tensor& bias1,
   f.x = rows(x).to(type);
   f.weight1 = cast_parameter(weight1, type);
   f.weight2 = cast_parameter(weight2, type);
-  f.slope = at::mm(f.x, f.weight1.t());  // before the GELU, until it is overwritten
-  f.hidden = calls::bias_gelu_(f.slope, bias1);
+  if (bias1.scalar_type() == at::kFloat && cuda_only::linear_fits(f.x, f.weight1)) {
+    std::tie(f.hidden, f.slope) = cuda_only::linear_gelu(f.x, f.weight1, bias1);
+  } else {
+    f.slope = at::mm(f.x, f.weight1.t());  // before the GELU, until it is overwritten
+    f.hidden = calls::bias_gelu_(f.slope, bias1);
+  }
   f.out = bias2.defined() ? at::addmm(bias2.to(type), f.hidden, f.weight2.t())
                           : at::mm(f.hidden, f.weight2.t());
   return f;
+}
+
+/// The gradient before the GELU, of dout (tokens, d_model), and its sums over the tokens.
+std::tuple<Tensor, Tensor> gelu_backward(const Tensor& dout, const Tensor& weight2,
+                                         const Tensor& slope) {
+  if (cuda_only::linear_fits(dout, weight2)) return cuda_only::linear_slope(dout, weight2, slope);
+  Tensor dhidden = at::mm(dout, weight2);
+  Tensor sums = calls::multiply_sum_(dhidden, slope);
+  return {dhidden, sums};
 }
 
 struct ChannelMlp : torch::autograd::Function<ChannelMlp> {
@@ -66,13 +80,12 @@ struct ChannelMlp : torch::autograd::Function<ChannelMlp> {
     if (context->needs_input_grad(3)) {
       dweight2 = weight_gradient_beside(side, dout, hidden, parameter);
     }
-    const Tensor dhidden = at::mm(dout, weight2);
-    Tensor dbias1;
+    Tensor dhidden, dbias1;
     {
       // A gradient that nobody takes would be freed, and its memory reused, before it is written.
       const bool taken = context->needs_input_grad(2);
       const ops::SumsBeside beside(taken ? side_stream(side) : nullptr);
-      dbias1 = calls::multiply_sum_(dhidden, slope);
+      std::tie(dhidden, dbias1) = gelu_backward(dout, weight2, slope);
     }
     if (context->needs_input_grad(1)) {
       dweight1 = weight_gradient_beside(side, dhidden, x, parameter);

@@ -8,6 +8,7 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <tuple>
 #include <vector>
 
 #include "dmamba/common/learning_rate.h"
@@ -48,6 +49,19 @@ bool weight_gradient_fits(const Tensor& dy, const Tensor& x);
 
 /// dweight = dy^T x for each that fits, all of one type, in one launch for every 48.
 void weight_gradients(const std::vector<WeightGradient>& gradients);
+
+// ---- The products beside a GELU: kernels/linear/params.h ----
+
+/// Whether the functions below take x (rows, k), whatever lies between the rows, with such a
+/// weight: of bfloat16, or of float32 where products may be rounded to TF32; rows on 16 bytes.
+bool linear_fits(const Tensor& x, const Tensor& weight);
+
+/// GELU(x w^T + bias) and its slope, (rows, n), for w (n, k) and bias (n,) float32 on 16 bytes.
+std::tuple<Tensor, Tensor> linear_gelu(const Tensor& x, const Tensor& weight, const Tensor& bias);
+
+/// (x w) slope, (rows, n), for w (k, n), and the sums of that over the rows, (n,) float32: on the
+/// side stream, where SumsBeside lends one.
+std::tuple<Tensor, Tensor> linear_slope(const Tensor& x, const Tensor& weight, const Tensor& slope);
 
 // ---- The residual stream: kernels/normalization/params.h ----
 

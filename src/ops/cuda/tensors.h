@@ -22,6 +22,14 @@ inline int architecture_of(int device) {
   return known ? 10 * major + minor : 0;
 }
 
+/// Whether products of such factors may be rounded: of bfloat16, and of float32 where TF32 is on.
+inline bool products_are_rounded(at::ScalarType type) {
+  return type == at::kBFloat16 ||
+         (type == at::kFloat &&
+          at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL) ==
+              at::Float32Precision::TF32);
+}
+
 /// Checks what a call of CUDA returned.
 inline void check_cuda(const char* op, cudaError_t error) {
   if (error == cudaSuccess) return;

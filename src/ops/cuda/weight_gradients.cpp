@@ -26,13 +26,6 @@ bool runs_on(at::Device device) {
   return kernels::weight_gradients_run();
 }
 
-bool may_round(at::ScalarType type) {
-  return type == at::kBFloat16 ||
-         (type == at::kFloat &&
-          at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL) ==
-              at::Float32Precision::TF32);
-}
-
 }  // namespace
 
 bool weight_gradient_fits(const Tensor& dy, const Tensor& x) {
@@ -40,8 +33,9 @@ bool weight_gradient_fits(const Tensor& dy, const Tensor& x) {
   const auto rows_apart = [](const Tensor& t) {
     return t.stride(1) == 1 && t.stride(0) >= t.size(1);
   };
-  return dy.is_cuda() && dy.scalar_type() == x.scalar_type() && may_round(dy.scalar_type()) &&
-         dy.numel() > 0 && x.numel() > 0 && rows_apart(dy) && rows_apart(x) &&
+  return dy.is_cuda() && dy.scalar_type() == x.scalar_type() &&
+         cuda::products_are_rounded(dy.scalar_type()) && dy.numel() > 0 && x.numel() > 0 &&
+         rows_apart(dy) && rows_apart(x) &&
          kernels::weight_gradient_fits(params_of(dy, x, nullptr), storage_of(dy)) &&
          runs_on(dy.device());
 }

@@ -21,6 +21,13 @@ namespace cuda_only {
 Tensor dropout(const Tensor&, const Dropout&) { refuse("dropout"); }
 Tensor decay_rates(const Tensor&) { refuse("decay_rates"); }
 Tensor sum_parts(const Tensor&) { refuse("sum_parts"); }
+bool linear_fits(const Tensor&, const Tensor&) { return false; }
+std::tuple<Tensor, Tensor> linear_gelu(const Tensor&, const Tensor&, const Tensor&) {
+  refuse("linear_gelu");
+}
+std::tuple<Tensor, Tensor> linear_slope(const Tensor&, const Tensor&, const Tensor&) {
+  refuse("linear_slope");
+}
 AddNorm add_norm(const Tensor&, const Tensor&, const Tensor&, const Dropout&, const Tensor&,
                  const Tensor&, double, at::ScalarType) {
   refuse("add_norm");

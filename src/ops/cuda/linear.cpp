@@ -1,0 +1,70 @@
+// The products beside a GELU on CUDA: tensors to kernels/.
+#include <ATen/ATen.h>
+
+#include "kernels/common/alignment.h"
+#include "kernels/elementwise/launch.h"
+#include "kernels/linear/launch.h"
+#include "src/ops/cuda/tensors.h"
+#include "src/ops/cuda_only.h"
+
+namespace dmamba::ops::cuda_only {
+namespace {
+
+using cuda::Call;
+using kernels::LinearParams;
+
+/// For the weight's n and without what is yet to be allocated.
+LinearParams params_of(const Tensor& x, const Tensor& weight, int64_t n) {
+  LinearParams p{};
+  p.rows = x.size(0);
+  p.n = static_cast<int>(n);
+  p.k = static_cast<int>(x.size(1));
+  p.storage = storage_of(x);
+  p.x = x.const_data_ptr();
+  p.x_stride = x.stride(0);
+  p.weight = weight.const_data_ptr();
+  return p;
+}
+
+}  // namespace
+
+bool linear_fits(const Tensor& x, const Tensor& weight) {
+  const int64_t n = weight.numel() / std::max<int64_t>(1, x.size(1));
+  return x.is_cuda() && weight.is_cuda() && x.scalar_type() == weight.scalar_type() &&
+         cuda::products_are_rounded(x.scalar_type()) && x.numel() > 0 && weight.numel() > 0 &&
+         x.stride(1) == 1 && x.stride(0) >= x.size(1) && weight.is_contiguous() &&
+         kernels::linear_fits(params_of(x, weight, n)) &&
+         cuda::architecture_of(x.device().index()) >= kernels::kLinearArchitecture;
+}
+
+std::tuple<Tensor, Tensor> linear_gelu(const Tensor& x, const Tensor& weight, const Tensor& bias) {
+  Call call("linear_gelu", x);
+  LinearParams p = params_of(x, weight, weight.size(0));
+  const Tensor value = at::empty({p.rows, p.n}, x.options()), slope = at::empty_like(value);
+  Tensor shift = bias.contiguous();
+  if (!kernels::aligned(shift.const_data_ptr(), 16)) shift = shift.clone();
+  p.bias = shift.const_data_ptr<float>();
+  p.out = value.mutable_data_ptr();
+  p.slope = slope.mutable_data_ptr();
+  call.check(kernels::launch_linear_gelu(p, call.stream()));
+  return {value, slope};
+}
+
+std::tuple<Tensor, Tensor> linear_slope(const Tensor& x, const Tensor& weight,
+                                        const Tensor& slope) {
+  Call call("linear_slope", x);
+  LinearParams p = params_of(x, weight, weight.size(1));
+  const Tensor value = at::empty({p.rows, p.n}, x.options()),
+               sums = at::empty({p.n}, x.options().dtype(at::kFloat));
+  p.out = value.mutable_data_ptr();
+  p.slope = slope.data_ptr();
+  const int64_t count = kernels::linear_parts(p.rows, p.n);
+  p.parts = static_cast<float*>(call.scratch(static_cast<size_t>(count * p.n) * sizeof(float)));
+  call.check(kernels::launch_linear_slope(p, call.stream()));
+  call.beside([&](cudaStream_t stream) {
+    return kernels::launch_sum_parts(p.parts, sums.mutable_data_ptr<float>(), count, p.n, stream);
+  });
+  return {value, sums};
+}
+
+}  // namespace dmamba::ops::cuda_only
