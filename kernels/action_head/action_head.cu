@@ -20,7 +20,7 @@ constexpr int kToken = 1, kTokens = 3;  // the state's among a step's
 __device__ int count_real(const bool* mask, int64_t steps) {
   __shared__ int warps[kHeadSteps];
   int count = 0;
-  int64_t whole = 0;  // steps that are read 16 at a time: a byte each, 0 or 1
+  int64_t whole = 0;  // steps that are read 16 at a time: a byte each, which torch keeps 0 or 1
   if (reinterpret_cast<uintptr_t>(mask) % 16 == 0) {
     whole = steps / 16 * 16;
     for (int64_t i = int64_t{threadIdx.x} * 16; i < whole; i += int64_t{kThreads} * 16) {

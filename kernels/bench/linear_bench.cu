@@ -6,7 +6,6 @@
 //
 // `small` checks the least sizes alone, for sanitizers and emulation.
 #include <cmath>
-#include <cstring>
 #include <string>
 
 #include "kernels/bench/harness.cuh"

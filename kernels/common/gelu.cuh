@@ -21,7 +21,7 @@ __device__ __forceinline__ float2 gelu_with_slope(float x) {
 /// The same for results that are rounded to bfloat16, by half the instructions: Phi within 3e-7, in
 /// its lower tail within a hundredth of itself down to -7 (Abramowitz and Stegun, Handbook of
 /// Mathematical Functions, 7.1.26, whose exponential is the slope's too). The slope of an infinite
-/// x is NaN.
+/// x is NaN, and the value of -inf.
 __device__ __forceinline__ float2 gelu_with_slope_for_bfloat16(float x) {
   const float size = fminf(fabsf(x), 14.0F);  // where bell is flushed to zero
   const float bell = exp2_fast(size * size * (-0.5F * kLog2e));

@@ -14,7 +14,8 @@ __device__ __forceinline__ float exp2_fast(float x) {
 
 /// Added to x where many 2^x are multiplied. The unit cuts off what does not fit: between -1/4 and
 /// -1/128 its results are 2.5e-8 of themselves too small on average (H200), which a product of a
-/// hundred shows. This gives back half of it, and leaves 2^0 one.
+/// hundred shows. This gives back half of it, and leaves 2^0 one. The scan's walks do; the policy's
+/// step, whose bar is that of a layer, does not.
 constexpr float kExp2Shift = 2.2e-8F;
 
 /// 1 / x within 1 ulp; 1 / inf = 0.

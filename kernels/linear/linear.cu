@@ -4,11 +4,11 @@
 // A block has a tile of the output, and walks along the terms in pieces, the next ones on their way
 // meanwhile. The sums then go through shared memory to threads that end them.
 //
-//   128 x 128    3 pieces of both factors, 96 KiB
-//   64 x 64      4, 64 KiB; where there are few large tiles
+//   128 x 128    3 pieces of both factors, 96 KiB (99 for float32 by terms)
+//   64 x 64      4, 64 (68) KiB; where there are few large tiles
 //
-// What bounds it is L2, from which a tile's 128 rows and columns are read for every tile that needs
-// them: at 19200 x 512 x 128 in bfloat16 77 MB, 14 us, where memory would take 11.
+// What bounds it is L2, from which 128 rows and columns are read for every tile: at 19200 x 512 x
+// 128 in bfloat16 77 MB with what is written, 14 us, where memory would take 11.
 #include <limits>
 
 #include "kernels/common/alignment.h"
@@ -59,10 +59,9 @@ cudaError_t launch_stored(const LinearParams& p, cudaStream_t stream) {
     return launch_early(linear_kernel<Tile, kGelu>, static_cast<unsigned>(tiles), kThreads,
                         sizeof(typename Tile::Memory), stream, p, static_cast<int>(across));
   };
-  constexpr LinearTile kLarge = kLargeTile, kSmall = kSmallTile;
-  return linear_tile(p.rows, p.n).rows == kLarge.rows
-             ? launch(Tile<T, kLarge.rows, kLarge.columns, !kGelu>{})
-             : launch(Tile<T, kSmall.rows, kSmall.columns, !kGelu>{});
+  return linear_tile(p.rows, p.n).rows == kLargeTile.rows
+             ? launch(Tile<T, kLargeTile.rows, kLargeTile.columns, !kGelu>{})
+             : launch(Tile<T, kSmallTile.rows, kSmallTile.columns, !kGelu>{});
 }
 
 template <bool kGelu>

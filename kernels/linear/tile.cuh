@@ -1,7 +1,7 @@
 // A block's tiles of the output, and their factors' way to shared memory, in pieces of some bytes
 // of every row, by cp.async.
 //
-// A row of a piece is four or eight packs of 16 bytes, kept in an order by which eight rows lie in
+// A row of a piece is eight packs of 16 bytes, kept in an order by which eight rows lie in
 // different banks; a float32 weight by terms has rows 8 numbers longer than they look, so that 4
 // rows x 8 columns of a fragment do.
 #pragma once
@@ -39,6 +39,8 @@ struct Tile {
     float sums[kRows * kColumns];  // in their place
   };
 
+  static_assert(kPacks == 8 && sizeof(Memory) <= 99 << 10);  // what compute capability 8.6 has
+
   /// Where a pack of a row of terms lies.
   static __device__ __forceinline__ int x_at(int row, int pack) {
     return row * kTerms + (pack ^ (row & 7)) * kPack;
@@ -59,7 +61,7 @@ struct Share {
   static __device__ __forceinline__ int pack() { return static_cast<int>(threadIdx.x) % kRowPacks; }
 
   /// To `to`, where the thread's first pack has its place, from its first in `from`, whose rows are
-  /// `stride` apart; those beyond the thread's `rows`, 0 or more, become zero.
+  /// `stride` apart; those beyond the thread's `rows`, perhaps below 0, become zero.
   static __device__ __forceinline__ void send(T* to, const T* from, int64_t stride, int rows) {
     const T* next = from;
 #pragma unroll

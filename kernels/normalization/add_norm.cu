@@ -4,7 +4,7 @@
 //   backward  d residual = d sum + LayerNorm'(d normed), d branch = dropout(d residual), and the
 //             column sums for the parameters, a part a block
 //
-// A warp has a row in registers, backward two at a time where they are narrow, and all blocks of
+// A warp has a row in registers, two where they are narrow (forward: and many), and all blocks of
 // the backward pass fit onto the device at once; bytes are read and written once. Floor: 16
 // (forward) or 20 (backward) bytes a number in fp32 storage at the device's copy bandwidth; at the
 // sizes of RL the latency of one round of loads and one or two rounds of shuffles.

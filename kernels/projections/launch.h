@@ -11,8 +11,8 @@ namespace dmamba::kernels {
 /// Compute capability, times ten, from which on they work.
 constexpr int kProjectionsArchitecture = 80;
 
-/// Rows up to which the kernels are used. Of 256 columns 19200 rows were measured (three blocks a
-/// multiprocessor); of 512, whose blocks fill one, no more than these.
+/// Rows up to which the kernels are used. Of 256 columns 19200 rows were measured (of rank 8,
+/// three blocks a multiprocessor); of 512, whose blocks fill one, no more than these.
 constexpr int64_t projections_most_rows(int64_t inner) { return inner == 256 ? 65536 : 8448; }
 
 /// Whether the kernels take so many rows of these widths.

@@ -7,10 +7,10 @@
 //   backward  d dt = ddelta dt_proj (likewise), du += (d dt, dB, dC) x_proj, where dB and dC are
 //             what the scan's blocks of channels leave, added up, or are there already
 //
-// A block has 32 tokens and all of both matrices in shared memory, 73 (three blocks a
-// multiprocessor) or 139 KB. Eight warps: two
-// along the rows, four groups. Sums of a group's terms meet in shared memory in one order. Floor:
-// 1.1 KB read and written a token forward, 1.7 KB backward.
+// A block has 32 tokens and all of both matrices in shared memory, 73 (of rank 8: three blocks a
+// multiprocessor) to 137 KiB. Eight warps: two along the rows, four groups. Sums of a group's terms
+// meet in shared memory in one order. Floor: 1.1 KB read and written a token forward, 1.7 KB
+// backward.
 #include "kernels/causal_conv1d/pair.cuh"
 #include "kernels/common/copy.cuh"
 #include "kernels/common/launch.cuh"

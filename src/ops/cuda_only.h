@@ -56,7 +56,7 @@ void weight_gradients(const std::vector<WeightGradient>& gradients);
 /// weight: of bfloat16, or of float32 where products may be rounded to TF32; rows on 16 bytes.
 bool linear_fits(const Tensor& x, const Tensor& weight);
 
-/// GELU(x w^T + bias) and its slope, (rows, n), for w (n, k) and bias (n,) float32 on 16 bytes.
+/// GELU(x w^T + bias) and its slope, (rows, n), for w (n, k) and bias (n,) float32.
 std::tuple<Tensor, Tensor> linear_gelu(const Tensor& x, const Tensor& weight, const Tensor& bias);
 
 /// (x w) slope, (rows, n), for w (k, n), and the sums of that over the rows, (n,) float32: on the

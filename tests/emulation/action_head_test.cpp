@@ -20,11 +20,11 @@ constexpr double kStored = sizeof(T) == 2 ? 4e-3 : kExact;  // half a bfloat16's
 struct Sizes {
   int64_t steps, width, act_dim;
 };
-// Widths of one, two, four and eight turns; steps and actions beside a block's and a round's eight,
-// and more steps than a block has threads; more slopes of a block than 48 KB.
-constexpr Sizes kSizes[] = {{1, 64, 1},    {2, 128, 3},  {7, 192, 8},  {8, 256, 9},  {9, 320, 17},
-                            {31, 64, 2},   {129, 64, 6}, {600, 64, 2}, {600, 64, 1}, {17, 512, 1},
-                            {10, 576, 16}, {5, 1024, 7}, {2, 64, 1600}};
+// Widths of one, two, four and eight turns; steps beside a block's eight, actions beside a round's
+// four, and more steps than a block has threads; more slopes of a block than 48 KB.
+constexpr Sizes kSizes[] = {{1, 64, 1},  {2, 128, 3},  {7, 192, 8},   {8, 256, 9},  {9, 320, 17},
+                            {31, 64, 2}, {129, 64, 6}, {600, 64, 2},  {600, 64, 1}, {17, 512, 1},
+                            {3, 64, 4},  {4, 64, 5},   {10, 576, 16}, {5, 1024, 7}, {2, 64, 1600}};
 
 /// Inputs of both ways. Of the tokens only the state's are numbers, of the steps every third is
 /// padding.

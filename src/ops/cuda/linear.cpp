@@ -1,6 +1,8 @@
 // The products beside a GELU on CUDA: tensors to kernels/.
 #include <ATen/ATen.h>
 
+#include <algorithm>
+
 #include "kernels/common/alignment.h"
 #include "kernels/elementwise/launch.h"
 #include "kernels/linear/launch.h"
@@ -30,7 +32,7 @@ LinearParams params_of(const Tensor& x, const Tensor& weight, int64_t n) {
 
 bool linear_fits(const Tensor& x, const Tensor& weight) {
   const int64_t n = weight.numel() / std::max<int64_t>(1, x.size(1));
-  return x.is_cuda() && weight.is_cuda() && x.scalar_type() == weight.scalar_type() &&
+  return x.is_cuda() && x.device() == weight.device() && x.scalar_type() == weight.scalar_type() &&
          cuda::products_are_rounded(x.scalar_type()) && x.numel() > 0 && weight.numel() > 0 &&
          x.stride(1) == 1 && x.stride(0) >= x.size(1) && weight.is_contiguous() &&
          kernels::linear_fits(params_of(x, weight, n)) &&
@@ -38,7 +40,13 @@ bool linear_fits(const Tensor& x, const Tensor& weight) {
 }
 
 std::tuple<Tensor, Tensor> linear_gelu(const Tensor& x, const Tensor& weight, const Tensor& bias) {
-  Call call("linear_gelu", x);
+  constexpr const char* kOp = "linear_gelu";
+  TORCH_CHECK(weight.size(1) == x.size(1), kOp, ": weight must be (n, ", x.size(1), "), got ",
+              weight.sizes());
+  TORCH_CHECK(bias.sizes() == at::IntArrayRef({weight.size(0)}) && bias.device() == x.device(), kOp,
+              ": bias must be (n,) = [", weight.size(0), "] on ", x.device(), ", got ",
+              bias.sizes(), " on ", bias.device());
+  Call call(kOp, x);
   LinearParams p = params_of(x, weight, weight.size(0));
   const Tensor value = at::empty({p.rows, p.n}, x.options()), slope = at::empty_like(value);
   Tensor shift = bias.contiguous();
@@ -52,7 +60,10 @@ std::tuple<Tensor, Tensor> linear_gelu(const Tensor& x, const Tensor& weight, co
 
 std::tuple<Tensor, Tensor> linear_slope(const Tensor& x, const Tensor& weight,
                                         const Tensor& slope) {
-  Call call("linear_slope", x);
+  constexpr const char* kOp = "linear_slope";
+  TORCH_CHECK(weight.size(0) == x.size(1), kOp, ": weight must be (", x.size(1), ", n), got ",
+              weight.sizes());
+  Call call(kOp, x);
   LinearParams p = params_of(x, weight, weight.size(1));
   const Tensor value = at::empty({p.rows, p.n}, x.options()),
                sums = at::empty({p.n}, x.options().dtype(at::kFloat));
