@@ -38,17 +38,6 @@ DropoutMask mask_of(bool dropout, const DeviceArray& key) {
   return {dropout ? key.as<int64_t>() : nullptr, 429496730U, 1.0F / 0.9F, 0};
 }
 
-int failures = 0;
-
-/// Prints max|x - ref| / max|ref| of one result where it is above the limit.
-void compare(const char* what, const std::vector<float>& x, const Doubles& reference,
-             double limit) {
-  const double error = relative_error(x, reference);
-  const bool ok = error <= limit;
-  if (!ok) ++failures;
-  std::printf(" %s %.1e%s", what, error, ok ? "" : " FAILED");
-}
-
 /// Parts (blocks, columns, width) added up, one column.
 std::vector<float> add_parts(const DeviceArray& parts, int64_t blocks, int64_t columns,
                              int64_t width, int64_t column) {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <cstdio>
 #include <vector>
 
 namespace dmamba::bench {
@@ -20,6 +21,23 @@ inline double relative_error(const std::vector<float>& x, const std::vector<doub
     largest = std::max(largest, std::abs(reference[i]));
   }
   return worst / largest;
+}
+
+/// Errors that were beyond their limits.
+inline int failures = 0;
+
+/// Whether an error is within its limit; counts it where not.
+inline bool within(double error, double limit) {
+  const bool ok = error <= limit;
+  if (!ok) ++failures;
+  return ok;
+}
+
+/// Prints the error of one result on a line that others share.
+inline void compare(const char* what, const std::vector<float>& x,
+                    const std::vector<double>& reference, double limit) {
+  const double error = relative_error(x, reference);
+  std::printf(" %s %.1e%s", what, error, within(error, limit) ? "" : " FAILED");
 }
 
 }  // namespace dmamba::bench

@@ -71,16 +71,6 @@ struct Problem {
   }
 };
 
-int failures = 0;
-
-void compare(const char* what, const std::vector<float>& x, const std::vector<double>& reference,
-             double limit) {
-  const double error = relative_error(x, reference);
-  const bool ok = error <= limit;
-  if (!ok) ++failures;
-  std::printf(" %s %.1e%s", what, error, ok ? "" : " FAILED");
-}
-
 /// Against double precision.
 void check_one(const Size& size, const Kind& kind, cudaStream_t stream) {
   const Problem p{size, kind};

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "kernels/common/gelu.cuh"
+#include "kernels/common/tile_sums.cuh"
 #include "kernels/linear/product.cuh"
 
 namespace dmamba::kernels::linear {
@@ -64,8 +65,9 @@ struct Ending {
     float got[kPack];
 #pragma unroll
     for (int e = 0; e < kPack; e += 4) {
-      load_pack<float, 4>(staged + sum_at<Tile>(turn * kSlices + slice, in_tile + (e ^ swapped)),
-                          reinterpret_cast<float(&)[4]>(got[e]));
+      load_pack<float, 4>(
+          staged + sum_at<Tile::kColumns>(turn * kSlices + slice, in_tile + (e ^ swapped)),
+          reinterpret_cast<float(&)[4]>(got[e]));
     }
 #pragma unroll
     for (int e = 0; e < kPack; ++e) {
@@ -124,7 +126,7 @@ template <class Tile, bool kGelu>
 __device__ __forceinline__ void end_tile(float* staged, const Sums<Tile>& sums,
                                          const Warp<Tile>& at, const Ending<Tile, kGelu>& ending) {
   float bias[Tile::kPack], total[Tile::kPack] = {};
-  stage_sums<Tile>(staged, sums, at);
+  leave_sums<Tile::kColumns>(staged, at.row, at.column, sums);
   ending.load_bias(bias);
   typename Ending<Tile, kGelu>::Read read;
   ending.read(read);

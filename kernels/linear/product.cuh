@@ -84,29 +84,4 @@ __device__ __forceinline__ void multiply(const typename Tile::Stage& stage, cons
   }
 }
 
-/// Where a number of the sums lies: eight rows of a fragment fall into different banks.
-template <class Tile>
-__device__ __forceinline__ int sum_at(int row, int column) {
-  return row * Tile::kColumns + (column ^ (row & 7) * 8);
-}
-
-/// The warp's sums, as products leave them, to shared memory.
-template <class Tile>
-__device__ __forceinline__ void stage_sums(float* staged, const Sums<Tile>& sums,
-                                           const Warp<Tile>& at) {
-#pragma unroll
-  for (int r = 0; r < Tile::kRowTiles; ++r) {
-#pragma unroll
-    for (int c = 0; c < Tile::kColumnTiles; ++c) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int row = at.row + 16 * r + 8 * half + at.lane / 4;
-        *reinterpret_cast<float2*>(staged +
-                                   sum_at<Tile>(row, at.column + 8 * c + 2 * (at.lane % 4))) =
-            make_float2(sums[r][c][2 * half], sums[r][c][2 * half + 1]);
-      }
-    }
-  }
-}
-
 }  // namespace dmamba::kernels::linear

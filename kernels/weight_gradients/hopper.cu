@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     wait_for_products<0>(sums[0]);
     // All that work have done with the last pieces: the sums come in their place.
     wait_for_threads<1>(128 * pipeline.row_panels());
-    leave_sums(memory.sums, static_cast<int>(threadIdx.x) / 32 * 16, 0, sums);
+    leave_sums<kTile>(memory.sums, static_cast<int>(threadIdx.x) / 32 * 16, 0, sums);
   }
   add_over_cluster(memory.sums, batch, at, blocks);
 #endif

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "kernels/common/launch.cuh"
+#include "kernels/common/tile_sums.cuh"
 #include "kernels/weight_gradients/launch.h"
 
 namespace dmamba::kernels::weight_gradients {
@@ -51,31 +52,6 @@ struct Place {
   }
 };
 
-/// Where a number of the tile's sums lies: eight rows of a fragment fall into different banks.
-__device__ __forceinline__ int sum_at(int row, int column) {
-  return row * kTile + (column ^ (row & 7) * 8);
-}
-
-/// A warp's sums of 16 kRowTiles rows and 8 kColumnTiles columns, from this row and column of the
-/// tile on, as products leave them.
-template <int kRowTiles, int kColumnTiles>
-__device__ __forceinline__ void leave_sums(float* tile, int row, int column,
-                                           const float (&sums)[kRowTiles][kColumnTiles][4]) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-#pragma unroll
-  for (int r = 0; r < kRowTiles; ++r) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-#pragma unroll
-      for (int c = 0; c < kColumnTiles; ++c) {
-        const int at = sum_at(row + 16 * r + 8 * half + lane / 4, column + 8 * c + 2 * (lane % 4));
-        *reinterpret_cast<float2*>(tile + at) =
-            make_float2(sums[r][c][2 * half], sums[r][c][2 * half + 1]);
-      }
-    }
-  }
-}
-
 /// Four neighbours of a row to global memory; `count` of them exist.
 __device__ __forceinline__ void store_four(float* to, const float4& sum, int count) {
   if (count >= 4 && reinterpret_cast<uintptr_t>(to) % 16 == 0) {
@@ -106,8 +82,8 @@ __device__ __forceinline__ void add_over_cluster(float* tile, const Batch& batch
     float4 sum = make_float4(0, 0, 0, 0);
 #pragma unroll 4
     for (int block = 0; block < blocks; ++block) {
-      const float4 part =
-          *reinterpret_cast<const float4*>(cluster.map_shared_rank(tile, block) + sum_at(r, c));
+      const float4 part = *reinterpret_cast<const float4*>(cluster.map_shared_rank(tile, block) +
+                                                           sum_at<kTile>(r, c));
       sum = make_float4(sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w);
     }
     store_four(g.dweight + int64_t{at.first_row + r} * g.m + at.first_column + c, sum,

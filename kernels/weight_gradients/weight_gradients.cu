@@ -182,7 +182,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
   wait_for_copies<0>();
   __syncthreads();
-  leave_sums(tile_sums, row, column, sums);
+  leave_sums<kTile>(tile_sums, row, column, sums);
   add_over_cluster(tile_sums, batch, at, blocks);
 #endif
 }

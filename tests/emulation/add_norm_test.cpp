@@ -2,8 +2,9 @@
 // kernels/bench/embedding_bench.cu.
 #include <gtest/gtest.h>
 
-#include <cmath>
+#include <numeric>
 
+#include "kernels/bench/embedding_reference.h"
 #include "kernels/elementwise/launch.h"
 #include "kernels/normalization/launch.h"
 #include "tests/emulation/arrays.h"
@@ -31,6 +32,8 @@ struct Given {
 };
 constexpr Given kGiven[] = {
     {false, false, false}, {true, false, false}, {true, true, false}, {true, true, true}};
+
+Doubles doubles(const Floats& x) { return {x.begin(), x.end()}; }
 
 template <class T>
 Floats rounded(const Floats& x) {
@@ -74,19 +77,6 @@ struct Problem {
   }
 };
 
-/// Mean and 1 / deviation of each row.
-std::vector<std::pair<double, double>> statistics_of(const Floats& x, const Shape& n) {
-  std::vector<std::pair<double, double>> all;
-  for (int64_t r = 0; r < n.rows; ++r) {
-    double mean = 0, square = 0;
-    for (int64_t c = 0; c < n.width; ++c) mean += x[r * n.width + c];
-    mean /= static_cast<double>(n.width);
-    for (int64_t c = 0; c < n.width; ++c) square += std::pow(x[r * n.width + c] - mean, 2);
-    all.emplace_back(mean, 1 / std::sqrt(square / static_cast<double>(n.width) + kEpsilon));
-  }
-  return all;
-}
-
 template <class T>
 class AddNorm : public testing::Test {};
 using Stored = testing::Types<float, __nv_bfloat16>;
@@ -112,15 +102,14 @@ void check_forward(const Shape& n, const Given& given) {
   } else {
     EXPECT_TRUE(sum.untouched());
   }
-  Doubles wanted, wanted_statistics;
-  const auto rows = statistics_of(p.sums, n);
-  for (size_t i = 0; i < n.count(); ++i) {
-    const auto& [mean, scale] = rows[i / static_cast<size_t>(n.width)];
-    const size_t c = i % static_cast<size_t>(n.width);
-    wanted.push_back((p.sums[i] - mean) * scale * p.weight[c] + p.norm_bias[c]);
-  }
-  for (const auto& [mean, scale] : rows) {
-    wanted_statistics.insert(wanted_statistics.end(), {mean, scale});
+  dmamba::bench::NormReference norm{n.width, doubles(p.weight), doubles(p.norm_bias), {}, {}, {},
+                                    {}};
+  const Doubles sums = doubles(p.sums), wanted = norm.forward(sums);
+  Doubles wanted_statistics;
+  for (int64_t r = 0; r < n.rows; ++r) {
+    const auto first = sums.begin() + r * n.width;
+    const double mean = std::accumulate(first, first + n.width, 0.0) / static_cast<double>(n.width);
+    wanted_statistics.insert(wanted_statistics.end(), {mean, norm.rstd[static_cast<size_t>(r)]});
   }
   EXPECT_LE(relative_error(normed.floats(), wanted), kStored<T>);
   EXPECT_LE(relative_error(statistics.floats(), wanted_statistics), kStored<float>);
