@@ -10,7 +10,7 @@ namespace dmamba::kernels {
 /// u = SiLU(convolution of x), four taps, along sequences of `length` tokens that begin with zeros
 /// (kernels/causal_conv1d/params.h), where the projections compute it themselves.
 struct ProjectionsConvolution {
-  const void* x;       // (rows, inner) bfloat16, rows x_stride apart, on 16 bytes
+  const void* x;       // (rows, inner), rows x_stride apart, on 16 bytes
   int64_t x_stride;    // elements
   const void* weight;  // (inner, 4) float32 contiguous, on 16 bytes
   const void* bias;    // (inner,) float32, optional
@@ -20,11 +20,13 @@ struct ProjectionsConvolution {
 
 /// projected = u x_proj^T, whose first `rank` columns are dt, and delta = dt dt_proj^T.
 ///
-/// Everything bfloat16, contiguous, on 16 bytes: u and delta (rows, inner), projected (rows, width)
-/// with width = rank + 2 d_state, x_proj (width, inner), dt_proj (inner, rank).
+/// Everything of `storage`, contiguous, on 16 bytes: u and delta (rows, inner), projected (rows,
+/// width) with width = rank + 2 d_state, x_proj (width, inner), dt_proj (inner, rank). float32:
+/// the products' factors are rounded to TF32.
 struct ProjectionsParams {
   int64_t rows;
   int inner, rank, width;
+  Storage storage;
   const void* x_proj;
   const void* dt_proj;
   void* u;  // written where there is a convolution
@@ -39,6 +41,7 @@ struct ProjectionsParams {
 struct ProjectionsBackwardParams {
   int64_t rows;
   int inner, rank, width;
+  Storage storage;
   const void* x_proj;
   const void* dt_proj;
   const void* ddelta;

@@ -92,7 +92,7 @@ AddNormGradients add_norm_backward(const Tensor& dnormed, const Tensor& dsum, co
 // ---- Between the convolution and the scan: kernels/projections/params.h ----
 
 /// Whether projections() takes u (batch, L, inner) with x_proj (width, inner) and dt_proj (inner,
-/// dt_rank).
+/// dt_rank), all of bfloat16, or of float32 where products may be rounded to TF32.
 bool projections_fit(const Tensor& u, const Tensor& x_proj, const Tensor& dt_proj);
 
 struct Projections {

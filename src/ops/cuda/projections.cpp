@@ -12,15 +12,17 @@ namespace {
 
 using cuda::Call;
 
-/// Rows of bfloat16, whatever lies between them, on 16 bytes, as one sequence of tokens.
+/// Rows of a type whose products are rounded, whatever lies between them, on 16 bytes, as one
+/// sequence of tokens.
 bool rows_as_kernels_read(const Tensor& x) {
-  return x.is_cuda() && x.scalar_type() == at::kBFloat16 && x.stride(2) == 1 &&
-         x.stride(0) == x.size(1) * x.stride(1) && x.stride(1) % 8 == 0 &&
+  return x.is_cuda() && cuda::products_are_rounded(x.scalar_type()) && x.stride(2) == 1 &&
+         x.stride(0) == x.size(1) * x.stride(1) &&
+         x.stride(1) * static_cast<int64_t>(x.element_size()) % 16 == 0 &&
          kernels::aligned(x.const_data_ptr(), 16);
 }
 
-bool as_kernels_read(const Tensor& t) {
-  return t.is_cuda() && t.scalar_type() == at::kBFloat16 && t.is_contiguous() &&
+bool as_kernels_read(const Tensor& t, at::ScalarType type) {
+  return t.is_cuda() && t.scalar_type() == type && t.is_contiguous() &&
          kernels::aligned(t.const_data_ptr(), 16);
 }
 
@@ -30,7 +32,7 @@ bool device_takes(const Tensor& u, int64_t inner) {
   return cuda::architecture_of(device) >= kernels::kProjectionsArchitecture &&
          cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) ==
              cudaSuccess &&
-         bytes >= kernels::projections_shared_bytes(inner);
+         bytes >= kernels::projections_shared_bytes(inner, storage_of(u));
 }
 
 template <class Params>
@@ -40,6 +42,7 @@ Params sized_params(const Tensor& activations, const Tensor& x_proj, const Tenso
   p.rank = static_cast<int>(dt_proj.size(1));
   p.width = static_cast<int>(x_proj.size(0));
   p.rows = activations.numel() / p.inner;
+  p.storage = storage_of(activations);
   p.x_proj = x_proj.const_data_ptr();
   p.dt_proj = dt_proj.const_data_ptr();
   return p;
@@ -47,9 +50,11 @@ Params sized_params(const Tensor& activations, const Tensor& x_proj, const Tenso
 
 /// For `activations` of x_proj's inner width, which are not empty.
 bool matrices_fit(const Tensor& activations, const Tensor& x_proj, const Tensor& dt_proj) {
-  return activations.numel() > 0 && as_kernels_read(x_proj) && as_kernels_read(dt_proj) &&
+  const at::ScalarType type = activations.scalar_type();
+  return activations.numel() > 0 && as_kernels_read(x_proj, type) &&
+         as_kernels_read(dt_proj, type) &&
          kernels::projections_fit(activations.numel() / x_proj.size(1), x_proj.size(1),
-                                  dt_proj.size(1), x_proj.size(0)) &&
+                                  dt_proj.size(1), x_proj.size(0), storage_of(activations)) &&
          device_takes(activations, x_proj.size(1));
 }
 
@@ -71,7 +76,8 @@ Projections run_projections(const char* op, const kernels::ProjectionsConvolutio
 }  // namespace
 
 bool projections_fit(const Tensor& u, const Tensor& x_proj, const Tensor& dt_proj) {
-  return as_kernels_read(u) && matrices_fit(u, x_proj, dt_proj);
+  return cuda::products_are_rounded(u.scalar_type()) && as_kernels_read(u, u.scalar_type()) &&
+         matrices_fit(u, x_proj, dt_proj);
 }
 
 Projections projections(const Tensor& u, const Tensor& x_proj, const Tensor& dt_proj) {
