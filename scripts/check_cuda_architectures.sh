@@ -3,7 +3,7 @@
 #
 #   scripts/check_cuda_architectures.sh [ARCHITECTURE ...]     default: sm_80 sm_90 sm_100
 #
-# The token chain and files named hopper.cu are made of Hopper's own instructions: they exist for sm_90a alone,
+# The token chain and files named hopper*.cu are made of Hopper's own instructions: they exist for sm_90a alone,
 # which stands in for sm_90. A spill to local memory is shown as ptxas words it, and is no failure.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -20,7 +20,7 @@ tried=0
 mapfile -t sources < <(find kernels -name '*.cu' | sort)
 for source in "${sources[@]}"; do
   for architecture in "$@"; do
-    if [[ $source == kernels/token_chain/* || $source == */hopper.cu ]]; then
+    if [[ $source == kernels/token_chain/* || $source == */hopper*.cu ]]; then
       [[ $architecture == sm_90* ]] || continue
       architecture=sm_90a
     fi

@@ -92,7 +92,7 @@ check_kernels() {
   for source in "${sources[@]}"; do
     architecture=90
     # Instructions of Hopper's alone.
-    if [[ $source == kernels/token_chain/* || $source == */hopper.cu ]]; then architecture=90a; fi
+    if [[ $source == kernels/token_chain/* || $source == */hopper*.cu ]]; then architecture=90a; fi
     nvcc -std=c++20 -gencode "arch=compute_$architecture,code=sm_$architecture" -I . \
       -c "$source" -o "$object" || status=1
   done

@@ -24,10 +24,10 @@ struct Size {
   int dy_pad = 0, x_pad = 0;  // elements between rows
 };
 
-/// The kernels: bfloat16 with Hopper's own instructions, bfloat16, TF32.
-enum class Kind { kHopper, kBFloat16, kTf32 };
-constexpr Kind kKinds[] = {Kind::kHopper, Kind::kBFloat16, Kind::kTf32};
-constexpr const char* kKindNames[] = {"hopper", "bf16", "tf32"};
+/// The kernels: bfloat16 with Hopper's own instructions, bfloat16, TF32 with them, TF32.
+enum class Kind { kHopper, kBFloat16, kHopperTf32, kTf32 };
+constexpr Kind kKinds[] = {Kind::kHopper, Kind::kBFloat16, Kind::kHopperTf32, Kind::kTf32};
+constexpr const char* kKindNames[] = {"bf16 hopper", "bf16", "tf32 hopper", "tf32"};
 
 const char* name_of(Kind kind) { return kKindNames[static_cast<int>(kind)]; }
 
@@ -36,7 +36,7 @@ struct Problem {
   Size size;
   Kind kind;
   std::mt19937 random{17};
-  bool bf16 = kind != Kind::kTf32;
+  bool bf16 = kind == Kind::kHopper || kind == Kind::kBFloat16;
   int64_t dy_stride = size.n + size.dy_pad, x_stride = size.m + size.x_pad;
   Input dy = random_input(random, size.rows* dy_stride, bf16, -1, 1);
   Input x = random_input(random, size.rows* x_stride, bf16, -1, 1);
@@ -64,8 +64,10 @@ std::vector<Problem> make_problems(const std::vector<Size>& sizes, Kind kind) {
 void launch(const std::vector<Problem>& problems, cudaStream_t stream) {
   const std::vector<WeightGradient> list = params_of(problems);
   const auto count = static_cast<int>(list.size());
-  check(problems[0].kind == Kind::kHopper
-            ? launch_hopper_weight_gradients(list.data(), count, stream)
+  const Kind kind = problems[0].kind;
+  check(kind == Kind::kHopper ? launch_hopper_weight_gradients(list.data(), count, stream)
+        : kind == Kind::kHopperTf32
+            ? launch_hopper_tf32_weight_gradients(list.data(), count, stream)
             : launch_weight_gradients(list.data(), count, problems[0].storage(), stream),
         "launch");
 }
@@ -113,7 +115,8 @@ int run_checks(bool small, cudaStream_t stream) {
   const int repetitions = small ? 1 : 20;
   int failures = 0;
   for (const Kind kind : kKinds) {
-    const double bound = kind == Kind::kTf32 ? 1e-3 : 4e-6;  // TF32 has 10 bits
+    const bool tf32 = kind == Kind::kTf32 || kind == Kind::kHopperTf32;
+    const double bound = tf32 ? 1e-3 : 4e-6;  // TF32 has 10 bits
     for (const auto& sizes : lists) {
       const std::vector<Problem> problems = make_problems(sizes, kind);
       for (const Problem& p : problems) {
@@ -142,7 +145,7 @@ int run_checks(bool small, cudaStream_t stream) {
         std::printf("  %d x %d: error %.1e\n", p.size.n, p.size.m, error);
       }
       const bool passed = same && worst <= bound;
-      std::printf("%-6s %3zu gradients, %lld rows: error %.1e%s%s\n", name_of(kind), sizes.size(),
+      std::printf("%-11s %3zu gradients, %lld rows: error %.1e%s%s\n", name_of(kind), sizes.size(),
                   static_cast<long long>(sizes[0].rows), worst, same ? "" : ", not the same bits",
                   passed ? "" : "  FAILED");
       failures += passed ? 0 : 1;
@@ -172,13 +175,13 @@ std::vector<Row> rows() {
 }
 
 void run_times(cudaStream_t stream) {
-  std::printf("%-26s %6s %9s %18s %9s\n", "", "", "us", "(quartiles)", "TFLOP/s");
+  std::printf("%-26s %11s %9s %18s %9s\n", "", "", "us", "(quartiles)", "TFLOP/s");
   for (const Row& row : rows()) {
     const std::vector<Problem> problems = make_problems(row.sizes, row.kind);
     const Times times = time_by_replay(stream, [&] { launch(problems, stream); });
     double flops = 0;
     for (const Size& s : row.sizes) flops += 2.0 * static_cast<double>(s.rows) * s.n * s.m;
-    std::printf("%-26s %6s %9.1f (%7.1f %7.1f) %9.0f\n", row.name, name_of(row.kind), times.median,
+    std::printf("%-26s %11s %9.1f (%7.1f %7.1f) %9.0f\n", row.name, name_of(row.kind), times.median,
                 times.low, times.high, flops / times.median * 1e-6);
   }
 }

@@ -1,5 +1,6 @@
 // Products of matrices in shared memory by a warpgroup (four warps) on Hopper's tensor cores:
-// bfloat16 with float32 sums (PTX ISA, wgmma.mma_async). For compute capability 9.0a alone.
+// bfloat16 with float32 sums (PTX ISA, wgmma.mma_async), and TF32 with the first factor in
+// registers. For compute capability 9.0a alone.
 //
 // Both matrices lie in panels: rows of 64 numbers (128 bytes), pack of 16 bytes p of row r at
 // p ^ (r % 8), a panel's first byte on 1024. The warp has of the sums 16 rows: a lane rows lane / 4
@@ -92,6 +93,32 @@ __device__ __forceinline__ void multiply_panels(float (&s)[16][4], uint64_t a, u
         "+f"(s[14][1]), "+f"(s[14][2]), "+f"(s[14][3]), "+f"(s[15][0]), "+f"(s[15][1]),
         "+f"(s[15][2]), "+f"(s[15][3])
       : "l"(a), "l"(b));
+}
+
+/// sums (64 x 128) += a (64 x 8) b (8 x 128) of TF32, rounded before. The lane has of a rows lane /
+/// 4 and + 8 of the warp's 16, column lane % 4, then the same four columns on; b's panel rows are
+/// its columns, of 32 numbers.
+__device__ __forceinline__ void multiply_tf32(float (&s)[16][4], const uint32_t (&a)[4],
+                                              uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n128k8.f32.tf32.tf32 {%0, %1, %2, %3, %4, %5, %6, %7, %8, "
+      "%9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, "
+      "%27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, "
+      "%45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, "
+      "%63}, {%64, %65, %66, %67}, %68, 1, 1, 1;\n"
+      : "+f"(s[0][0]), "+f"(s[0][1]), "+f"(s[0][2]), "+f"(s[0][3]), "+f"(s[1][0]), "+f"(s[1][1]),
+        "+f"(s[1][2]), "+f"(s[1][3]), "+f"(s[2][0]), "+f"(s[2][1]), "+f"(s[2][2]), "+f"(s[2][3]),
+        "+f"(s[3][0]), "+f"(s[3][1]), "+f"(s[3][2]), "+f"(s[3][3]), "+f"(s[4][0]), "+f"(s[4][1]),
+        "+f"(s[4][2]), "+f"(s[4][3]), "+f"(s[5][0]), "+f"(s[5][1]), "+f"(s[5][2]), "+f"(s[5][3]),
+        "+f"(s[6][0]), "+f"(s[6][1]), "+f"(s[6][2]), "+f"(s[6][3]), "+f"(s[7][0]), "+f"(s[7][1]),
+        "+f"(s[7][2]), "+f"(s[7][3]), "+f"(s[8][0]), "+f"(s[8][1]), "+f"(s[8][2]), "+f"(s[8][3]),
+        "+f"(s[9][0]), "+f"(s[9][1]), "+f"(s[9][2]), "+f"(s[9][3]), "+f"(s[10][0]), "+f"(s[10][1]),
+        "+f"(s[10][2]), "+f"(s[10][3]), "+f"(s[11][0]), "+f"(s[11][1]), "+f"(s[11][2]),
+        "+f"(s[11][3]), "+f"(s[12][0]), "+f"(s[12][1]), "+f"(s[12][2]), "+f"(s[12][3]),
+        "+f"(s[13][0]), "+f"(s[13][1]), "+f"(s[13][2]), "+f"(s[13][3]), "+f"(s[14][0]),
+        "+f"(s[14][1]), "+f"(s[14][2]), "+f"(s[14][3]), "+f"(s[15][0]), "+f"(s[15][1]),
+        "+f"(s[15][2]), "+f"(s[15][3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
 /// Stores four 8 x 8 tiles of 16-bit values transposed: lane i names row i % 8 of tile i / 8, 16

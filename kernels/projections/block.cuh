@@ -106,8 +106,8 @@ struct Place {
   template <int kPitch, class T>
   __device__ __forceinline__ void load_b(uint32_t (&b)[4], const T* columns, int column,
                                          int term) const {
-    load_tiles(b, columns + (column + lane % 8 + lane / 16 * 8) * kPitch + term +
-                      lane / 8 % 2 * kPack<T>);
+    load_tiles(
+        b, columns + (column + lane % 8 + lane / 16 * 8) * kPitch + term + lane / 8 % 2 * kPack<T>);
     round_words<T>(b);
   }
   /// The same: a row is a term's columns.

@@ -21,9 +21,11 @@ bool weight_gradient_fits(const WeightGradient& gradient, Storage storage);
 cudaError_t launch_weight_gradients(const WeightGradient* gradients, int count, Storage storage,
                                     cudaStream_t stream);
 
-/// The same for bfloat16, on the compute capability kHopperArchitecture alone, whose sums have
-/// another order.
+/// The same for bfloat16, and for float32, on the compute capability kHopperArchitecture alone,
+/// whose sums have another order.
 cudaError_t launch_hopper_weight_gradients(const WeightGradient* gradients, int count,
                                            cudaStream_t stream);
+cudaError_t launch_hopper_tf32_weight_gradients(const WeightGradient* gradients, int count,
+                                                cudaStream_t stream);
 
 }  // namespace dmamba::kernels

@@ -65,9 +65,21 @@ __device__ __forceinline__ void store_four(float* to, const float4& sum, int cou
   }
 }
 
+/// Where a tile's row lies among its sums: at its place, or as rows g and g + 8 of 16 that are 2 g
+/// and 2 g + 1.
+struct OrderedRows {
+  static __device__ __forceinline__ int at(int row) { return row; }
+};
+struct PairedRows {
+  static __device__ __forceinline__ int at(int row) {
+    return (row & ~15) | (row & 1) << 3 | (row & 15) >> 1;
+  }
+};
+
 /// Adds the tile over the blocks of the cluster, in one order; each block has its share of the
 /// rows. The last of a kernel: the others may read this block's memory until it returns. Empty
 /// where there are no clusters, as its callers are.
+template <class Rows = OrderedRows>
 __device__ __forceinline__ void add_over_cluster(float* tile, const Batch& batch, const Place& at,
                                                  int blocks) {
 #if __CUDA_ARCH__ >= 900
@@ -83,7 +95,7 @@ __device__ __forceinline__ void add_over_cluster(float* tile, const Batch& batch
 #pragma unroll 4
     for (int block = 0; block < blocks; ++block) {
       const float4 part = *reinterpret_cast<const float4*>(cluster.map_shared_rank(tile, block) +
-                                                           sum_at<kTile>(r, c));
+                                                           sum_at<kTile>(Rows::at(r), c));
       sum = make_float4(sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w);
     }
     store_four(g.dweight + int64_t{at.first_row + r} * g.m + at.first_column + c, sum,

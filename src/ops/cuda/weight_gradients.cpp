@@ -47,12 +47,13 @@ void weight_gradients(const std::vector<WeightGradient>& gradients) {
   for (const WeightGradient& g : gradients) list.push_back(params_of(g.dy, g.x, g.dweight));
   const auto count = static_cast<int>(list.size());
   const kernels::Storage storage = storage_of(gradients[0].dy);
-  if (storage == kernels::Storage::kBFloat16 &&
-      cuda::architecture_of(gradients[0].dy.device().index()) == kernels::kHopperArchitecture) {
-    call.check(kernels::launch_hopper_weight_gradients(list.data(), count, call.stream()));
-  } else {
-    call.check(kernels::launch_weight_gradients(list.data(), count, storage, call.stream()));
-  }
+  const bool hopper =
+      cuda::architecture_of(gradients[0].dy.device().index()) == kernels::kHopperArchitecture;
+  const auto launch_hopper = storage == kernels::Storage::kBFloat16
+                                 ? kernels::launch_hopper_weight_gradients
+                                 : kernels::launch_hopper_tf32_weight_gradients;
+  call.check(hopper ? launch_hopper(list.data(), count, call.stream())
+                    : kernels::launch_weight_gradients(list.data(), count, storage, call.stream()));
 }
 
 }  // namespace dmamba::ops::cuda_only

@@ -74,6 +74,41 @@ inline void multiply_panels(float (&s)[16][4], uint64_t a, uint64_t b) {
   multiply_panels_with<16, true, true>(s, a, b, true);
 }
 
+/// sums (64 x 128) += a (64 x 8) b (8 x 128): of a the four lanes of a row have its terms.
+inline void multiply_tf32(float (&s)[16][4], const uint32_t (&a)[4], uint64_t b,
+                          EmulationPlace here = DMAMBA_HERE) {
+  struct Words {
+    uint32_t of[4];
+  };
+  const auto words = emulation::exchange_values(~0U, Words{{a[0], a[1], a[2], a[3]}}, here);
+  const int lane = emulation::lane_number();
+  float rows[2][8];
+  for (int k = 0; k < 8; ++k) {
+    for (int half = 0; half < 2; ++half) {
+      const Words holder = words[lane / 4 * 4 + k % 4];
+      rows[half][k] = __uint_as_float(holder.of[k / 4 * 2 + half] & 0xFFFFE000U);
+    }
+  }
+  auto* sums = &s;
+  emulation::queues().products.add([=] {
+    for (int c = 0; c < 32; ++c) {
+      const int column = c / 2 * 8 + lane % 4 * 2 + c % 2;
+      float of_b[8];
+      for (int k = 0; k < 8; ++k) {
+        uint32_t at = static_cast<uint32_t>(b) * 16 + column * 128 + k * 4, word;
+        at ^= at >> 3 & 0x70;
+        std::memcpy(&word, at_shared_address(at), sizeof word);
+        of_b[k] = __uint_as_float(word & 0xFFFFE000U);
+      }
+      for (int half = 0; half < 2; ++half) {
+        float sum = 0.0F;
+        for (int k = 0; k < 8; ++k) sum += rows[half][k] * of_b[k];
+        (*sums)[c / 2][2 * half + c % 2] += sum;
+      }
+    }
+  });
+}
+
 inline void store_tiles_transposed(uint32_t at, uint32_t v0, uint32_t v1, uint32_t v2, uint32_t v3,
                                    EmulationPlace here = DMAMBA_HERE) {
   struct Tiles {
