@@ -1,7 +1,7 @@
-// Checks and times the products beside a GELU alone, without torch:
+// Checks and times products of activations and a weight alone, without torch:
 //
-//   nvcc -std=c++20 -O3 -arch=sm_90 -I . kernels/linear/*.cu kernels/bench/linear_bench.cu
-//        -o linear_bench
+//   nvcc -std=c++20 -O3 -gencode arch=compute_90a,code=sm_90a -I . kernels/linear/*.cu
+//        kernels/bench/linear_bench.cu -o linear_bench
 //   ./linear_bench check | small | time | all
 //
 // `small` checks the least sizes alone, for sanitizers and emulation.
@@ -16,14 +16,26 @@ namespace {
 
 using namespace kernels;
 
+/// `hopper`: of Hopper's own instructions.
 struct Kind {
   const char* name;
-  bool bf16, gelu;
+  LinearKind of;
+  bool bf16, hopper;
+
+  bool gelu() const { return of == LinearKind::kGelu; }
+  bool slope() const { return of == LinearKind::kSlope; }
+  LinearTile tile(int64_t rows, int64_t n) const {
+    return hopper ? hopper_tf32_linear_tile(rows, n) : linear_tile(rows, n);
+  }
 };
-constexpr Kind kKinds[] = {{"tf32 gelu", false, true},
-                           {"tf32 slope", false, false},
-                           {"bf16 gelu", true, true},
-                           {"bf16 slope", true, false}};
+constexpr Kind kKinds[] = {{"tf32 gelu", LinearKind::kGelu, false, false},
+                           {"tf32 slope", LinearKind::kSlope, false, false},
+                           {"bf16 gelu", LinearKind::kGelu, true, false},
+                           {"bf16 slope", LinearKind::kSlope, true, false},
+                           {"tf32 hopper gelu", LinearKind::kGelu, false, true},
+                           {"tf32 hopper slope", LinearKind::kSlope, false, true},
+                           {"tf32 hopper", LinearKind::kProduct, false, true},
+                           {"tf32 hopper by terms", LinearKind::kProductByTerms, false, true}};
 
 struct Size {
   int64_t rows;
@@ -42,7 +54,8 @@ struct Problem {
   Input bias = random_input(random, size.n, false, -1, 1);
   Input slope = random_input(random, size.rows* size.n, kind.bf16, -1, 1);
   DeviceArray out{(kind.bf16 ? 2 : 4) * static_cast<size_t>(size.rows * size.n)};
-  DeviceArray parts{sizeof(float) * linear_parts(size.rows, size.n) * size.n};
+  int64_t n_parts = linear_parts(size.rows, kind.tile(size.rows, size.n));
+  DeviceArray parts{sizeof(float) * n_parts * size.n};
 
   LinearParams params() const {
     return {size.rows,
@@ -58,13 +71,16 @@ struct Problem {
             parts.as<float>()};
   }
   cudaError_t launch(cudaStream_t stream) const {
-    return kind.gelu ? launch_linear_gelu(params(), stream) : launch_linear_slope(params(), stream);
+    if (kind.hopper) return launch_hopper_tf32_linear(params(), kind.of, stream);
+    return kind.gelu() ? launch_linear_gelu(params(), stream)
+                       : launch_linear_slope(params(), stream);
   }
 
   double product(int64_t row, int column) const {
     double sum = 0;
     for (int k = 0; k < size.k; ++k) {
-      const int64_t at = kind.gelu ? int64_t{column} * size.k + k : int64_t{k} * size.n + column;
+      const int64_t at =
+          weight_by_terms(kind.of) ? int64_t{k} * size.n + column : int64_t{column} * size.k + k;
       sum += static_cast<double>(x.host[row * x_stride + k]) * weight.host[at];
     }
     return sum;
@@ -75,7 +91,7 @@ struct Problem {
 void check_one(const Size& size, const Kind& kind, cudaStream_t stream) {
   const Problem p{size, kind};
   const double limit = kind.bf16 ? 8e-3 : 1e-3;  // TF32 has 10 bits, bfloat16 7
-  std::printf("%-10s %5lld x %4d x %3d:", kind.name, static_cast<long long>(size.rows), size.n,
+  std::printf("%-20s %5lld x %4d x %3d:", kind.name, static_cast<long long>(size.rows), size.n,
               size.k);
   if (!linear_fits(p.params())) {
     ++failures;
@@ -90,33 +106,33 @@ void check_one(const Size& size, const Kind& kind, cudaStream_t stream) {
   for (int64_t row = 0; row < size.rows; ++row) {
     for (int c = 0; c < size.n; ++c) {
       const double product = p.product(row, c);
-      if (kind.gelu) {
+      if (kind.gelu()) {
         const double x = product + p.bias.host[c], phi = 0.5 * std::erfc(-x / std::sqrt(2.0));
         wanted.push_back(x * phi);
         slopes.push_back(phi + x * std::exp(-0.5 * x * x) / std::sqrt(2 * std::acos(-1.0)));
       } else {
-        wanted.push_back(product * p.slope.host[row * size.n + c]);
+        wanted.push_back(kind.slope() ? product * p.slope.host[row * size.n + c] : product);
         totals[c] += wanted.back();
       }
     }
   }
   compare("out", out, wanted, limit);
-  if (kind.gelu) {
+  if (kind.gelu()) {
     compare("slope", slope, slopes, 4 * limit);  // of products far larger than one
-  } else {
-    const int64_t count = linear_parts(size.rows, size.n);
-    const std::vector<float> parts = to_host(p.parts, count * size.n, false);
+  } else if (kind.slope()) {
+    const std::vector<float> parts = to_host(p.parts, p.n_parts * size.n, false);
     std::vector<float> sums(size.n);
-    for (int64_t i = 0; i < count * size.n; ++i) sums[i % size.n] += parts[i];
+    for (int64_t i = 0; i < p.n_parts * size.n; ++i) sums[i % size.n] += parts[i];
     compare("sums", sums, totals, limit);
   }
   std::printf("\n");
 }
 
 int run_checks(bool small, cudaStream_t stream) {
-  // Rows, columns and terms beside those of tiles and pieces; both tiles.
-  std::vector<Size> sizes = {{1, 8, 8},     {31, 40, 136, 8}, {33, 72, 64, 16},
-                             {65, 128, 40}, {200, 3208, 24},  {129, 6408, 40, 16}};
+  // Rows, columns and terms beside those of tiles and pieces; all tiles.
+  std::vector<Size> sizes = {{1, 8, 8},       {31, 40, 136, 8}, {33, 72, 304, 16},
+                             {65, 128, 40},   {200, 3208, 24},  {129, 6408, 136, 16},
+                             {137, 3208, 168}};
   if (!small) sizes.insert(sizes.end(), {{1000, 1000, 200}, {3840, 512, 128}, {3840, 128, 512}});
   for (const Kind& kind : kKinds) {
     for (const Size& size : sizes) check_one(size, kind, stream);
@@ -125,19 +141,27 @@ int run_checks(bool small, cudaStream_t stream) {
   return failures;
 }
 
-/// Those of a channel mixer of d_model 128, and of 256.
+void time_one(const Size& size, const Kind& kind, cudaStream_t stream) {
+  const Problem p{size, kind};
+  const Times t = time_by_replay(stream, [&] { check(p.launch(stream), "run"); });
+  const int outputs = kind.gelu() || kind.slope() ? 2 : 1;
+  const double numbers = static_cast<double>(size.rows) * (size.k + outputs * size.n);
+  std::printf("%6lld x %4d x %4d %-20s %6.1f us (%.1f to %.1f), %.2f TB/s, %.0f TFLOP/s\n",
+              static_cast<long long>(size.rows), size.n, size.k, kind.name, t.median, t.low, t.high,
+              (kind.bf16 ? 2e-6 : 4e-6) * numbers / t.median,
+              2e-6 * static_cast<double>(size.rows) * size.n * size.k / t.median);
+}
+
+/// Those of a model of d_model 128, and of 256.
 void run_times(cudaStream_t stream) {
   for (const int64_t rows : {3840, 19200, 23040}) {
-    for (const int d_model : {128, 256}) {
+    for (const int d : {128, 256}) {
       for (const Kind& kind : kKinds) {
-        const Size size{rows, 4 * d_model, d_model};
-        const Problem p{size, kind};
-        const Times t = time_by_replay(stream, [&] { check(p.launch(stream), "run"); });
-        const double numbers = static_cast<double>(rows) * (size.k + 2 * size.n);
-        std::printf("%6lld x %4d x %3d %-10s %6.1f us (%.1f to %.1f), %.2f TB/s, %.0f TFLOP/s\n",
-                    static_cast<long long>(rows), size.n, size.k, kind.name, t.median, t.low,
-                    t.high, (kind.bf16 ? 2e-6 : 4e-6) * numbers / t.median,
-                    2e-6 * static_cast<double>(rows) * size.n * size.k / t.median);
+        time_one({rows, 4 * d, d}, kind, stream);
+        if (kind.gelu() || kind.slope()) continue;
+        for (const Size& size : {Size{rows, 2 * d, d}, {rows, d, 2 * d}, {rows, d, 4 * d}}) {
+          time_one(size, kind, stream);
+        }
       }
     }
   }

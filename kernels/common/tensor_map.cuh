@@ -1,9 +1,11 @@
 // Matrices in global memory as the copy engine of Hopper's multiprocessors takes them (tensor
-// maps): one thread asks for a panel of 64 columns, which lies in shared memory as products want it
-// (wgmma.cuh); rows and columns beyond the matrix become zero, and are not written.
+// maps): one thread asks for a panel of 64 columns, 32 of float32, which lies in shared memory as
+// products want it (wgmma.cuh); rows and columns beyond the matrix become zero, and are not
+// written.
 #pragma once
 
 #include <cuda.h>
+#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
 #include <atomic>
@@ -15,10 +17,12 @@ namespace dmamba::kernels {
 
 constexpr int kPanelColumns = 64;
 
-/// A bfloat16 matrix on 16 bytes, taken `box_rows` rows of a panel at a time; from row to row
-/// `stride` numbers, a multiple of 8 (0: contiguous). Null: no map.
-inline cudaError_t make_tensor_map(CUtensorMap& map, const void* data, int64_t rows,
-                                   int64_t columns, int box_rows, int64_t stride = 0) {
+/// A matrix of bfloat16, or of float32, on 16 bytes, taken `box_rows` rows of a panel at a time,
+/// whose rows have 128 bytes; from row to row `stride` numbers, a multiple of 16 bytes (0:
+/// contiguous). Null: no map.
+template <class T = __nv_bfloat16>
+cudaError_t make_tensor_map(CUtensorMap& map, const void* data, int64_t rows, int64_t columns,
+                            int box_rows, int64_t stride = 0) {
   if (data == nullptr) return cudaSuccess;
   using Encode =
       CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
@@ -42,12 +46,14 @@ inline cudaError_t make_tensor_map(CUtensorMap& map, const void* data, int64_t r
     known.store(encode, std::memory_order_relaxed);
   }
   const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
-  const cuuint64_t row_bytes[1] = {static_cast<cuuint64_t>(2 * (stride > 0 ? stride : columns))};
-  const cuuint32_t box[2] = {kPanelColumns, static_cast<cuuint32_t>(box_rows)}, ones[2] = {1, 1};
-  const CUresult result =
-      encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(data), sizes, row_bytes,
-             box, ones, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const cuuint64_t row_bytes[1] = {sizeof(T) *
+                                   static_cast<cuuint64_t>(stride > 0 ? stride : columns)};
+  const cuuint32_t box[2] = {128 / sizeof(T), static_cast<cuuint32_t>(box_rows)}, ones[2] = {1, 1};
+  const CUresult result = encode(
+      &map, sizeof(T) == 2 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 2,
+      const_cast<void*>(data), sizes, row_bytes, box, ones, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 

@@ -48,6 +48,20 @@ __device__ __forceinline__ void wait_for_products(float (&sums)[kTiles][4]) {
   }
 }
 
+/// Zeros, in registers before the first product: set among them, they would have to wait for each
+/// other.
+template <int kTiles>
+__device__ __forceinline__ void clear_sums(float (&sums)[kTiles][4]) {
+#pragma unroll
+  for (int c = 0; c < kTiles; ++c) {
+#pragma unroll
+    for (float& sum : sums[c]) {
+      sum = 0.0F;
+      asm volatile("" : "+f"(sum));
+    }
+  }
+}
+
 /// What was written to shared memory becomes visible to products; before the barrier after which
 /// they begin.
 __device__ __forceinline__ void publish_to_products() {
@@ -118,6 +132,22 @@ __device__ __forceinline__ void multiply_tf32(float (&s)[16][4], const uint32_t 
         "+f"(s[13][0]), "+f"(s[13][1]), "+f"(s[13][2]), "+f"(s[13][3]), "+f"(s[14][0]),
         "+f"(s[14][1]), "+f"(s[14][2]), "+f"(s[14][3]), "+f"(s[15][0]), "+f"(s[15][1]),
         "+f"(s[15][2]), "+f"(s[15][3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
+/// The same for 64 columns.
+__device__ __forceinline__ void multiply_tf32(float (&s)[8][4], const uint32_t (&a)[4],
+                                              uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n64k8.f32.tf32.tf32 {%0, %1, %2, %3, %4, %5, %6, %7, %8, "
+      "%9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, "
+      "%27, %28, %29, %30, %31}, {%32, %33, %34, %35}, %36, 1, 1, 1;\n"
+      : "+f"(s[0][0]), "+f"(s[0][1]), "+f"(s[0][2]), "+f"(s[0][3]), "+f"(s[1][0]), "+f"(s[1][1]),
+        "+f"(s[1][2]), "+f"(s[1][3]), "+f"(s[2][0]), "+f"(s[2][1]), "+f"(s[2][2]), "+f"(s[2][3]),
+        "+f"(s[3][0]), "+f"(s[3][1]), "+f"(s[3][2]), "+f"(s[3][3]), "+f"(s[4][0]), "+f"(s[4][1]),
+        "+f"(s[4][2]), "+f"(s[4][3]), "+f"(s[5][0]), "+f"(s[5][1]), "+f"(s[5][2]), "+f"(s[5][3]),
+        "+f"(s[6][0]), "+f"(s[6][1]), "+f"(s[6][2]), "+f"(s[6][3]), "+f"(s[7][0]), "+f"(s[7][1]),
+        "+f"(s[7][2]), "+f"(s[7][3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 

@@ -9,9 +9,10 @@
 
 namespace dmamba::kernels::linear {
 
-/// kGelu: GELU and its slope; else the product with the slope, and its sums.
-template <class Tile, bool kGelu>
+/// Of a tile with so many kSummands of its sums, a tile after the other.
+template <class Tile, LinearKind kKind>
 struct Ending {
+  static constexpr bool kGelu = kKind == LinearKind::kGelu, kSlope = kKind == LinearKind::kSlope;
   using T = typename Tile::Number;
   static constexpr int kPack = Tile::kPack, kSlices = kThreads * kPack / Tile::kColumns;
   static constexpr int kTurns = Tile::kRows / kSlices;
@@ -36,7 +37,7 @@ struct Ending {
     Pack<T, kPack> v[kTurns];
   };
   __device__ __forceinline__ void read(Read& r) const {
-    if (kGelu || column() >= p.n) return;
+    if (!kSlope || column() >= p.n) return;
     const T* from = first(p.slope);
 #pragma unroll
     for (int turn = 0; turn < kTurns; ++turn) {
@@ -57,8 +58,8 @@ struct Ending {
   }
 
   /// A row's sums, 16 bytes at a time; of eight numbers half of the lanes takes the second four
-  /// first, or two would meet in every bank; not beside a GELU, which waits for
-  /// instructions, not for banks.
+  /// first, or two would meet in every bank; not beside a GELU, which waits for instructions, not
+  /// for banks.
   __device__ __forceinline__ void load_sums(const float* staged, int turn,
                                             float (&value)[kPack]) const {
     const int swapped = kPack == 8 && !kGelu ? in_tile / 8 & 4 : 0;
@@ -73,6 +74,13 @@ struct Ending {
     for (int e = 0; e < kPack; ++e) {
       value[e] = kPack == 8 && !kGelu && swapped != 0 ? got[e ^ 4] : got[e];
     }
+    if constexpr (Tile::kSummands == 2) {
+      static_assert(kPack == 4);
+      load_pack<float, 4>(
+          staged + sum_at<Tile::kColumns>(Tile::kRows + turn * kSlices + slice, in_tile), got);
+#pragma unroll
+      for (int e = 0; e < kPack; ++e) value[e] += got[e];
+    }
   }
 
   /// The sums to memory; adds what is summed over rows to `total`.
@@ -85,7 +93,7 @@ struct Ending {
       if (!has(turn)) break;
       float value[kPack], other[kPack];
       load_sums(staged, turn, value);
-      if constexpr (!kGelu) r.v[turn].get(other);
+      if constexpr (kSlope) r.v[turn].get(other);
 #pragma unroll
       for (int e = 0; e < kPack; ++e) {
         if constexpr (kGelu) {
@@ -93,7 +101,7 @@ struct Ending {
           const float2 gelu = Tile::kSingle ? gelu_with_slope(x) : gelu_with_slope_for_bfloat16(x);
           value[e] = gelu.x;
           other[e] = gelu.y;
-        } else {
+        } else if constexpr (kSlope) {
           value[e] *= other[e];
           total[e] += value[e];
         }
@@ -121,18 +129,16 @@ struct Ending {
   }
 };
 
-/// A tile's sums, of all warps, to what becomes of them.
-template <class Tile, bool kGelu>
-__device__ __forceinline__ void end_tile(float* staged, const Sums<Tile>& sums,
-                                         const Warp<Tile>& at, const Ending<Tile, kGelu>& ending) {
+/// A tile's sums, which all warps have left, to what becomes of them.
+template <class Tile, LinearKind kKind>
+__device__ __forceinline__ void end_tile(float* staged, const Ending<Tile, kKind>& ending) {
   float bias[Tile::kPack], total[Tile::kPack] = {};
-  leave_sums<Tile::kColumns>(staged, at.row, at.column, sums);
   ending.load_bias(bias);
-  typename Ending<Tile, kGelu>::Read read;
+  typename Ending<Tile, kKind>::Read read;
   ending.read(read);
   __syncthreads();
   ending.store(staged, read, bias, total);
-  if constexpr (!kGelu) {
+  if constexpr (kKind == LinearKind::kSlope) {
     __syncthreads();
     ending.leave_total(staged, total);
   }

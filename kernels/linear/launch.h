@@ -1,4 +1,4 @@
-// What src/ops/cuda calls for the products beside a GELU. The rules of
+// What src/ops/cuda calls for products of activations and a weight. The rules of
 // kernels/selective_scan/launch.h hold here too.
 #pragma once
 
@@ -14,7 +14,12 @@ constexpr int kLinearArchitecture = 80;
 /// Whether everything that is there can be read and written 16 bytes at a time.
 bool linear_fits(const LinearParams& p);
 
+/// kGelu, in tiles of linear_tile(), and kSlope.
 cudaError_t launch_linear_gelu(const LinearParams& p, cudaStream_t stream);
 cudaError_t launch_linear_slope(const LinearParams& p, cudaStream_t stream);
+
+/// All kinds, of float32, on the compute capability kHopperArchitecture alone, in tiles of
+/// hopper_tf32_linear_tile().
+cudaError_t launch_hopper_tf32_linear(const LinearParams& p, LinearKind kind, cudaStream_t stream);
 
 }  // namespace dmamba::kernels

@@ -21,7 +21,7 @@ namespace {
 
 using namespace linear;
 
-template <class Tile, bool kGelu>
+template <class Tile, LinearKind kKind>
 __global__ void __launch_bounds__(kThreads, 2)
     linear_kernel(const __grid_constant__ LinearParams p, int across) {
   fetch_early(p.weight, static_cast<int64_t>(sizeof(typename Tile::Number)) * p.n * p.k);
@@ -47,29 +47,30 @@ __global__ void __launch_bounds__(kThreads, 2)
     multiply<Tile>(memory.stages[step % Tile::kStages], at, sums);
   }
   __syncthreads();  // the sums take the pieces' place
-  end_tile<Tile, kGelu>(memory.sums, sums, at, {p, first_row, first_column});
+  leave_sums<Tile::kColumns>(memory.sums, at.row, at.column, sums);
+  end_tile<Tile, kKind>(memory.sums, {p, first_row, first_column});
 }
 
-template <class T, bool kGelu>
+template <class T, LinearKind kKind>
 cudaError_t launch_stored(const LinearParams& p, cudaStream_t stream) {
   const auto launch = [&]<class Tile>(Tile) {
     const int64_t across = (p.n + Tile::kColumns - 1) / Tile::kColumns;
     const int64_t tiles = (p.rows + Tile::kRows - 1) / Tile::kRows * across;
     if (tiles > std::numeric_limits<int>::max()) return cudaErrorInvalidValue;
-    return launch_early(linear_kernel<Tile, kGelu>, static_cast<unsigned>(tiles), kThreads,
+    return launch_early(linear_kernel<Tile, kKind>, static_cast<unsigned>(tiles), kThreads,
                         sizeof(typename Tile::Memory), stream, p, static_cast<int>(across));
   };
   return linear_tile(p.rows, p.n).rows == kLargeTile.rows
-             ? launch(Tile<T, kLargeTile.rows, kLargeTile.columns, !kGelu>{})
-             : launch(Tile<T, kSmallTile.rows, kSmallTile.columns, !kGelu>{});
+             ? launch(Tile<T, kLargeTile.rows, kLargeTile.columns, weight_by_terms(kKind)>{})
+             : launch(Tile<T, kSmallTile.rows, kSmallTile.columns, weight_by_terms(kKind)>{});
 }
 
-template <bool kGelu>
+template <LinearKind kKind>
 cudaError_t launch_any(const LinearParams& p, cudaStream_t stream) {
   if (!linear_fits(p)) return cudaErrorInvalidValue;
   if (p.rows == 0 || p.n == 0) return cudaSuccess;
-  return p.storage == Storage::kBFloat16 ? launch_stored<bfloat16, kGelu>(p, stream)
-                                         : launch_stored<float, kGelu>(p, stream);
+  return p.storage == Storage::kBFloat16 ? launch_stored<bfloat16, kKind>(p, stream)
+                                         : launch_stored<float, kKind>(p, stream);
 }
 
 }  // namespace
@@ -83,11 +84,11 @@ bool linear_fits(const LinearParams& p) {
 }
 
 cudaError_t launch_linear_gelu(const LinearParams& p, cudaStream_t stream) {
-  return launch_any</*kGelu=*/true>(p, stream);
+  return launch_any<LinearKind::kGelu>(p, stream);
 }
 
 cudaError_t launch_linear_slope(const LinearParams& p, cudaStream_t stream) {
-  return launch_any</*kGelu=*/false>(p, stream);
+  return launch_any<LinearKind::kSlope>(p, stream);
 }
 
 }  // namespace dmamba::kernels

@@ -1,4 +1,4 @@
-// Parameters of the products beside a GELU. Free of torch and of CUDA.
+// Parameters of products of activations and a weight. Free of torch and of CUDA.
 #pragma once
 
 #include <cstdint>
@@ -7,11 +7,20 @@
 
 namespace dmamba::kernels {
 
-/// The products beside the channel mixer's GELU, which becomes a part of them:
+/// What a launch computes; the first two are the channel mixer's, whose GELU becomes a part of the
+/// products beside it:
 ///
-///   gelu    out = GELU(x w^T + bias) and slope = GELU'(x w^T + bias), for w (n, k)
-///   slope   out = (x w) slope, and the sums of that over the rows, for w (k, n)
-///
+///   kGelu            out = GELU(x w^T + bias) and slope = GELU'(x w^T + bias), for w (n, k)
+///   kSlope           out = (x w) slope, and the sums of that over the rows, for w (k, n)
+///   kProduct         out = x w^T, for w (n, k)
+///   kProductByTerms  out = x w, for w (k, n)
+enum class LinearKind { kGelu, kSlope, kProduct, kProductByTerms };
+
+/// Whether a row of the weight is a term's.
+constexpr bool weight_by_terms(LinearKind kind) {
+  return kind == LinearKind::kSlope || kind == LinearKind::kProductByTerms;
+}
+
 /// Everything of `storage`, contiguous, on 16 bytes, rows a multiple of 16 bytes long; x's may lie
 /// further apart. float32: factors are rounded to TF32. Sums, GELU and its slope are float32 until
 /// they are stored.
@@ -22,10 +31,10 @@ struct LinearParams {
   const void* x;     // (rows, k)
   int64_t x_stride;  // elements from row to row
   const void* weight;
-  const float* bias;  // (n,), on 16 bytes: gelu
+  const float* bias;  // (n,), on 16 bytes: kGelu
   void* out;          // (rows, n)
-  void* slope;        // (rows, n): written by gelu, read by slope
-  float* parts;       // (linear_parts(rows, n), n): the sums of slope, a part for each block's rows
+  void* slope;        // (rows, n): written by kGelu, read by kSlope
+  float* parts;       // (parts, n): kSlope's sums, a part for each block's rows
 };
 
 /// A block's share of the output.
@@ -44,10 +53,19 @@ constexpr LinearTile linear_tile(int64_t rows, int64_t n) {
   return n > 64 && blocks >= kEnough ? kLargeTile : kSmallTile;
 }
 
-/// Blocks' sums that slope leaves.
-constexpr int64_t linear_parts(int64_t rows, int64_t n) {
-  const int64_t tile = linear_tile(rows, n).rows;
-  return (rows + tile - 1) / tile;
+/// The same of launch_hopper_tf32_linear.
+constexpr LinearTile hopper_tf32_linear_tile(int64_t rows, int64_t n) {
+  const LinearTile tile = linear_tile(rows, n);
+  if (tile.rows == kLargeTile.rows) return tile;
+  constexpr LinearTile kNarrowTile{128, 64};
+  constexpr int64_t kEnough = 100;
+  const int64_t blocks = (rows + 127) / 128 * ((n + 63) / 64);
+  return blocks >= kEnough ? kNarrowTile : tile;
+}
+
+/// Blocks' sums that kSlope leaves.
+constexpr int64_t linear_parts(int64_t rows, LinearTile tile) {
+  return (rows + tile.rows - 1) / tile.rows;
 }
 
 }  // namespace dmamba::kernels

@@ -22,6 +22,7 @@ struct Tile {
   static constexpr int kRows = kRowsOf, kColumns = kColumnsOf;
   static constexpr int kRowTiles = kRows / 32, kColumnTiles = kColumns / 32;  // of a warp: 16, 8
 
+  static constexpr int kSummands = 1;  // of a tile's sums
   static constexpr int kPieceBytes = 128, kStages = kRows == 128 ? 3 : 4;
 
   static constexpr int kPack = kPackBytes / static_cast<int>(sizeof(T));

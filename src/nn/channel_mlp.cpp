@@ -40,7 +40,7 @@ Forward run_forward(const Tensor& x, const Tensor& weight1, const Tensor& bias1,
     f.hidden = calls::bias_gelu_(f.slope, bias1);
   }
   f.out = bias2.defined() ? at::addmm(bias2.to(type), f.hidden, f.weight2.t())
-                          : at::mm(f.hidden, f.weight2.t());
+                          : product(f.hidden, f.weight2);
   return f;
 }
 
@@ -90,7 +90,7 @@ struct ChannelMlp : torch::autograd::Function<ChannelMlp> {
     if (context->needs_input_grad(1)) {
       dweight1 = weight_gradient_beside(side, dhidden, x, parameter);
     }
-    const Tensor dx = at::mm(dhidden, weight1);
+    const Tensor dx = product_by_rows(dhidden, weight1);
     if (context->saved_data["bias2"].toBool()) dbias2 = dout.sum(0, false, parameter);
     return {dx.view(gradients[0].sizes()).to(context->saved_data["x_type"].toScalarType()),
             dweight1, dbias1, dweight2, dbias2};

@@ -25,7 +25,7 @@ struct Linear : torch::autograd::Function<Linear> {
     context->saved_data["side"] = side_stream_handle();
     context->saved_data["bias"] = bias.has_value();
     const Tensor y =
-        bias.has_value() ? at::addmm(bias->to(type), input, factor.t()) : at::mm(input, factor.t());
+        bias.has_value() ? at::addmm(bias->to(type), input, factor.t()) : product(input, factor);
     return y.view({x.size(0), x.size(1), weight.size(0)});
   }
 
@@ -37,16 +37,12 @@ struct Linear : torch::autograd::Function<Linear> {
     const Tensor dy = rows(gradients[0]);
     Tensor dweight, dbias;
     if (context->saved_data["bias"].toBool()) dbias = dy.sum(0, false, at::kFloat);
-    const auto ask_for_weight = [&] {
-      if (!context->needs_input_grad(1)) return;
+    // All gradients of weights that wait may begin with this one, and leave little room to dx,
+    // which the rest of the pass waits for (docs/performance.md): it goes first.
+    const Tensor dx = product_by_rows(dy, weight).to(context->saved_data["x_type"].toScalarType());
+    if (context->needs_input_grad(1)) {
       dweight = weight_gradient_beside(context->saved_data["side"].toInt(), dy, x, at::kFloat);
-    };
-    // In bfloat16 all of a pass may begin with this one, and leave little room to dx, which the
-    // rest of the pass waits for (docs/performance.md).
-    const bool later = dy.scalar_type() == at::kBFloat16;
-    if (!later) ask_for_weight();
-    const Tensor dx = at::mm(dy, weight).to(context->saved_data["x_type"].toScalarType());
-    if (later) ask_for_weight();
+    }
     return {dx.view({gradients[0].size(0), gradients[0].size(1), x.size(1)}), dweight, dbias};
   }
 };

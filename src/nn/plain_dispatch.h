@@ -6,6 +6,8 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/types.h>
 
+#include "src/ops/cuda_only.h"
+
 namespace dmamba::nn {
 
 /// Keeps autograd and autocast out: a fused function differentiates and types by itself.
@@ -24,6 +26,22 @@ inline at::ScalarType product_type(const torch::Tensor& x) {
 
 /// (batch, L, n) -> (batch L, n).
 inline torch::Tensor rows(const torch::Tensor& t) { return t.flatten(0, 1); }
+
+/// x w^T for x (rows, k) and w (n, k).
+inline torch::Tensor product(const torch::Tensor& x, const torch::Tensor& w) {
+  namespace cuda_only = ops::cuda_only;
+  return cuda_only::linear_product_fits(x, w)
+             ? cuda_only::linear_product(x, w, cuda_only::Terms::kColumns)
+             : at::mm(x, w.t());
+}
+
+/// x w for x (rows, k) and w (k, n).
+inline torch::Tensor product_by_rows(const torch::Tensor& x, const torch::Tensor& w) {
+  namespace cuda_only = ops::cuda_only;
+  return cuda_only::linear_product_fits(x, w)
+             ? cuda_only::linear_product(x, w, cuda_only::Terms::kRows)
+             : at::mm(x, w);
+}
 
 /// The gradient dy^T x of a weight (n, m) for dy (rows, n) and x (rows, m): in float32 from
 /// bfloat16 factors too where the device can sum them so.

@@ -50,7 +50,7 @@ bool weight_gradient_fits(const Tensor& dy, const Tensor& x);
 /// dweight = dy^T x for each that fits, all of one type, in one launch for every 48.
 void weight_gradients(const std::vector<WeightGradient>& gradients);
 
-// ---- The products beside a GELU: kernels/linear/params.h ----
+// ---- Products of activations and a weight: kernels/linear/params.h ----
 
 /// Whether the functions below take x (rows, k), whatever lies between the rows, with such a
 /// weight: of bfloat16, or of float32 where products may be rounded to TF32; rows on 16 bytes.
@@ -62,6 +62,16 @@ std::tuple<Tensor, Tensor> linear_gelu(const Tensor& x, const Tensor& weight, co
 /// (x w) slope, (rows, n), for w (k, n), and the sums of that over the rows, (n,) float32: on the
 /// side stream, where SumsBeside lends one.
 std::tuple<Tensor, Tensor> linear_slope(const Tensor& x, const Tensor& weight, const Tensor& slope);
+
+/// Which of a weight's dimensions the terms of a product are.
+enum class Terms { kColumns, kRows };
+
+/// Whether linear_product() takes these: as linear_fits(), of float32 and on cards of compute
+/// capability 9.0; elsewhere cuBLAS is as fast.
+bool linear_product_fits(const Tensor& x, const Tensor& weight);
+
+/// x w^T for w (n, k), or x w for w (k, n): (rows, n).
+Tensor linear_product(const Tensor& x, const Tensor& weight, Terms terms);
 
 // ---- The residual stream: kernels/normalization/params.h ----
 

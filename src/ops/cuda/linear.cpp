@@ -1,4 +1,4 @@
-// The products beside a GELU on CUDA: tensors to kernels/.
+// Products of activations and a weight on CUDA: tensors to kernels/.
 #include <ATen/ATen.h>
 
 #include <algorithm>
@@ -13,6 +13,7 @@ namespace dmamba::ops::cuda_only {
 namespace {
 
 using cuda::Call;
+using kernels::LinearKind;
 using kernels::LinearParams;
 
 /// For the weight's n and without what is yet to be allocated.
@@ -26,6 +27,12 @@ LinearParams params_of(const Tensor& x, const Tensor& weight, int64_t n) {
   p.x_stride = x.stride(0);
   p.weight = weight.const_data_ptr();
   return p;
+}
+
+/// Whether the kernels of Hopper's own instructions take it.
+bool on_hopper(const Tensor& x) {
+  return x.scalar_type() == at::kFloat &&
+         cuda::architecture_of(x.device().index()) == kernels::kHopperArchitecture;
 }
 
 }  // namespace
@@ -54,7 +61,8 @@ std::tuple<Tensor, Tensor> linear_gelu(const Tensor& x, const Tensor& weight, co
   p.bias = shift.const_data_ptr<float>();
   p.out = value.mutable_data_ptr();
   p.slope = slope.mutable_data_ptr();
-  call.check(kernels::launch_linear_gelu(p, call.stream()));
+  call.check(on_hopper(x) ? kernels::launch_hopper_tf32_linear(p, LinearKind::kGelu, call.stream())
+                          : kernels::launch_linear_gelu(p, call.stream()));
   return {value, slope};
 }
 
@@ -69,13 +77,35 @@ std::tuple<Tensor, Tensor> linear_slope(const Tensor& x, const Tensor& weight,
                sums = at::empty({p.n}, x.options().dtype(at::kFloat));
   p.out = value.mutable_data_ptr();
   p.slope = slope.data_ptr();
-  const int64_t count = kernels::linear_parts(p.rows, p.n);
+  const bool hopper = on_hopper(x);
+  const int64_t count =
+      kernels::linear_parts(p.rows, hopper ? kernels::hopper_tf32_linear_tile(p.rows, p.n)
+                                           : kernels::linear_tile(p.rows, p.n));
   p.parts = static_cast<float*>(call.scratch(static_cast<size_t>(count * p.n) * sizeof(float)));
-  call.check(kernels::launch_linear_slope(p, call.stream()));
+  call.check(hopper ? kernels::launch_hopper_tf32_linear(p, LinearKind::kSlope, call.stream())
+                    : kernels::launch_linear_slope(p, call.stream()));
   call.beside([&](cudaStream_t stream) {
     return kernels::launch_sum_parts(p.parts, sums.mutable_data_ptr<float>(), count, p.n, stream);
   });
   return {value, sums};
+}
+
+bool linear_product_fits(const Tensor& x, const Tensor& weight) {
+  return linear_fits(x, weight) && on_hopper(x);
+}
+
+Tensor linear_product(const Tensor& x, const Tensor& weight, Terms terms) {
+  constexpr const char* kOp = "linear_product";
+  const bool by_rows = terms == Terms::kRows;
+  TORCH_CHECK(weight.size(by_rows ? 0 : 1) == x.size(1), kOp, ": weight must be ",
+              by_rows ? "(k, n)" : "(n, k)", " with k = ", x.size(1), ", got ", weight.sizes());
+  Call call(kOp, x);
+  LinearParams p = params_of(x, weight, weight.size(by_rows ? 1 : 0));
+  const Tensor value = at::empty({p.rows, p.n}, x.options());
+  p.out = value.mutable_data_ptr();
+  call.check(kernels::launch_hopper_tf32_linear(
+      p, by_rows ? LinearKind::kProductByTerms : LinearKind::kProduct, call.stream()));
+  return value;
 }
 
 }  // namespace dmamba::ops::cuda_only

@@ -28,6 +28,8 @@ std::tuple<Tensor, Tensor> linear_gelu(const Tensor&, const Tensor&, const Tenso
 std::tuple<Tensor, Tensor> linear_slope(const Tensor&, const Tensor&, const Tensor&) {
   refuse("linear_slope");
 }
+bool linear_product_fits(const Tensor&, const Tensor&) { return false; }
+Tensor linear_product(const Tensor&, const Tensor&, Terms) { refuse("linear_product"); }
 AddNorm add_norm(const Tensor&, const Tensor&, const Tensor&, const Dropout&, const Tensor&,
                  const Tensor&, double, at::ScalarType) {
   refuse("add_norm");

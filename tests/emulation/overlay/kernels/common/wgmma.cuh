@@ -4,6 +4,9 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
+#include <iterator>
+
 #include "kernels/common/copy.cuh"
 
 namespace dmamba::kernels {
@@ -27,6 +30,10 @@ void wait_for_products(float (&)[kTiles][4], EmulationPlace here = DMAMBA_HERE) 
   wait_for_products<kLeft>(here);
 }
 inline void publish_to_products() {}
+template <int kTiles>
+void clear_sums(float (&sums)[kTiles][4]) {
+  for (auto& tile : sums) std::fill(std::begin(tile), std::end(tile), 0.0F);
+}
 
 /// A number of a matrix in panels of 64 columns from an address on: packs lie at theirs ^ row % 8,
 /// by the address's own bits, so that a matrix may begin within a panel.
@@ -74,9 +81,10 @@ inline void multiply_panels(float (&s)[16][4], uint64_t a, uint64_t b) {
   multiply_panels_with<16, true, true>(s, a, b, true);
 }
 
-/// sums (64 x 128) += a (64 x 8) b (8 x 128): of a the four lanes of a row have its terms.
-inline void multiply_tf32(float (&s)[16][4], const uint32_t (&a)[4], uint64_t b,
-                          EmulationPlace here = DMAMBA_HERE) {
+/// sums (64 x 8 kTiles) += a (64 x 8) b: of a the four lanes of a row have its terms.
+template <int kTiles>
+void multiply_tf32(float (&s)[kTiles][4], const uint32_t (&a)[4], uint64_t b,
+                   EmulationPlace here = DMAMBA_HERE) {
   struct Words {
     uint32_t of[4];
   };
@@ -91,7 +99,7 @@ inline void multiply_tf32(float (&s)[16][4], const uint32_t (&a)[4], uint64_t b,
   }
   auto* sums = &s;
   emulation::queues().products.add([=] {
-    for (int c = 0; c < 32; ++c) {
+    for (int c = 0; c < 2 * kTiles; ++c) {
       const int column = c / 2 * 8 + lane % 4 * 2 + c % 2;
       float of_b[8];
       for (int k = 0; k < 8; ++k) {
