@@ -11,12 +11,15 @@
 //   64 x 64      a warpgroup has half of a piece's terms; 8 pieces, 144 KiB; where there are few
 //                larger ones
 //
+// Where there are more tiles than multiprocessors, fewer pieces, so that two blocks share one.
+//
 // Floor: what a block reads of L2; at 3840 x 512 x 128 16 MB, 3 us.
 #include <algorithm>
 #include <limits>
 
 #include "kernels/common/launch.cuh"
 #include "kernels/common/tensor_map.cuh"
+#include "kernels/common/tf32_panels.cuh"
 #include "kernels/common/wgmma.cuh"
 #include "kernels/linear/ending.cuh"
 #include "kernels/linear/launch.h"
@@ -26,7 +29,7 @@ namespace {
 
 using namespace linear;
 
-constexpr int kTerms = 32, kSteps = kTerms / 8;  // of a piece; a row of it has 128 bytes
+constexpr int kTerms = kTf32Terms, kSteps = kTerms / 8;  // of a piece
 
 template <int kRowsOf, int kColumnsOf, bool kByTermsOf>
 struct WideTile {
@@ -35,7 +38,9 @@ struct WideTile {
   static constexpr int kRows = kRowsOf, kColumns = kColumnsOf, kPack = 4;
   /// The warpgroups' sums are of other rows, or of other terms.
   static constexpr int kSummands = kRows == 64 ? 2 : 1;
-  static constexpr int kMostStages = kRows == 64 ? 8 : 4, kBlocks = kColumns == 64 ? 2 : 1;
+  static constexpr int kMostStages = kRows == 64 ? 8 : 4;
+  /// Of two blocks a multiprocessor: at most 112 KiB each.
+  static constexpr int kSharedStages = kRows == 64 ? 6 : kColumns == 64 ? 4 : 2;
 
   struct Stage {
     alignas(1024) float x[kRows * kTerms];
@@ -82,27 +87,10 @@ __device__ __forceinline__ void send(typename Tile::Stage& stage, uint32_t barri
 /// A piece of the weight, rounded, to a panel whose rows are its columns.
 template <class Tile>
 __device__ __forceinline__ void round_weight(float* rounded, const float* weight) {
-  constexpr int kPacks = Tile::kColumns * kTerms / 4 / kThreads;  // of a thread
-#pragma unroll
-  for (int i = 0; i < kPacks; ++i) {
-    const int at = static_cast<int>(threadIdx.x) + i * kThreads;
-    float4 four;
-    int to;
-    if constexpr (Tile::kByTerms) {
-      const int column = at % Tile::kColumns, quad = at / Tile::kColumns;
-      const float* panel = weight + column / 32 * 32 * kTerms + column % 4;
-      const auto number = [&](int term) {
-        return panel[term * 32 + ((column % 32 / 4) ^ (term & 7)) * 4];
-      };
-      four = make_float4(number(4 * quad), number(4 * quad + 1), number(4 * quad + 2),
-                         number(4 * quad + 3));
-      to = column * kTerms + (quad ^ (column & 7)) * 4;
-    } else {
-      to = at * 4;
-      four = *reinterpret_cast<const float4*>(weight + to);
-    }
-    *reinterpret_cast<uint4*>(rounded + to) =
-        make_uint4(to_tf32(four.x), to_tf32(four.y), to_tf32(four.z), to_tf32(four.w));
+  if constexpr (Tile::kByTerms) {
+    turn_panels<Tile::kColumns, kThreads>(rounded, weight);
+  } else {
+    round_panel<Tile::kColumns, kThreads>(rounded, weight);
   }
 }
 
@@ -113,7 +101,7 @@ __device__ __forceinline__ void load_x(uint32_t (&a)[kCount][4], const float* x,
   const int lane = static_cast<int>(threadIdx.x) % 32, r = row + lane % 16;
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
-    load_tiles(a[i], x + r * kTerms + ((2 * (first + i) + lane / 16) ^ (r & 7)) * 4);
+    load_tiles(a[i], x + tf32_at(r, (2 * (first + i) + lane / 16) * 4));
   }
 }
 
@@ -166,7 +154,7 @@ __device__ __forceinline__ void walk(WideSums<Tile>& sums, typename Tile::Memory
 #endif
 
 template <class Tile, LinearKind kKind>
-__global__ void __launch_bounds__(kThreads, Tile::kBlocks)
+__global__ void __launch_bounds__(kThreads, 2)
     hopper_tf32_linear_kernel(const __grid_constant__ LinearParams p,
                               const __grid_constant__ Maps maps, int across, int stages) {
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -202,7 +190,9 @@ template <class Tile, LinearKind kKind>
 cudaError_t launch_tile(const LinearParams& p, cudaStream_t stream) {
   const int across = (p.n + Tile::kColumns - 1) / Tile::kColumns;
   const int64_t tiles = (p.rows + Tile::kRows - 1) / Tile::kRows * across;
-  const int stages = std::min((p.k + kTerms - 1) / kTerms, Tile::kMostStages);
+  constexpr int64_t kMultiprocessors = 132;
+  const int stages = std::min((p.k + kTerms - 1) / kTerms,
+                              tiles > kMultiprocessors ? Tile::kSharedStages : Tile::kMostStages);
   Maps maps{};
   cudaError_t error = make_tensor_map<float>(maps.x, p.x, p.rows, p.k, Tile::kRows, p.x_stride);
   if (error == cudaSuccess) {

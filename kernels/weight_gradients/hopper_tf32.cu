@@ -1,17 +1,15 @@
 // The gradients of weights in TF32 on compute capability 9.0: the same tiles and clusters as
-// weight_gradients.cu, with products of a warpgroup.
+// weight_gradients.cu, with products of a warpgroup and the copy engine's loads.
 //
-// Those take float32 only by rows of terms, and the terms are tokens, which lie the other way. So a
-// piece of 32 tokens goes through registers: of dy a lane loads what its own fragments are,
-// straight from global memory, since no other warp has the same 16 columns; of x a thread loads
-// four tokens of a column, which are 16 bytes of its row in shared memory. Rounding costs nothing
-// extra there. The next piece is loaded while this one is multiplied.
+// A piece is 32 tokens of 128 columns of dy and of x, in panels of 32 columns as they come, tokens
+// as rows. Products of TF32 take both factors by rows of terms, which tokens are not here: dy's
+// fragments come through registers, x is turned into a panel of its columns while the piece before
+// it is multiplied (tf32_panels.cuh).
 //
-//   shared memory   2 pieces of x, 32 KiB; the sums of a tile take their place, 64 KiB
+//   shared memory   2 pieces, 2 turned panels, 96 KiB; the sums of a tile take their place
 //   a warp          16 x 128 of the tile, 64 sums a lane; two blocks a multiprocessor
-//
-// The columns of dy are taken in pairs: rows g and g + 8 of a fragment are columns 2 g and 2 g + 1.
-#include "kernels/common/mma.cuh"
+#include "kernels/common/tensor_map.cuh"
+#include "kernels/common/tf32_panels.cuh"
 #include "kernels/common/wgmma.cuh"
 #include "kernels/weight_gradients/tiles.cuh"
 
@@ -20,172 +18,136 @@ namespace {
 
 using namespace weight_gradients;
 
-constexpr int kPieceTokens = 32, kSteps = kPieceTokens / 8, kStages = 2;
-constexpr int kQuads = kPieceTokens / 4 / 2;  // of a thread: four tokens of a column each
+constexpr int kPieceTokens = kTf32Terms, kSteps = kPieceTokens / 8, kStages = 2;
+constexpr int kPanelWidth = 32, kPanels = kTile / kPanelWidth;
 constexpr int kMostBlocks = 264;
 
-union Memory {
-  alignas(1024) float pieces[kStages][kTile * kPieceTokens];  // a row is a column of x
-  float sums[kTile * kTile];
+using Panel = float[kPieceTokens * kPanelWidth];
+
+struct Piece {
+  Panel dy[kPanels];
+  Panel x[kPanels];
+};
+
+struct Memory {
+  union {
+    struct {
+      alignas(1024) Piece pieces[kStages];
+      float turned[kStages][kTile * kPieceTokens];
+    };
+    float sums[kTile * kTile];
+  };
+  alignas(8) uint64_t arrived[kStages];
+};
+
+struct Maps {
+  CUtensorMap dy[kGradientsPerLaunch], x[kGradientsPerLaunch];
+};
+
+/// A warp's 16 rows are packs of a panel's four columns: two neighbours and the fourth after each,
+/// which lie in different banks for the four tokens of a fragment.
+struct PackedRows {
+  static __device__ __forceinline__ int at(int row) {
+    const int pack = row % kPanelWidth / 4;
+    return row / kPanelWidth * kPanelWidth + pack % 4 / 2 * 16 + pack % 2 * 8 + pack / 4 * 4 +
+           row % 4;
+  }
 };
 
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-/// A thread's numbers of a piece as they lie in memory. Tokens that don't exist are zero; columns
-/// that don't exist may be anything, since nobody reads their sums.
-struct Loaded {
-  float2 dy[2 * kSteps];  // of every fourth token, from lane % 4 on
-  float x[kQuads][4];
-};
-
-/// Where a thread's numbers of its block's pieces come from.
-class Source {
- public:
-  __device__ __forceinline__ Source(const WeightGradient& g, const Place& at)
-      : dy_stride_(g.dy_stride), x_stride_(g.x_stride), rows_(at.rows) {
-    int row = this->row(), column = static_cast<int>(threadIdx.x) % kTile;
-    if (row >= at.rows) row = 0;
-    if (column >= at.columns) column = 0;
-    dy_ = static_cast<const float*>(g.dy) + (at.begin + token()) * dy_stride_ + at.first_row + row;
-    x_ = static_cast<const float*>(g.x) + (at.begin + 4 * quad()) * x_stride_ + at.first_column +
-         column;
+/// Asks for a piece; by one thread.
+__device__ __forceinline__ void send(Memory& memory, const Maps& maps, const Place& at, int step) {
+  const uint32_t barrier = shared_address(&memory.arrived[step % kStages]);
+  Piece& piece = memory.pieces[step % kStages];
+  const int token = static_cast<int>(at.begin) + step * kPieceTokens;
+  const int dy_panels = min(kPanels, (at.rows + kPanelWidth - 1) / kPanelWidth);
+  const int x_panels = min(kPanels, (at.columns + kPanelWidth - 1) / kPanelWidth);
+  expect_bytes(barrier, static_cast<uint32_t>((dy_panels + x_panels) * sizeof(Panel)));
+  for (int i = 0; i < dy_panels; ++i) {
+    load_panel(shared_address(piece.dy[i]), maps.dy[at.gradient], at.first_row + i * kPanelWidth,
+               token, barrier);
   }
-
-  /// The next piece, of which so many tokens exist.
-  __device__ __forceinline__ void load(Loaded& to, int64_t tokens) {
-    if (tokens >= kPieceTokens && (rows_ >= kTile || rows_ % 2 == 0)) {
-      load_whole(to);
-    } else {
-      load_some(to, static_cast<int>(min(int64_t{kPieceTokens}, tokens)));
-    }
-  }
-
- private:
-  static __device__ __forceinline__ int token() { return static_cast<int>(threadIdx.x) % 4; }
-  static __device__ __forceinline__ int quad() { return static_cast<int>(threadIdx.x) / kTile; }
-  static __device__ __forceinline__ int row() {
-    return static_cast<int>(threadIdx.x) / 32 * 16 + static_cast<int>(threadIdx.x) % 32 / 4 * 2;
-  }
-
-  __device__ __forceinline__ void load_whole(Loaded& to) {
-#pragma unroll
-    for (int i = 0; i < 2 * kSteps; ++i) {
-      to.dy[i] = *reinterpret_cast<const float2*>(dy_);
-      dy_ += 4 * dy_stride_;
-    }
-#pragma unroll
-    for (int i = 0; i < kQuads; ++i) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        to.x[i][j] = *x_;
-        x_ += x_stride_;
-      }
-      x_ += 4 * x_stride_;  // the other half's
-    }
-  }
-
-  __device__ __forceinline__ void load_some(Loaded& to, int tokens) {
-    const bool pair_exists = row() + 1 < rows_;
-#pragma unroll
-    for (int i = 0; i < 2 * kSteps; ++i) {
-      to.dy[i] = make_float2(0.0F, 0.0F);
-      if (4 * i + token() < tokens) {
-        to.dy[i].x = dy_[0];
-        if (pair_exists) to.dy[i].y = dy_[1];
-      }
-      dy_ += 4 * dy_stride_;
-    }
-#pragma unroll
-    for (int i = 0; i < kQuads; ++i) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        to.x[i][j] = 8 * i + 4 * quad() + j < tokens ? *x_ : 0.0F;
-        x_ += x_stride_;
-      }
-      x_ += 4 * x_stride_;
-    }
-  }
-
-  int64_t dy_stride_, x_stride_;
-  int rows_;
-  const float *dy_, *x_;
-};
-
-/// x's numbers to a piece's panel.
-__device__ __forceinline__ void store_x(float* piece, const Loaded& from) {
-  const int column = static_cast<int>(threadIdx.x) % kTile;
-  const int quad = static_cast<int>(threadIdx.x) / kTile;
-#pragma unroll
-  for (int i = 0; i < kQuads; ++i) {
-    uint4 words;
-    words.x = to_tf32(from.x[i][0]), words.y = to_tf32(from.x[i][1]);
-    words.z = to_tf32(from.x[i][2]), words.w = to_tf32(from.x[i][3]);
-    const int pack = (2 * i + quad) ^ (column & 7);
-    *reinterpret_cast<uint4*>(piece + column * kPieceTokens + pack * 4) = words;
+  for (int i = 0; i < x_panels; ++i) {
+    load_panel(shared_address(piece.x[i]), maps.x[at.gradient], at.first_column + i * kPanelWidth,
+               token, barrier);
   }
 }
 
-/// dy's numbers to the fragments of a piece's steps.
-__device__ __forceinline__ void round_dy(uint32_t (&a)[kSteps][4], const Loaded& from) {
+/// The warp's fragments of a piece of dy, as they lie there.
+__device__ __forceinline__ void load_dy(float (&a)[kSteps][4], const Piece& piece) {
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const float* panel = piece.dy[warp / 2];
+  const int column = (warp % 2 * 2 + lane / 16 * 4) * 4 + lane / 4 % 4;
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      a[step][2 * half] = to_tf32(from.dy[2 * step + half].x);
-      a[step][2 * half + 1] = to_tf32(from.dy[2 * step + half].y);
+    for (int i = 0; i < 4; ++i) {
+      a[step][i] = panel[tf32_at(8 * step + i / 2 * 4 + lane % 4, column + i % 2 * 4)];
     }
   }
 }
 
-/// Begins sums += dy^T x over a piece, for the warpgroup's 64 rows.
-__device__ __forceinline__ void multiply(float (&sums)[16][4], const uint32_t (&a)[kSteps][4],
-                                         const float* piece) {
-  const uint64_t x = panel_descriptor(shared_address(piece));
-  begin_products();
+/// The sums of a block's pieces, of the warp's rows. Columns that don't exist may be anything;
+/// nobody reads their sums.
+template <bool kWorks>
+__device__ __forceinline__ void walk(float (&sums)[16][4], Memory& memory, const Maps& maps,
+                                     const Place& at, int steps) {
+  clear_sums(sums);
+  for (int step = 0; step < steps; ++step) {
+    const Piece& piece = memory.pieces[step % kStages];
+    float* const turned = memory.turned[step % kStages];
+    float dy[kSteps][4];
+    uint32_t a[kSteps][4];
+    wait_for_barrier(shared_address(&memory.arrived[step % kStages]), step / kStages % 2);
+    turn_panels<kTile, kThreads>(turned, piece.x[0]);
+    publish_to_products();
+    if constexpr (kWorks) {
+      load_dy(dy, piece);
+      wait_for_products<0>();
 #pragma unroll
-  for (int step = 0; step < kSteps; ++step) multiply_tf32(sums, a[step], x + step * 32 / 16);
-  commit_products();
+      for (int i = 0; i < 4 * kSteps; ++i) a[i / 4][i % 4] = to_tf32(dy[i / 4][i % 4]);
+    }
+    // The panel is there for all; the piece is used up, and so is the panel before it.
+    __syncthreads();
+    if (threadIdx.x == 0 && step + kStages < steps) send(memory, maps, at, step + kStages);
+    if constexpr (kWorks) {
+      const uint64_t x = panel_descriptor(shared_address(turned));
+      begin_products();
+#pragma unroll
+      for (int i = 0; i < kSteps; ++i) multiply_tf32(sums, a[i], x + i * 32 / 16);
+      commit_products();
+    }
+  }
+  if constexpr (kWorks) wait_for_products<0>(sums);
+  __syncthreads();  // the sums take the pieces' place
 }
 
 #endif
 
 __global__ void __launch_bounds__(kThreads, 2)
-    hopper_tf32_weight_gradients_kernel(const __grid_constant__ Batch batch, int blocks) {
+    hopper_tf32_weight_gradients_kernel(const __grid_constant__ Batch batch,
+                                        const __grid_constant__ Maps maps, int blocks) {
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
   auto& memory = *dynamic_shared<Memory, 1024>();
   const Place at(batch, blocks, kPieceTokens);
   const int steps =
       at.tokens <= 0 ? 0 : static_cast<int>((at.tokens + kPieceTokens - 1) / kPieceTokens);
-  const int group = __shfl_sync(~0U, threadIdx.x / 128, 0);  // known to be the warp's
-  Source source(batch.gradients[at.gradient], at);
-  const auto walk = [&]<bool kWorks>(float(&sums)[16][4]) {
-    Loaded next;
-    if (steps > 0) source.load(next, at.tokens);
-    for (int step = 0; step < steps; ++step) {
-      float* piece = memory.pieces[step % kStages];
-      uint32_t a[kSteps][4];
-      store_x(piece, next);
-      publish_to_products();  // before the next loads, which it would wait for
-      if constexpr (kWorks) {
-        wait_for_products<0>();
-        round_dy(a, next);
-      }
-      if (step + 1 < steps) source.load(next, at.tokens - int64_t{step + 1} * kPieceTokens);
-      // The piece is there for all, and nobody's products read the one before it any more.
-      __syncthreads();
-      if constexpr (kWorks) multiply(sums, a, piece);
-    }
-    if constexpr (kWorks) wait_for_products<0>(sums);
-    __syncthreads();  // the sums take the pieces' place
-  };
-  float sums[1][16][4] = {};
-  if (group * 64 < at.rows) {
-    walk.template operator()<true>(sums[0]);
-    leave_sums<kTile>(memory.sums, static_cast<int>(threadIdx.x) / 32 * 16, 0, sums);
-  } else {
-    walk.template operator()<false>(sums[0]);
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < kStages; ++i) make_barrier(shared_address(&memory.arrived[i]));
+    publish_barriers();
+    for (int step = 0; step < min(steps, kStages); ++step) send(memory, maps, at, step);
   }
-  add_over_cluster<PairedRows>(memory.sums, batch, at, blocks);
+  __syncthreads();
+  const int warp = __shfl_sync(~0U, threadIdx.x / 32, 0);  // known to be the warp's
+  float sums[1][16][4];
+  if (warp / 4 * 64 < at.rows) {
+    walk<true>(sums[0], memory, maps, at, steps);
+    leave_sums<kTile>(memory.sums, warp * 16, 0, sums);
+  } else {
+    walk<false>(sums[0], memory, maps, at, steps);
+  }
+  add_over_cluster<PackedRows>(memory.sums, batch, at, blocks);
 #endif
 }
 
@@ -195,9 +157,19 @@ cudaError_t launch_hopper_tf32_weight_gradients(const WeightGradient* gradients,
                                                 cudaStream_t stream) {
   for (int first = 0; first < count; first += kGradientsPerLaunch) {
     const Batch batch = make_batch(gradients + first, count - first);
+    Maps maps{};
+    for (int i = 0; i < batch.count; ++i) {
+      const WeightGradient& g = batch.gradients[i];
+      cudaError_t error =
+          make_tensor_map<float>(maps.dy[i], g.dy, g.rows, g.n, kPieceTokens, g.dy_stride);
+      if (error == cudaSuccess) {
+        error = make_tensor_map<float>(maps.x[i], g.x, g.rows, g.m, kPieceTokens, g.x_stride);
+      }
+      if (error != cudaSuccess) return error;
+    }
     const int blocks = blocks_of_cluster(batch, kMostBlocks);
     const cudaError_t error = launch_tiles(hopper_tf32_weight_gradients_kernel, batch, blocks,
-                                           sizeof(Memory), stream, batch, blocks);
+                                           sizeof(Memory), stream, batch, maps, blocks);
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;

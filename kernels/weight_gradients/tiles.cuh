@@ -65,15 +65,9 @@ __device__ __forceinline__ void store_four(float* to, const float4& sum, int cou
   }
 }
 
-/// Where a tile's row lies among its sums: at its place, or as rows g and g + 8 of 16 that are 2 g
-/// and 2 g + 1.
+/// Where a tile's row lies among its sums.
 struct OrderedRows {
   static __device__ __forceinline__ int at(int row) { return row; }
-};
-struct PairedRows {
-  static __device__ __forceinline__ int at(int row) {
-    return (row & ~15) | (row & 1) << 3 | (row & 15) >> 1;
-  }
 };
 
 /// Adds the tile over the blocks of the cluster, in one order; each block has its share of the

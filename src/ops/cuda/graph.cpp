@@ -34,10 +34,8 @@ c10::MempoolId_t new_pool() {
 }
 
 /// Factors of weights' gradients that wait for others are at most so large together, but for the
-/// last one; in TF32, whose kernel keeps the device busy for longer, they are at most so many
-/// (docs/performance.md).
+/// last one (docs/performance.md).
 constexpr size_t kMostWaitingBytes = size_t{512} << 20;
-constexpr size_t kMostWaitingTf32 = 6;
 
 class Event {
  public:
@@ -216,9 +214,7 @@ at::Tensor SideStream::weight_gradient(const at::Tensor& dy, const at::Tensor& x
   // The last one, if this pass is like the one before: what is still to be done, such as the
   // embedding's part, leaves room beside it.
   const bool last = ++impl_->asked == impl_->asked_before;
-  const bool enough = impl_->waiting_bytes > kMostWaitingBytes ||
-                      (dy.scalar_type() == at::kFloat && impl_->waiting.size() >= kMostWaitingTf32);
-  if (last || enough) impl_->launch_waiting();
+  if (last || impl_->waiting_bytes > kMostWaitingBytes) impl_->launch_waiting();
   return out;
 }
 

@@ -71,7 +71,10 @@ def test_tf32_is_as_near_as_ten_bits_allow_over_some_products(options, batch, K)
     assert error(got, expected) <= 1e-2
     again = gradients(model, inputs)
     assert all(torch.equal(got[name], value) for name, value in again.items())
-    assert launches(model, inputs) == 2 * options.get("n_layer", 2)
+    # Those beside the GELU; on cards of compute capability 9.0 in_proj, out_proj and the mixer's
+    # other two as well.
+    of_a_layer = 8 if torch.cuda.get_device_capability() == (9, 0) else 2
+    assert launches(model, inputs) == of_a_layer * options.get("n_layer", 2)
 
 
 def test_float32_is_not_rounded():
