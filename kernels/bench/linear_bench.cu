@@ -25,7 +25,7 @@ struct Kind {
   bool gelu() const { return of == LinearKind::kGelu; }
   bool slope() const { return of == LinearKind::kSlope; }
   LinearTile tile(int64_t rows, int64_t n) const {
-    return hopper ? hopper_tf32_linear_tile(rows, n) : linear_tile(rows, n);
+    return hopper ? hopper_linear_tile(rows, n) : linear_tile(rows, n);
   }
 };
 constexpr Kind kKinds[] = {{"tf32 gelu", LinearKind::kGelu, false, false},
@@ -35,7 +35,11 @@ constexpr Kind kKinds[] = {{"tf32 gelu", LinearKind::kGelu, false, false},
                            {"tf32 hopper gelu", LinearKind::kGelu, false, true},
                            {"tf32 hopper slope", LinearKind::kSlope, false, true},
                            {"tf32 hopper", LinearKind::kProduct, false, true},
-                           {"tf32 hopper by terms", LinearKind::kProductByTerms, false, true}};
+                           {"tf32 hopper by terms", LinearKind::kProductByTerms, false, true},
+                           {"bf16 hopper gelu", LinearKind::kGelu, true, true},
+                           {"bf16 hopper slope", LinearKind::kSlope, true, true},
+                           {"bf16 hopper", LinearKind::kProduct, true, true},
+                           {"bf16 hopper by terms", LinearKind::kProductByTerms, true, true}};
 
 struct Size {
   int64_t rows;
@@ -71,7 +75,7 @@ struct Problem {
             parts.as<float>()};
   }
   cudaError_t launch(cudaStream_t stream) const {
-    if (kind.hopper) return launch_hopper_tf32_linear(params(), kind.of, stream);
+    if (kind.hopper) return launch_hopper_linear(params(), kind.of, stream);
     return kind.gelu() ? launch_linear_gelu(params(), stream)
                        : launch_linear_slope(params(), stream);
   }
@@ -130,10 +134,15 @@ void check_one(const Size& size, const Kind& kind, cudaStream_t stream) {
 
 int run_checks(bool small, cudaStream_t stream) {
   // Rows, columns and terms beside those of tiles and pieces; all tiles.
-  std::vector<Size> sizes = {{1, 8, 8},       {31, 40, 136, 8}, {33, 72, 304, 16},
+  std::vector<Size> sizes = {{1, 8, 8},       {31, 40, 136, 8}, {33, 72, 600, 16},
                              {65, 128, 40},   {200, 3208, 24},  {129, 6408, 136, 16},
                              {137, 3208, 168}};
-  if (!small) sizes.insert(sizes.end(), {{1000, 1000, 200}, {3840, 512, 128}, {3840, 128, 512}});
+  if (!small)
+    sizes.insert(sizes.end(), {{1000, 1000, 200},
+                               {3840, 512, 128},
+                               {3840, 128, 512},
+                               {3840, 256, 512},
+                               {6400, 512, 512}});
   for (const Kind& kind : kKinds) {
     for (const Size& size : sizes) check_one(size, kind, stream);
   }

@@ -86,14 +86,16 @@ __device__ __forceinline__ void multiply_panels(float (&s)[4][4], uint64_t a, ui
       : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(kByTerm ? 1 : 0));
 }
 
-/// sums (64 x 128) += a (64 x 16) b (16 x 128), both with panel rows that are their terms.
+/// sums (64 x 128) += a (64 x 16) b (16 x 128): panel rows are a's rows and b's columns, or (by
+/// term) the other way.
+template <bool kRowsByTerm, bool kColumnsByTerm>
 __device__ __forceinline__ void multiply_panels(float (&s)[16][4], uint64_t a, uint64_t b) {
   asm volatile(
       "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, "
       "%9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, "
       "%27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, "
       "%45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, "
-      "%63}, %64, %65, 1, 1, 1, 1, 1;\n"
+      "%63}, %64, %65, 1, 1, 1, %66, %67;\n"
       : "+f"(s[0][0]), "+f"(s[0][1]), "+f"(s[0][2]), "+f"(s[0][3]), "+f"(s[1][0]), "+f"(s[1][1]),
         "+f"(s[1][2]), "+f"(s[1][3]), "+f"(s[2][0]), "+f"(s[2][1]), "+f"(s[2][2]), "+f"(s[2][3]),
         "+f"(s[3][0]), "+f"(s[3][1]), "+f"(s[3][2]), "+f"(s[3][3]), "+f"(s[4][0]), "+f"(s[4][1]),
@@ -106,7 +108,23 @@ __device__ __forceinline__ void multiply_panels(float (&s)[16][4], uint64_t a, u
         "+f"(s[13][0]), "+f"(s[13][1]), "+f"(s[13][2]), "+f"(s[13][3]), "+f"(s[14][0]),
         "+f"(s[14][1]), "+f"(s[14][2]), "+f"(s[14][3]), "+f"(s[15][0]), "+f"(s[15][1]),
         "+f"(s[15][2]), "+f"(s[15][3])
-      : "l"(a), "l"(b));
+      : "l"(a), "l"(b), "n"(kRowsByTerm ? 1 : 0), "n"(kColumnsByTerm ? 1 : 0));
+}
+
+/// The same for 64 columns.
+template <bool kRowsByTerm, bool kColumnsByTerm>
+__device__ __forceinline__ void multiply_panels(float (&s)[8][4], uint64_t a, uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, "
+      "%9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, "
+      "%27, %28, %29, %30, %31}, %32, %33, 1, 1, 1, %34, %35;\n"
+      : "+f"(s[0][0]), "+f"(s[0][1]), "+f"(s[0][2]), "+f"(s[0][3]), "+f"(s[1][0]), "+f"(s[1][1]),
+        "+f"(s[1][2]), "+f"(s[1][3]), "+f"(s[2][0]), "+f"(s[2][1]), "+f"(s[2][2]), "+f"(s[2][3]),
+        "+f"(s[3][0]), "+f"(s[3][1]), "+f"(s[3][2]), "+f"(s[3][3]), "+f"(s[4][0]), "+f"(s[4][1]),
+        "+f"(s[4][2]), "+f"(s[4][3]), "+f"(s[5][0]), "+f"(s[5][1]), "+f"(s[5][2]), "+f"(s[5][3]),
+        "+f"(s[6][0]), "+f"(s[6][1]), "+f"(s[6][2]), "+f"(s[6][3]), "+f"(s[7][0]), "+f"(s[7][1]),
+        "+f"(s[7][2]), "+f"(s[7][3])
+      : "l"(a), "l"(b), "n"(kRowsByTerm ? 1 : 0), "n"(kColumnsByTerm ? 1 : 0));
 }
 
 /// sums (64 x 128) += a (64 x 8) b (8 x 128) of TF32, rounded before. The lane has of a rows lane /

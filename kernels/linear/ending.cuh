@@ -66,20 +66,21 @@ struct Ending {
     float got[kPack];
 #pragma unroll
     for (int e = 0; e < kPack; e += 4) {
-      load_pack<float, 4>(
-          staged + sum_at<Tile::kColumns>(turn * kSlices + slice, in_tile + (e ^ swapped)),
-          reinterpret_cast<float(&)[4]>(got[e]));
+      float4 four = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
+#pragma unroll
+      for (int i = 0; i < Tile::kSummands; ++i) {
+        const int row = i * Tile::kRows + turn * kSlices + slice;
+        const float4 next = *reinterpret_cast<const float4*>(
+            staged + sum_at<Tile::kColumns>(row, in_tile + (e ^ swapped)));
+        four = i == 0 ? next
+                      : make_float4(four.x + next.x, four.y + next.y, four.z + next.z,
+                                    four.w + next.w);
+      }
+      got[e] = four.x, got[e + 1] = four.y, got[e + 2] = four.z, got[e + 3] = four.w;
     }
 #pragma unroll
     for (int e = 0; e < kPack; ++e) {
       value[e] = kPack == 8 && !kGelu && swapped != 0 ? got[e ^ 4] : got[e];
-    }
-    if constexpr (Tile::kSummands == 2) {
-      static_assert(kPack == 4);
-      load_pack<float, 4>(
-          staged + sum_at<Tile::kColumns>(Tile::kRows + turn * kSlices + slice, in_tile), got);
-#pragma unroll
-      for (int e = 0; e < kPack; ++e) value[e] += got[e];
     }
   }
 

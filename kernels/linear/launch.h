@@ -18,8 +18,8 @@ bool linear_fits(const LinearParams& p);
 cudaError_t launch_linear_gelu(const LinearParams& p, cudaStream_t stream);
 cudaError_t launch_linear_slope(const LinearParams& p, cudaStream_t stream);
 
-/// All kinds, of float32, on the compute capability kHopperArchitecture alone, in tiles of
-/// hopper_tf32_linear_tile().
-cudaError_t launch_hopper_tf32_linear(const LinearParams& p, LinearKind kind, cudaStream_t stream);
+/// All kinds, on the compute capability kHopperArchitecture alone, in tiles of
+/// hopper_linear_tile().
+cudaError_t launch_hopper_linear(const LinearParams& p, LinearKind kind, cudaStream_t stream);
 
 }  // namespace dmamba::kernels

@@ -53,8 +53,8 @@ constexpr LinearTile linear_tile(int64_t rows, int64_t n) {
   return n > 64 && blocks >= kEnough ? kLargeTile : kSmallTile;
 }
 
-/// The same of launch_hopper_tf32_linear.
-constexpr LinearTile hopper_tf32_linear_tile(int64_t rows, int64_t n) {
+/// The same of launch_hopper_linear.
+constexpr LinearTile hopper_linear_tile(int64_t rows, int64_t n) {
   const LinearTile tile = linear_tile(rows, n);
   if (tile.rows == kLargeTile.rows) return tile;
   constexpr LinearTile kNarrowTile{128, 64};

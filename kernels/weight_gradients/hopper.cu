@@ -118,7 +118,7 @@ __device__ __forceinline__ void multiply(float (&sums)[16][4], const Piece& piec
   begin_products();
 #pragma unroll
   for (int term = 0; term < kPieceTokens; term += 16) {
-    multiply_panels(sums, dy + term * 128 / 16, x + term * 128 / 16);
+    multiply_panels<true, true>(sums, dy + term * 128 / 16, x + term * 128 / 16);
   }
   commit_products();
 }

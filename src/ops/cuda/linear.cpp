@@ -31,8 +31,7 @@ LinearParams params_of(const Tensor& x, const Tensor& weight, int64_t n) {
 
 /// Whether the kernels of Hopper's own instructions take it.
 bool on_hopper(const Tensor& x) {
-  return x.scalar_type() == at::kFloat &&
-         cuda::architecture_of(x.device().index()) == kernels::kHopperArchitecture;
+  return cuda::architecture_of(x.device().index()) == kernels::kHopperArchitecture;
 }
 
 }  // namespace
@@ -61,7 +60,7 @@ std::tuple<Tensor, Tensor> linear_gelu(const Tensor& x, const Tensor& weight, co
   p.bias = shift.const_data_ptr<float>();
   p.out = value.mutable_data_ptr();
   p.slope = slope.mutable_data_ptr();
-  call.check(on_hopper(x) ? kernels::launch_hopper_tf32_linear(p, LinearKind::kGelu, call.stream())
+  call.check(on_hopper(x) ? kernels::launch_hopper_linear(p, LinearKind::kGelu, call.stream())
                           : kernels::launch_linear_gelu(p, call.stream()));
   return {value, slope};
 }
@@ -79,10 +78,10 @@ std::tuple<Tensor, Tensor> linear_slope(const Tensor& x, const Tensor& weight,
   p.slope = slope.data_ptr();
   const bool hopper = on_hopper(x);
   const int64_t count =
-      kernels::linear_parts(p.rows, hopper ? kernels::hopper_tf32_linear_tile(p.rows, p.n)
+      kernels::linear_parts(p.rows, hopper ? kernels::hopper_linear_tile(p.rows, p.n)
                                            : kernels::linear_tile(p.rows, p.n));
   p.parts = static_cast<float*>(call.scratch(static_cast<size_t>(count * p.n) * sizeof(float)));
-  call.check(hopper ? kernels::launch_hopper_tf32_linear(p, LinearKind::kSlope, call.stream())
+  call.check(hopper ? kernels::launch_hopper_linear(p, LinearKind::kSlope, call.stream())
                     : kernels::launch_linear_slope(p, call.stream()));
   call.beside([&](cudaStream_t stream) {
     return kernels::launch_sum_parts(p.parts, sums.mutable_data_ptr<float>(), count, p.n, stream);
@@ -103,7 +102,7 @@ Tensor linear_product(const Tensor& x, const Tensor& weight, Terms terms) {
   LinearParams p = params_of(x, weight, weight.size(by_rows ? 1 : 0));
   const Tensor value = at::empty({p.rows, p.n}, x.options());
   p.out = value.mutable_data_ptr();
-  call.check(kernels::launch_hopper_tf32_linear(
+  call.check(kernels::launch_hopper_linear(
       p, by_rows ? LinearKind::kProductByTerms : LinearKind::kProduct, call.stream()));
   return value;
 }

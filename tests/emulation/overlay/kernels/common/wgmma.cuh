@@ -77,8 +77,9 @@ template <bool kByTerm>
 void multiply_panels(float (&s)[4][4], uint64_t a, uint64_t b, bool add) {
   multiply_panels_with<4, kByTerm, false>(s, a, b, add);
 }
-inline void multiply_panels(float (&s)[16][4], uint64_t a, uint64_t b) {
-  multiply_panels_with<16, true, true>(s, a, b, true);
+template <bool kRowsByTerm, bool kColumnsByTerm, int kTiles>
+void multiply_panels(float (&s)[kTiles][4], uint64_t a, uint64_t b) {
+  multiply_panels_with<kTiles, kRowsByTerm, kColumnsByTerm>(s, a, b, true);
 }
 
 /// sums (64 x 8 kTiles) += a (64 x 8) b: of a the four lanes of a row have its terms.
