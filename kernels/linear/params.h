@@ -63,6 +63,13 @@ constexpr LinearTile hopper_linear_tile(int64_t rows, int64_t n) {
   return blocks >= kEnough ? kNarrowTile : tile;
 }
 
+/// Whether launch_hopper_linear was measured to be faster than cuBLAS for products alone: in
+/// bfloat16 up to two waves of tiles on an H200, in TF32 at all sizes.
+constexpr bool hopper_linear_pays(int64_t rows, int64_t n, Storage storage) {
+  constexpr int64_t kMostTiles = 2 * 132;
+  return storage == Storage::kFloat32 || (rows + 127) / 128 * ((n + 127) / 128) <= kMostTiles;
+}
+
 /// Blocks' sums that kSlope leaves.
 constexpr int64_t linear_parts(int64_t rows, LinearTile tile) {
   return (rows + tile.rows - 1) / tile.rows;

@@ -76,10 +76,9 @@ struct ChannelMlp : torch::autograd::Function<ChannelMlp> {
     const int64_t side = context->saved_data["side"].toInt();
     const Tensor dout = rows(gradients[0]).contiguous();
     Tensor dweight1, dweight2, dbias2;
+    WeightGradients weights(side, parameter);
     // Inputs: x, weight1, bias1, weight2.
-    if (context->needs_input_grad(3)) {
-      dweight2 = weight_gradient_beside(side, dout, hidden, parameter);
-    }
+    if (context->needs_input_grad(3)) weights.ask(dweight2, dout, hidden);
     Tensor dhidden, dbias1;
     {
       // A gradient that nobody takes would be freed, and its memory reused, before it is written.
@@ -87,9 +86,8 @@ struct ChannelMlp : torch::autograd::Function<ChannelMlp> {
       const ops::SumsBeside beside(taken ? side_stream(side) : nullptr);
       std::tie(dhidden, dbias1) = gelu_backward(dout, weight2, slope);
     }
-    if (context->needs_input_grad(1)) {
-      dweight1 = weight_gradient_beside(side, dhidden, x, parameter);
-    }
+    if (context->needs_input_grad(1)) weights.ask(dweight1, dhidden, x);
+    weights.finish();
     const Tensor dx = product_by_rows(dhidden, weight1);
     if (context->saved_data["bias2"].toBool()) dbias2 = dout.sum(0, false, parameter);
     return {dx.view(gradients[0].sizes()).to(context->saved_data["x_type"].toScalarType()),

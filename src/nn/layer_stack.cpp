@@ -109,10 +109,25 @@ Tensor run_chained(const std::vector<Layer>& layers, std::vector<TokenChainInput
   return next;
 }
 
+/// The layers' parameters, where this forward pass has to cast them itself.
+std::vector<Tensor> parameters_to_cast(const std::vector<Block>& layers, const Tensor& x) {
+  std::vector<Tensor> list;
+  if (!x.is_cuda() || product_type(x) != at::kBFloat16 || StepScope::current() != nullptr) {
+    return list;
+  }
+  for (const Block& layer : layers) {
+    for (const auto& item : layer->named_parameters()) {
+      if (item.key().ends_with("weight")) list.push_back(item.value());
+    }
+  }
+  return list;
+}
+
 }  // namespace
 
 Tensor run_layers(std::vector<Block>& layers, torch::nn::LayerNormImpl& norm, const Tensor& x,
                   const ops::TokenFlags& flags, const Tensor& normed) {
+  const CastScope casts(parameters_to_cast(layers, x));
   ResidualStream stream(x, normed);
   const std::vector<Layer> parts = mamba_layers(layers);
   std::vector<TokenChainInputs> chains = chains_of(parts, norm, x);

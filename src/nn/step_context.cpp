@@ -4,6 +4,8 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <torch/torch.h>
 
+#include <algorithm>
+
 #include "dmamba/nn/elementwise.h"
 #include "src/nn/plain_dispatch.h"
 
@@ -11,6 +13,8 @@ namespace dmamba::nn {
 namespace {
 
 thread_local StepContext* current_context = nullptr;
+thread_local const std::unordered_map<const c10::TensorImpl*, torch::Tensor>* current_casts =
+    nullptr;
 
 /// Whether this thread's step has a key of its own for the next dropout.
 bool has_key() {
@@ -25,11 +29,12 @@ bool has_key() {
 
 int64_t use_key(StepContext& context) { return context.keys_used++; }
 
-/// What the optimizer keeps beside this parameter; null: nothing.
+/// What the optimizer keeps beside this parameter, or a forward pass has cast; null: nothing.
 const torch::Tensor* mirror_of(const torch::Tensor& parameter) {
-  if (current_context == nullptr) return nullptr;
-  const auto found = current_context->mirrors.find(parameter.unsafeGetTensorImpl());
-  return found == current_context->mirrors.end() ? nullptr : &found->second;
+  const auto* kept = current_context != nullptr ? &current_context->mirrors : current_casts;
+  if (kept == nullptr) return nullptr;
+  const auto found = kept->find(parameter.unsafeGetTensorImpl());
+  return found == kept->end() ? nullptr : &found->second;
 }
 
 int64_t draw_key() {
@@ -54,6 +59,20 @@ StepScope::StepScope(StepContext& context) : outer_(current_context) {
 }
 StepScope::~StepScope() { current_context = outer_; }
 StepContext* StepScope::current() { return current_context; }
+
+CastScope::CastScope(const std::vector<torch::Tensor>& parameters) : outer_(current_casts) {
+  const PlainDispatch guard;
+  std::vector<torch::Tensor> from, to;
+  for (const torch::Tensor& parameter : parameters) {
+    if (parameter.dim() != 2 || parameter.scalar_type() != at::kFloat) continue;
+    from.push_back(parameter);
+    to.push_back(at::empty(parameter.sizes(), parameter.options().dtype(at::kBFloat16)));
+    casts_.emplace(parameter.unsafeGetTensorImpl(), to.back());
+  }
+  if (!from.empty()) at::_foreach_copy_(to, from);
+  current_casts = &casts_;
+}
+CastScope::~CastScope() { current_casts = outer_; }
 
 int64_t next_dropout_key() {
   if (!has_key()) return draw_key();
@@ -113,6 +132,33 @@ torch::Tensor weight_gradient_beside(int64_t handle, const torch::Tensor& dy,
     run_beside(handle, [&] { gradient = weight_gradient(dy, x).to(parameter); }, {dy, x});
   }
   return gradient;
+}
+
+void WeightGradients::ask(torch::Tensor& gradient, const torch::Tensor& dy,
+                          const torch::Tensor& x) {
+  if (handle_ != 0 || !dy.is_cuda()) {
+    gradient = weight_gradient_beside(handle_, dy, x, parameter_);
+  } else {
+    asked_.push_back({&gradient, dy, x});
+  }
+}
+
+void WeightGradients::finish() {
+  const bool together = asked_.size() > 1 && parameter_ == at::kFloat &&
+                        std::ranges::all_of(asked_, [](const auto& a) {
+                          return ops::cuda_only::weight_gradient_fits(a.dy, a.x);
+                        });
+  std::vector<ops::cuda_only::WeightGradient> list;
+  for (const Asked& a : asked_) {
+    if (!together) {
+      *a.gradient = weight_gradient_beside(0, a.dy, a.x, parameter_);
+      continue;
+    }
+    *a.gradient = at::empty({a.dy.size(1), a.x.size(1)}, a.x.options().dtype(at::kFloat));
+    list.push_back({a.dy, a.x, a.gradient->mutable_data_ptr<float>()});
+  }
+  if (together) ops::cuda_only::weight_gradients(list);
+  asked_.clear();
 }
 
 }  // namespace dmamba::nn

@@ -41,6 +41,21 @@ class StepScope {
   StepContext* outer_;
 };
 
+/// For a forward pass that no trainer lends mirrors to: the matrices among these parameters in
+/// bfloat16, in one launch, where this thread's cast_parameter() finds them.
+class CastScope {
+ public:
+  explicit CastScope(const std::vector<torch::Tensor>& parameters);
+  ~CastScope();
+  CastScope(const CastScope&) = delete;
+  CastScope& operator=(const CastScope&) = delete;
+
+ private:
+  using Casts = std::unordered_map<const c10::TensorImpl*, torch::Tensor>;
+  Casts casts_;
+  const Casts* outer_;
+};
+
 /// The key of the next dropout of this thread, on the host: the step's, or else one number of
 /// torch's default generator.
 int64_t next_dropout_key();
@@ -74,5 +89,24 @@ void run_beside(int64_t handle, const std::function<void()>& work,
 /// others, or here. Only for a weight whose gradient is taken: freed memory would be written later.
 torch::Tensor weight_gradient_beside(int64_t handle, const torch::Tensor& dy,
                                      const torch::Tensor& x, at::ScalarType parameter);
+
+/// The same for some weights of a backward pass: without a side stream in one launch, if possible.
+class WeightGradients {
+ public:
+  WeightGradients(int64_t handle, at::ScalarType parameter)
+      : handle_(handle), parameter_(parameter) {}
+  /// `gradient` is there after finish() at the latest.
+  void ask(torch::Tensor& gradient, const torch::Tensor& dy, const torch::Tensor& x);
+  void finish();
+
+ private:
+  struct Asked {
+    torch::Tensor* gradient;
+    torch::Tensor dy, x;
+  };
+  int64_t handle_;
+  at::ScalarType parameter_;
+  std::vector<Asked> asked_;
+};
 
 }  // namespace dmamba::nn

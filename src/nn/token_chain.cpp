@@ -126,15 +126,16 @@ struct TokenChain : torch::autograd::Function<TokenChain> {
     const Tensor dsum = gradients[0].defined() ? gradients[0].contiguous() : Tensor();
     const Tensor dnext = gradient_or_zeros(gradients[1], saved);
     variable_list d(kInputs + 1);  // and none of the pointer
+    WeightGradients weights(side, at::kFloat);
     const auto weight_gradient_of = [&](Input input, const Tensor& dy, const Tensor& x) {
-      if (!context->needs_input_grad(input)) return;
-      d[input] = weight_gradient_beside(side, rows(dy), rows(x), at::kFloat);
+      if (context->needs_input_grad(input)) weights.ask(d[input], rows(dy), rows(x));
     };
     if (in.in_proj.defined()) weight_gradient_of(kInProj, dnext, chain.normed[1]);
     const auto out = cuda_only::token_chain_backward(dnext, dsum, in, chain);
     weight_gradient_of(kSecond, out.dbranch[1], chain.hidden);
     weight_gradient_of(kFirst, out.dhidden, chain.normed[0]);
     weight_gradient_of(kOutProj, out.dbranch[0], in.y);
+    weights.finish();
 
     Tensor sums;
     run_beside(side, [&] { sums = cuda_only::sum_parts(out.parts); }, {out.parts});

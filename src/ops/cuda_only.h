@@ -66,8 +66,8 @@ std::tuple<Tensor, Tensor> linear_slope(const Tensor& x, const Tensor& weight, c
 /// Which of a weight's dimensions the terms of a product are.
 enum class Terms { kColumns, kRows };
 
-/// Whether linear_product() takes these: as linear_fits(), on cards of compute capability 9.0;
-/// elsewhere cuBLAS is as fast.
+/// Whether linear_product() takes these: as linear_fits(), on cards of compute capability 9.0, and
+/// where cuBLAS was not found to be faster.
 bool linear_product_fits(const Tensor& x, const Tensor& weight);
 
 /// x w^T for w (n, k), or x w for w (k, n): (rows, n).

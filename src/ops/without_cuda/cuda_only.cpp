@@ -21,6 +21,8 @@ namespace cuda_only {
 Tensor dropout(const Tensor&, const Dropout&) { refuse("dropout"); }
 Tensor decay_rates(const Tensor&) { refuse("decay_rates"); }
 Tensor sum_parts(const Tensor&) { refuse("sum_parts"); }
+bool weight_gradient_fits(const Tensor&, const Tensor&) { return false; }
+void weight_gradients(const std::vector<WeightGradient>&) { refuse("weight_gradients"); }
 bool linear_fits(const Tensor&, const Tensor&) { return false; }
 std::tuple<Tensor, Tensor> linear_gelu(const Tensor&, const Tensor&, const Tensor&) {
   refuse("linear_gelu");

@@ -46,7 +46,7 @@ def run(layer, x, weights, precision, **flags):
 
 def kernels(layer, x, precision="bf16", part="projections"):
     with profile(activities=[ProfilerActivity.CUDA]) as profiled, products_in(precision):
-        layer(x.requires_grad_()).float().sum().backward()
+        layer(x.detach().clone().requires_grad_()).float().sum().backward()
         torch.cuda.synchronize()
     return [event.name for event in profiled.events() if part in event.name]
 
