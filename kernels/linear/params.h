@@ -64,10 +64,9 @@ constexpr LinearTile hopper_linear_tile(int64_t rows, int64_t n) {
 }
 
 /// Whether launch_hopper_linear was measured to be faster than cuBLAS for products alone: in
-/// bfloat16 up to two waves of tiles on an H200, in TF32 at all sizes.
-constexpr bool hopper_linear_pays(int64_t rows, int64_t n, Storage storage) {
-  constexpr int64_t kMostTiles = 2 * 132;
-  return storage == Storage::kFloat32 || (rows + 127) / 128 * ((n + 127) / 128) <= kMostTiles;
+/// bfloat16 of so many rows, in TF32 of all.
+constexpr bool hopper_linear_pays(int64_t rows, Storage storage) {
+  return storage == Storage::kFloat32 || rows <= 8448;
 }
 
 /// Blocks' sums that kSlope leaves.

@@ -21,4 +21,7 @@ cudaError_t launch_adamw(const AdamWTensor* tensors, int count, const AdamWOptio
                          const StepScalars* scalars, const float* loss, const AdamWTraces& traces,
                          void* workspace, cudaStream_t stream);
 
+/// Writes the mirrors of `count` tensors alone.
+cudaError_t launch_mirrors(const MirrorTensor* tensors, int count, cudaStream_t stream);
+
 }  // namespace dmamba::kernels

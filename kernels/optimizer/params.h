@@ -29,6 +29,15 @@ struct AdamWTensor {
   float rate;  // of the learning rate; the decay follows it
 };
 
+/// A parameter and what is to be kept beside it; contiguous, float32, addresses as above.
+struct MirrorTensor {
+  const float* parameter;
+  void* mirror;
+  Mirror kind;  // not kNone
+  int64_t count;
+  bool whole = false;  // addresses allow four numbers at once: the launch finds out
+};
+
 struct AdamWOptions {
   float beta1, beta2, epsilon;
   float gradient_clip;   // largest global norm; 0: off

@@ -88,9 +88,8 @@ __device__ __forceinline__ void load_dy(float (&a)[kSteps][4], const Piece& piec
   }
 }
 
-/// The sums of a block's pieces, of the warp's rows. Columns that don't exist may be anything;
-/// nobody reads their sums.
-template <bool kWorks>
+/// The sums of a block's pieces, of the warp's rows. Rows and columns that don't exist may be
+/// anything; nobody reads their sums.
 __device__ __forceinline__ void walk(float (&sums)[16][4], Memory& memory, const Maps& maps,
                                      const Place& at, int steps) {
   clear_sums(sums);
@@ -102,24 +101,20 @@ __device__ __forceinline__ void walk(float (&sums)[16][4], Memory& memory, const
     wait_for_barrier(shared_address(&memory.arrived[step % kStages]), step / kStages % 2);
     turn_panels<kTile, kThreads>(turned, piece.x[0]);
     publish_to_products();
-    if constexpr (kWorks) {
-      load_dy(dy, piece);
-      wait_for_products<0>();
+    load_dy(dy, piece);
+    wait_for_products<0>();
 #pragma unroll
-      for (int i = 0; i < 4 * kSteps; ++i) a[i / 4][i % 4] = to_tf32(dy[i / 4][i % 4]);
-    }
+    for (int i = 0; i < 4 * kSteps; ++i) a[i / 4][i % 4] = to_tf32(dy[i / 4][i % 4]);
     // The panel is there for all; the piece is used up, and so is the panel before it.
     __syncthreads();
     if (threadIdx.x == 0 && step + kStages < steps) send(memory, maps, at, step + kStages);
-    if constexpr (kWorks) {
-      const uint64_t x = panel_descriptor(shared_address(turned));
-      begin_products();
+    const uint64_t x = panel_descriptor(shared_address(turned));
+    begin_products();
 #pragma unroll
-      for (int i = 0; i < kSteps; ++i) multiply_tf32(sums, a[i], x + i * 32 / 16);
-      commit_products();
-    }
+    for (int i = 0; i < kSteps; ++i) multiply_tf32(sums, a[i], x + i * 32 / 16);
+    commit_products();
   }
-  if constexpr (kWorks) wait_for_products<0>(sums);
+  wait_for_products<0>(sums);
   __syncthreads();  // the sums take the pieces' place
 }
 
@@ -139,14 +134,9 @@ __global__ void __launch_bounds__(kThreads, 2)
     for (int step = 0; step < min(steps, kStages); ++step) send(memory, maps, at, step);
   }
   __syncthreads();
-  const int warp = __shfl_sync(~0U, threadIdx.x / 32, 0);  // known to be the warp's
   float sums[1][16][4];
-  if (warp / 4 * 64 < at.rows) {
-    walk<true>(sums[0], memory, maps, at, steps);
-    leave_sums<kTile>(memory.sums, warp * 16, 0, sums);
-  } else {
-    walk<false>(sums[0], memory, maps, at, steps);
-  }
+  walk(sums[0], memory, maps, at, steps);
+  leave_sums<kTile>(memory.sums, static_cast<int>(threadIdx.x) / 32 * 16, 0, sums);
   add_over_cluster<PackedRows>(memory.sums, batch, at, blocks);
 #endif
 }

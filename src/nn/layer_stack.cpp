@@ -2,6 +2,8 @@
 #include "src/nn/layer_stack.h"
 
 #include <algorithm>
+#include <optional>
+#include <utility>
 
 #include "dmamba/nn/mamba.h"
 #include "src/nn/linear.h"
@@ -109,25 +111,30 @@ Tensor run_chained(const std::vector<Layer>& layers, std::vector<TokenChainInput
   return next;
 }
 
-/// The layers' parameters, where this forward pass has to cast them itself.
-std::vector<Tensor> parameters_to_cast(const std::vector<Block>& layers, const Tensor& x) {
-  std::vector<Tensor> list;
-  if (!x.is_cuda() || product_type(x) != at::kBFloat16 || StepScope::current() != nullptr) {
-    return list;
-  }
+/// The mirrors of the layers' parameters where this forward pass makes them itself.
+std::optional<MirrorScope> mirrors_of(const std::vector<Block>& layers, const Tensor& x) {
+  if (!x.is_cuda() || StepScope::current() != nullptr) return std::nullopt;
+  const bool bf16 = product_type(x) == at::kBFloat16;
+  std::vector<Tensor> matrices, A_logs;
   for (const Block& layer : layers) {
     for (const auto& item : layer->named_parameters()) {
-      if (item.key().ends_with("weight")) list.push_back(item.value());
+      const Tensor& parameter = item.value();
+      if (parameter.dim() != 2 || parameter.scalar_type() != at::kFloat ||
+          parameter.device() != x.device() || !parameter.is_contiguous()) {
+        continue;
+      }
+      if (item.key().ends_with("A_log")) A_logs.push_back(parameter);
+      if (bf16 && item.key().ends_with("weight")) matrices.push_back(parameter);
     }
   }
-  return list;
+  return std::optional<MirrorScope>(std::in_place, matrices, A_logs);
 }
 
 }  // namespace
 
 Tensor run_layers(std::vector<Block>& layers, torch::nn::LayerNormImpl& norm, const Tensor& x,
                   const ops::TokenFlags& flags, const Tensor& normed) {
-  const CastScope casts(parameters_to_cast(layers, x));
+  const std::optional<MirrorScope> mirrors = mirrors_of(layers, x);
   ResidualStream stream(x, normed);
   const std::vector<Layer> parts = mamba_layers(layers);
   std::vector<TokenChainInputs> chains = chains_of(parts, norm, x);

@@ -13,7 +13,7 @@ namespace dmamba::nn {
 namespace {
 
 thread_local StepContext* current_context = nullptr;
-thread_local const std::unordered_map<const c10::TensorImpl*, torch::Tensor>* current_casts =
+thread_local const std::unordered_map<const c10::TensorImpl*, torch::Tensor>* current_mirrors =
     nullptr;
 
 /// Whether this thread's step has a key of its own for the next dropout.
@@ -29,9 +29,9 @@ bool has_key() {
 
 int64_t use_key(StepContext& context) { return context.keys_used++; }
 
-/// What the optimizer keeps beside this parameter, or a forward pass has cast; null: nothing.
+/// What the optimizer keeps beside this parameter, or a forward pass; null: nothing.
 const torch::Tensor* mirror_of(const torch::Tensor& parameter) {
-  const auto* kept = current_context != nullptr ? &current_context->mirrors : current_casts;
+  const auto* kept = current_context != nullptr ? &current_context->mirrors : current_mirrors;
   if (kept == nullptr) return nullptr;
   const auto found = kept->find(parameter.unsafeGetTensorImpl());
   return found == kept->end() ? nullptr : &found->second;
@@ -60,19 +60,22 @@ StepScope::StepScope(StepContext& context) : outer_(current_context) {
 StepScope::~StepScope() { current_context = outer_; }
 StepContext* StepScope::current() { return current_context; }
 
-CastScope::CastScope(const std::vector<torch::Tensor>& parameters) : outer_(current_casts) {
-  const PlainDispatch guard;
-  std::vector<torch::Tensor> from, to;
-  for (const torch::Tensor& parameter : parameters) {
-    if (parameter.dim() != 2 || parameter.scalar_type() != at::kFloat) continue;
-    from.push_back(parameter);
-    to.push_back(at::empty(parameter.sizes(), parameter.options().dtype(at::kBFloat16)));
-    casts_.emplace(parameter.unsafeGetTensorImpl(), to.back());
-  }
-  if (!from.empty()) at::_foreach_copy_(to, from);
-  current_casts = &casts_;
+MirrorScope::MirrorScope(const std::vector<torch::Tensor>& matrices,
+                         const std::vector<torch::Tensor>& A_logs)
+    : outer_(current_mirrors) {
+  std::vector<ops::cuda_only::Mirrored> list;
+  const auto add = [&](const torch::Tensor& parameter, at::ScalarType type) {
+    const torch::Tensor mirror =
+        at::empty(parameter.sizes(), at::TensorOptions(parameter.device()).dtype(type));
+    list.push_back({parameter, mirror});
+    mirrors_.emplace(parameter.unsafeGetTensorImpl(), mirror);
+  };
+  for (const torch::Tensor& matrix : matrices) add(matrix, at::kBFloat16);
+  for (const torch::Tensor& A_log : A_logs) add(A_log, at::kFloat);
+  if (!list.empty()) ops::cuda_only::write_mirrors(list);
+  current_mirrors = &mirrors_;
 }
-CastScope::~CastScope() { current_casts = outer_; }
+MirrorScope::~MirrorScope() { current_mirrors = outer_; }
 
 int64_t next_dropout_key() {
   if (!has_key()) return draw_key();

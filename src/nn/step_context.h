@@ -41,19 +41,20 @@ class StepScope {
   StepContext* outer_;
 };
 
-/// For a forward pass that no trainer lends mirrors to: the matrices among these parameters in
-/// bfloat16, in one launch, where this thread's cast_parameter() finds them.
-class CastScope {
+/// For a forward pass that no trainer lends mirrors to: those of a module's parameters on CUDA, all
+/// in one launch, for as long as it lives.
+class MirrorScope {
  public:
-  explicit CastScope(const std::vector<torch::Tensor>& parameters);
-  ~CastScope();
-  CastScope(const CastScope&) = delete;
-  CastScope& operator=(const CastScope&) = delete;
+  /// matrices, to be cast to bfloat16, and logarithms of decay rates; float32 and contiguous.
+  MirrorScope(const std::vector<torch::Tensor>& matrices, const std::vector<torch::Tensor>& A_logs);
+  ~MirrorScope();
+  MirrorScope(const MirrorScope&) = delete;
+  MirrorScope& operator=(const MirrorScope&) = delete;
 
  private:
-  using Casts = std::unordered_map<const c10::TensorImpl*, torch::Tensor>;
-  Casts casts_;
-  const Casts* outer_;
+  using Mirrors = std::unordered_map<const c10::TensorImpl*, torch::Tensor>;
+  Mirrors mirrors_;
+  const Mirrors* outer_;
 };
 
 /// The key of the next dropout of this thread, on the host: the step's, or else one number of

@@ -33,6 +33,13 @@ Tensor dropout(const Tensor& x, const Dropout& dropout);
 /// -exp(A_log), in one launch.
 Tensor decay_rates(const Tensor& A_log);
 
+/// Writes into `mirror` the parameter rounded, where it is bfloat16, else -exp(parameter); all in
+/// one launch for every 128.
+struct Mirrored {
+  Tensor parameter, mirror;  // contiguous, of one size; float32
+};
+void write_mirrors(const std::vector<Mirrored>& list);
+
 /// The sums of parts (blocks, ...) over the blocks, in one order.
 Tensor sum_parts(const Tensor& parts);
 

@@ -363,4 +363,41 @@ TEST(AdamW, BitsAreTheSame) {
   EXPECT_EQ(results[0], results[2]);
 }
 
+// Beside a thread's four numbers, a block's 1024, and a launch's 128 tensors.
+TEST(Mirrors, AreWrittenAlone) {
+  std::mt19937 random(7);
+  constexpr size_t kCounts[] = {1, 3, 4, 6, 1023, 1024, 1027, 5003, 0};
+  for (const size_t shift : {0, 1}) {
+    std::vector<Floats> values;
+    std::vector<Placed<float>> parameters, rates;
+    std::vector<Placed<__nv_bfloat16>> rounded;
+    for (int i = 0; i < 131; ++i) {
+      values.push_back(random_floats(random, kCounts[i % std::size(kCounts)], -3, 3));
+      parameters.emplace_back(values.back(), shift);
+      rates.emplace_back(values.back().size(), 0);
+      rounded.emplace_back(values.back().size(), shift);
+    }
+    std::vector<MirrorTensor> list;
+    for (size_t i = 0; i < values.size(); ++i) {
+      const bool matrix = i % 2 == 0;
+      list.push_back(
+          {parameters[i].data(),
+           matrix ? static_cast<void*>(rounded[i].data()) : static_cast<void*>(rates[i].data()),
+           matrix ? Mirror::kBFloat16 : Mirror::kDecayRates,
+           static_cast<int64_t>(values[i].size())});
+    }
+    ASSERT_EQ(launch_mirrors(list.data(), static_cast<int>(list.size()), nullptr), cudaSuccess);
+    for (size_t i = 0; i < values.size(); ++i) {
+      for (size_t j = 0; j < values[i].size(); ++j) {
+        if (i % 2 == 0) {
+          const float wanted = __bfloat162float(__float2bfloat16_rn(values[i][j]));
+          ASSERT_EQ(__bfloat162float(rounded[i].data()[j]), wanted) << i << ", " << j;
+        } else {
+          ASSERT_NEAR(rates[i].data()[j], -std::exp(double{values[i][j]}), 1e-5) << i << ", " << j;
+        }
+      }
+    }
+  }
+}
+
 }  // namespace

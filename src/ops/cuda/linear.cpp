@@ -91,7 +91,7 @@ std::tuple<Tensor, Tensor> linear_slope(const Tensor& x, const Tensor& weight,
 
 bool linear_product_fits(const Tensor& x, const Tensor& weight) {
   return linear_fits(x, weight) && on_hopper(x) &&
-         kernels::hopper_linear_pays(x.size(0), weight.numel() / x.size(1), storage_of(x));
+         kernels::hopper_linear_pays(x.size(0), storage_of(x));
 }
 
 Tensor linear_product(const Tensor& x, const Tensor& weight, Terms terms) {

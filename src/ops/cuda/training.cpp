@@ -67,6 +67,20 @@ void begin_step(const BeginStep& options, const StepState& state,
   call.check(kernels::launch_begin_step(p, call.stream()));
 }
 
+void write_mirrors(const std::vector<Mirrored>& list) {
+  Call call("write_mirrors", list.at(0).parameter);
+  std::vector<kernels::MirrorTensor> tensors;
+  tensors.reserve(list.size());
+  for (const auto& [parameter, mirror] : list) {
+    tensors.push_back({parameter.const_data_ptr<float>(), mirror.mutable_data_ptr(),
+                       mirror.scalar_type() == at::kBFloat16 ? kernels::Mirror::kBFloat16
+                                                             : kernels::Mirror::kDecayRates,
+                       parameter.numel()});
+  }
+  call.check(
+      kernels::launch_mirrors(tensors.data(), static_cast<int>(tensors.size()), call.stream()));
+}
+
 Tensor adamw(const AdamWTensors& tensors, const AdamWOptions& options, const Tensor& loss,
              const StepState& state) {
   Call call("adamw", loss);

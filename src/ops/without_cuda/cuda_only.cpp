@@ -20,6 +20,7 @@ namespace cuda_only {
 
 Tensor dropout(const Tensor&, const Dropout&) { refuse("dropout"); }
 Tensor decay_rates(const Tensor&) { refuse("decay_rates"); }
+void write_mirrors(const std::vector<Mirrored>&) { refuse("write_mirrors"); }
 Tensor sum_parts(const Tensor&) { refuse("sum_parts"); }
 bool weight_gradient_fits(const Tensor&, const Tensor&) { return false; }
 void weight_gradients(const std::vector<WeightGradient>&) { refuse("weight_gradients"); }
