@@ -37,12 +37,16 @@ struct Linear : torch::autograd::Function<Linear> {
     const Tensor dy = rows(gradients[0]);
     Tensor dweight, dbias;
     if (context->saved_data["bias"].toBool()) dbias = dy.sum(0, false, at::kFloat);
-    // All gradients of weights that wait may begin with this one, and leave little room to dx,
-    // which the rest of the pass waits for (docs/performance.md): it goes first.
-    const Tensor dx = product_by_rows(dy, weight).to(context->saved_data["x_type"].toScalarType());
-    if (context->needs_input_grad(1)) {
+    const auto ask_for_weight = [&] {
+      if (!context->needs_input_grad(1)) return;
       dweight = weight_gradient_beside(context->saved_data["side"].toInt(), dy, x, at::kFloat);
-    }
+    };
+    // Those that wait for each other may all begin with this one, and leave little room to dx,
+    // which the rest of the pass waits for (docs/performance.md): it goes first then.
+    const bool later = ops::cuda_only::weight_gradient_fits(dy, x);
+    if (!later) ask_for_weight();
+    const Tensor dx = product_by_rows(dy, weight).to(context->saved_data["x_type"].toScalarType());
+    if (later) ask_for_weight();
     return {dx.view({gradients[0].size(0), gradients[0].size(1), x.size(1)}), dweight, dbias};
   }
 };

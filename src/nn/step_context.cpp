@@ -147,10 +147,10 @@ void WeightGradients::ask(torch::Tensor& gradient, const torch::Tensor& dy,
 }
 
 void WeightGradients::finish() {
-  const bool together = asked_.size() > 1 && parameter_ == at::kFloat &&
-                        std::ranges::all_of(asked_, [](const auto& a) {
-                          return ops::cuda_only::weight_gradient_fits(a.dy, a.x);
-                        });
+  const bool together =
+      parameter_ == at::kFloat && !asked_.empty() && std::ranges::all_of(asked_, [](const auto& a) {
+        return ops::cuda_only::weight_gradient_fits(a.dy, a.x);
+      });
   std::vector<ops::cuda_only::WeightGradient> list;
   for (const Asked& a : asked_) {
     if (!together) {
