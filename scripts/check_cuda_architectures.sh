@@ -3,8 +3,8 @@
 #
 #   scripts/check_cuda_architectures.sh [ARCHITECTURE ...]     default: sm_80 sm_90 sm_100
 #
-# The token chain and files named hopper*.cu are made of Hopper's own instructions: they exist for sm_90a alone,
-# which stands in for sm_90. A spill to local memory is shown as ptxas words it, and is no failure.
+# The token chain and files named hopper*.cu are made of Hopper's own instructions: they exist for
+# sm_90a alone, which stands in for sm_90. A spill to local memory is shown as ptxas words it, and is no failure.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -135,13 +135,13 @@ void check_one(const Size& size, const Kind& kind, cudaStream_t stream) {
 int run_checks(bool small, cudaStream_t stream) {
   // Rows, columns and terms beside those of tiles and pieces; all tiles.
   std::vector<Size> sizes = {{1, 8, 8},       {31, 40, 136, 8}, {33, 72, 600, 16},
-                             {65, 128, 40},   {200, 3208, 24},  {129, 6408, 136, 16},
-                             {137, 3208, 168}};
+                             {65, 128, 40},   {200, 3208, 24},  {129, 6408, 232, 16},
+                             {137, 3208, 232}};
   if (!small)
     sizes.insert(sizes.end(), {{1000, 1000, 200},
                                {3840, 512, 128},
                                {3840, 128, 512},
-                               {3840, 256, 512},
+                               {3840, 320, 512},
                                {6400, 512, 512}});
   for (const Kind& kind : kKinds) {
     for (const Size& size : sizes) check_one(size, kind, stream);

@@ -251,7 +251,7 @@ template <class Tile, LinearKind kKind>
 cudaError_t launch_tile(const LinearParams& p, cudaStream_t stream) {
   using T = typename Tile::Number;
   const int across = (p.n + Tile::kColumns - 1) / Tile::kColumns;
-  const int64_t tiles = (p.rows + Tile::kRows - 1) / Tile::kRows * across;
+  const int64_t tiles = tiles_of({Tile::kRows, Tile::kColumns}, p.rows, p.n);
   const int stages = std::min((p.k + Tile::kTerms - 1) / Tile::kTerms,
                               tiles > kMultiprocessors ? Tile::kSharedStages : Tile::kMostStages);
   Maps maps{};
@@ -282,9 +282,14 @@ cudaError_t launch_kind(const LinearParams& p, cudaStream_t stream) {
 
 }  // namespace
 
+bool hopper_linear_fits(const LinearParams& p) {
+  constexpr int64_t kMost = std::numeric_limits<int>::max() - 128;  // beside a tile
+  return linear_fits(p) && p.rows <= kMost && p.n <= kMost && p.k <= kMost &&
+         tiles_of(hopper_linear_tile(p.rows, p.n), p.rows, p.n) <= kMost;
+}
+
 cudaError_t launch_hopper_linear(const LinearParams& p, LinearKind kind, cudaStream_t stream) {
-  constexpr int64_t kMost = std::numeric_limits<int>::max() / 256;  // tiles of all columns
-  if (!linear_fits(p) || p.rows > kMost || p.n > kMost) return cudaErrorInvalidValue;
+  if (!hopper_linear_fits(p)) return cudaErrorInvalidValue;
   if (p.rows == 0 || p.n == 0) return cudaSuccess;
   switch (kind) {
     case LinearKind::kGelu:

@@ -18,6 +18,9 @@ bool linear_fits(const LinearParams& p);
 cudaError_t launch_linear_gelu(const LinearParams& p, cudaStream_t stream);
 cudaError_t launch_linear_slope(const LinearParams& p, cudaStream_t stream);
 
+/// Whether launch_hopper_linear takes it: as linear_fits(), and no coordinate is beyond an int.
+bool hopper_linear_fits(const LinearParams& p);
+
 /// All kinds, on the compute capability kHopperArchitecture alone, in tiles of
 /// hopper_linear_tile().
 cudaError_t launch_hopper_linear(const LinearParams& p, LinearKind kind, cudaStream_t stream);

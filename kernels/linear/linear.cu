@@ -55,7 +55,7 @@ template <class T, LinearKind kKind>
 cudaError_t launch_stored(const LinearParams& p, cudaStream_t stream) {
   const auto launch = [&]<class Tile>(Tile) {
     const int64_t across = (p.n + Tile::kColumns - 1) / Tile::kColumns;
-    const int64_t tiles = (p.rows + Tile::kRows - 1) / Tile::kRows * across;
+    const int64_t tiles = tiles_of({Tile::kRows, Tile::kColumns}, p.rows, p.n);
     if (tiles > std::numeric_limits<int>::max()) return cudaErrorInvalidValue;
     return launch_early(linear_kernel<Tile, kKind>, static_cast<unsigned>(tiles), kThreads,
                         sizeof(typename Tile::Memory), stream, p, static_cast<int>(across));

@@ -42,31 +42,34 @@ struct LinearTile {
   int rows, columns;
 };
 
-constexpr LinearTile kLargeTile{128, 128}, kSmallTile{64, 64};
+constexpr LinearTile kLargeTile{128, 128}, kNarrowTile{128, 64}, kSmallTile{64, 64};
 
-/// The large one where it gives about every multiprocessor of a large device one. From sizes alone,
-/// so that sums over rows have one order on any device.
+/// Tiles that cover an output.
+constexpr int64_t tiles_of(LinearTile tile, int64_t rows, int64_t n) {
+  return ((rows + tile.rows - 1) / tile.rows) * ((n + tile.columns - 1) / tile.columns);
+}
+
+/// About every multiprocessor of a large device has one.
+constexpr int64_t kEnoughTiles = 100;
+
+/// The large one where there are enough. From sizes alone, so that sums over rows have one order on
+/// any device.
 constexpr LinearTile linear_tile(int64_t rows, int64_t n) {
-  constexpr int64_t kEnough = 100;
-  const int64_t blocks = ((rows + kLargeTile.rows - 1) / kLargeTile.rows) *
-                         ((n + kLargeTile.columns - 1) / kLargeTile.columns);
-  return n > 64 && blocks >= kEnough ? kLargeTile : kSmallTile;
+  return n > 64 && tiles_of(kLargeTile, rows, n) >= kEnoughTiles ? kLargeTile : kSmallTile;
 }
 
 /// The same of launch_hopper_linear.
 constexpr LinearTile hopper_linear_tile(int64_t rows, int64_t n) {
   const LinearTile tile = linear_tile(rows, n);
-  if (tile.rows == kLargeTile.rows) return tile;
-  constexpr LinearTile kNarrowTile{128, 64};
-  constexpr int64_t kEnough = 100;
-  const int64_t blocks = (rows + 127) / 128 * ((n + 63) / 64);
-  return blocks >= kEnough ? kNarrowTile : tile;
+  if (tile.columns == kLargeTile.columns) return tile;
+  return tiles_of(kNarrowTile, rows, n) >= kEnoughTiles ? kNarrowTile : kSmallTile;
 }
 
-/// Whether launch_hopper_linear was measured to be faster than cuBLAS for products alone: in
-/// bfloat16 of so many rows, in TF32 of all.
-constexpr bool hopper_linear_pays(int64_t rows, Storage storage) {
-  return storage == Storage::kFloat32 || rows <= 8448;
+/// Whether launch_hopper_linear was measured to be faster than cuBLAS for products alone: of
+/// weights up to 1024 x 256, in bfloat16 up to so many rows.
+constexpr bool hopper_linear_pays(int64_t rows, int64_t n, int64_t k, Storage storage) {
+  constexpr int64_t kLargestWeight = 1024 * 256, kMostRows = 8448;
+  return n * k <= kLargestWeight && (storage == Storage::kFloat32 || rows <= kMostRows);
 }
 
 /// Blocks' sums that kSlope leaves.

@@ -2,7 +2,7 @@
 // and the fragments of its products.
 //
 // A block has 32 tokens and all of both matrices in shared memory, 73 (bfloat16 of rank 8: three
-// blocks a multiprocessor) to 137 KiB. Eight warps: two along the rows, four groups. Sums of a
+// blocks a multiprocessor) to 140 KiB. Eight warps: two along the rows, four groups. Sums of a
 // group's terms meet in shared memory in one order. A product takes a step of 32 bytes of terms, 16
 // of bfloat16 or 8 of float32, which is rounded to TF32; whose fragments look the same in words.
 #pragma once

@@ -11,9 +11,13 @@ namespace dmamba::kernels {
 /// Compute capability, times ten, from which on they work.
 constexpr int kProjectionsArchitecture = 80;
 
-/// Rows up to which the kernels are used. Of 256 columns 19200 rows were measured (of rank 8,
-/// three blocks a multiprocessor); of 512, whose blocks fill one, no more than these.
-constexpr int64_t projections_most_rows(int64_t inner) { return inner == 256 ? 65536 : 8448; }
+/// Rows up to which the kernels are used. Of 256 columns 19200 rows were measured (in bfloat16 of
+/// rank 8, three blocks a multiprocessor; in float32 one fills it, and no more are taken); of 512,
+/// whose blocks fill one, no more than these.
+constexpr int64_t projections_most_rows(int64_t inner, Storage storage) {
+  if (storage == Storage::kFloat32) return 19200;
+  return inner == 256 ? 65536 : 8448;
+}
 
 /// Whether the kernels take so many rows of these widths; in float32 the matrices of 512 columns do
 /// not find room in shared memory.
@@ -21,7 +25,7 @@ constexpr bool projections_fit(int64_t rows, int64_t inner, int64_t rank, int64_
                                Storage storage) {
   const bool inner_fits =
       inner == 256 ? storage != Storage::kFloat64 : inner == 512 && storage == Storage::kBFloat16;
-  return inner_fits && rows <= projections_most_rows(inner) && (rank == 8 || rank == 16) &&
+  return inner_fits && rows <= projections_most_rows(inner, storage) && (rank == 8 || rank == 16) &&
          width > rank && width % 8 == 0 && width <= 48;
 }
 

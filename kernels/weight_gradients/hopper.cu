@@ -10,6 +10,7 @@
 //   a warp          16 x 128 of the tile, 64 sums a lane; two blocks a multiprocessor
 #include "kernels/common/tensor_map.cuh"
 #include "kernels/common/wgmma.cuh"
+#include "kernels/weight_gradients/hopper_launch.cuh"
 #include "kernels/weight_gradients/tiles.cuh"
 
 namespace dmamba::kernels {
@@ -18,7 +19,6 @@ namespace {
 using namespace weight_gradients;
 
 constexpr int kPieceTokens = 64, kStages = 3, kPanels = kTile / kPanelColumns;
-constexpr int kMostBlocks = 264;
 constexpr uint32_t kPanelBytes = 2 * kPieceTokens * kPanelColumns;
 
 struct Piece {
@@ -33,10 +33,6 @@ struct Memory {
   };
   alignas(8) uint64_t arrived[kStages];
   uint64_t left[kStages];
-};
-
-struct Maps {
-  CUtensorMap dy[kGradientsPerLaunch], x[kGradientsPerLaunch];
 };
 
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -155,23 +151,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 cudaError_t launch_hopper_weight_gradients(const WeightGradient* gradients, int count,
                                            cudaStream_t stream) {
-  for (int first = 0; first < count; first += kGradientsPerLaunch) {
-    const Batch batch = make_batch(gradients + first, count - first);
-    Maps maps{};
-    for (int i = 0; i < batch.count; ++i) {
-      const WeightGradient& g = batch.gradients[i];
-      cudaError_t error = make_tensor_map(maps.dy[i], g.dy, g.rows, g.n, kPieceTokens, g.dy_stride);
-      if (error == cudaSuccess) {
-        error = make_tensor_map(maps.x[i], g.x, g.rows, g.m, kPieceTokens, g.x_stride);
-      }
-      if (error != cudaSuccess) return error;
-    }
-    const int blocks = blocks_of_cluster(batch, kMostBlocks);
-    const cudaError_t error = launch_tiles(hopper_weight_gradients_kernel, batch, blocks,
-                                           sizeof(Memory), stream, batch, maps, blocks);
-    if (error != cudaSuccess) return error;
-  }
-  return cudaSuccess;
+  return launch_hopper_batches<__nv_bfloat16>(hopper_weight_gradients_kernel, gradients, count,
+                                              kPieceTokens, sizeof(Memory), stream);
 }
 
 }  // namespace dmamba::kernels

@@ -11,6 +11,7 @@
 #include "kernels/common/tensor_map.cuh"
 #include "kernels/common/tf32_panels.cuh"
 #include "kernels/common/wgmma.cuh"
+#include "kernels/weight_gradients/hopper_launch.cuh"
 #include "kernels/weight_gradients/tiles.cuh"
 
 namespace dmamba::kernels {
@@ -20,7 +21,6 @@ using namespace weight_gradients;
 
 constexpr int kPieceTokens = kTf32Terms, kSteps = kPieceTokens / 8, kStages = 2;
 constexpr int kPanelWidth = 32, kPanels = kTile / kPanelWidth;
-constexpr int kMostBlocks = 264;
 
 using Panel = float[kPieceTokens * kPanelWidth];
 
@@ -38,10 +38,6 @@ struct Memory {
     float sums[kTile * kTile];
   };
   alignas(8) uint64_t arrived[kStages];
-};
-
-struct Maps {
-  CUtensorMap dy[kGradientsPerLaunch], x[kGradientsPerLaunch];
 };
 
 /// A warp's 16 rows are packs of a panel's four columns: two neighbours and the fourth after each,
@@ -145,24 +141,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 cudaError_t launch_hopper_tf32_weight_gradients(const WeightGradient* gradients, int count,
                                                 cudaStream_t stream) {
-  for (int first = 0; first < count; first += kGradientsPerLaunch) {
-    const Batch batch = make_batch(gradients + first, count - first);
-    Maps maps{};
-    for (int i = 0; i < batch.count; ++i) {
-      const WeightGradient& g = batch.gradients[i];
-      cudaError_t error =
-          make_tensor_map<float>(maps.dy[i], g.dy, g.rows, g.n, kPieceTokens, g.dy_stride);
-      if (error == cudaSuccess) {
-        error = make_tensor_map<float>(maps.x[i], g.x, g.rows, g.m, kPieceTokens, g.x_stride);
-      }
-      if (error != cudaSuccess) return error;
-    }
-    const int blocks = blocks_of_cluster(batch, kMostBlocks);
-    const cudaError_t error = launch_tiles(hopper_tf32_weight_gradients_kernel, batch, blocks,
-                                           sizeof(Memory), stream, batch, maps, blocks);
-    if (error != cudaSuccess) return error;
-  }
-  return cudaSuccess;
+  return launch_hopper_batches<float>(hopper_tf32_weight_gradients_kernel, gradients, count,
+                                      kPieceTokens, sizeof(Memory), stream);
 }
 
 }  // namespace dmamba::kernels

@@ -13,7 +13,8 @@
 namespace dmamba::kernels::weight_gradients {
 
 constexpr int kTile = 128, kThreads = 256;
-constexpr int kMinRows = 256;  // of a block
+constexpr int kMinRows = 256;     // of a block
+constexpr int kMostBlocks = 264;  // what a large device holds
 constexpr int kGradientsPerLaunch = 48;
 
 /// The gradients of one launch, and which of its tiles belong to which.
@@ -113,14 +114,14 @@ inline Batch make_batch(const WeightGradient* gradients, int count) {
   return batch;
 }
 
-/// Blocks of a cluster: as many as share the tokens with enough for each, and are at most so many
-/// in all.
-inline int blocks_of_cluster(const Batch& batch, int most) {
+/// Blocks of a cluster: as many as share the tokens with enough for each, and are at most
+/// kMostBlocks in all.
+inline int blocks_of_cluster(const Batch& batch) {
   int64_t rows = batch.gradients[0].rows;
   for (int i = 1; i < batch.count; ++i) rows = std::max(rows, batch.gradients[i].rows);
   int blocks = 1;
   while (blocks < 8 && rows >= int64_t{2} * blocks * kMinRows &&
-         2 * blocks * batch.first_tile[batch.count] <= most) {
+         2 * blocks * batch.first_tile[batch.count] <= kMostBlocks) {
     blocks *= 2;
   }
   return blocks;

@@ -27,7 +27,6 @@ using namespace weight_gradients;
 
 constexpr int kStages = 4, kPackBytes = 16;
 constexpr int kRowTiles = 4, kColumnTiles = 4;  // of a warp: 16 rows, 8 columns each
-constexpr int kMostBlocks = 264;                // what a large device holds
 
 /// How a piece of `kTokens` rows of 128 numbers lies in shared memory.
 template <class T>
@@ -189,7 +188,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 template <class T>
 cudaError_t launch(const Batch& batch, cudaStream_t stream) {
-  const int blocks = blocks_of_cluster(batch, kMostBlocks);
+  const int blocks = blocks_of_cluster(batch);
   return launch_tiles(weight_gradients_kernel<T>, batch, blocks, kSharedBytes<T>, stream, batch,
                       blocks);
 }

@@ -92,13 +92,9 @@ Forward run_forward(const Tensor& xz, const MambaInnerParameters& p, const ops::
 }
 
 /// Back through both projections: d(dt) = d(delta) dt_proj into dprojected, which has the gradients
-/// of B and C, or gets them from the scan's parts; du += dprojected x_proj. For ddelta and du
-/// (batch, L, d_inner).
-void projections_backward(const Tensor& ddelta, const Tensor& parts, const Tensor& dprojected,
-                          const Tensor& du, const Tensor& x_proj, const Tensor& dt_proj) {
-  if (cuda_only::projections_fit(ddelta, x_proj, dt_proj)) {
-    return cuda_only::projections_backward(ddelta, parts, dprojected, du, x_proj, dt_proj);
-  }
+/// of B and C; du += dprojected x_proj. For ddelta and du (batch, L, d_inner).
+void projections_backward(const Tensor& ddelta, const Tensor& dprojected, const Tensor& du,
+                          const Tensor& x_proj, const Tensor& dt_proj) {
   Tensor ddt = rows(dprojected.narrow(2, 0, dt_proj.size(1)));
   if (ddelta.is_cuda()) {
     at::mm_out(ddt, rows(ddelta), dt_proj);
@@ -175,19 +171,26 @@ struct MambaInner : torch::autograd::Function<MambaInner> {
     const size_t after_bias = conv_bias.has_value() ? 3 : 2;
     const bool sums_taken =
         context->needs_input_grad(after_bias + 2) && context->needs_input_grad(after_bias + 4);
+    // Asked once: another thread may switch TF32.
+    const bool projections_follow =
+        cuda_only::projections_fit(ddelta, x_proj_weight, dt_proj_weight);
     const cuda_only::ScanSums sums = scan_backward(
         {gradients[0], u, delta, A, parts.B, parts.C, D, xz.narrow(2, d_inner, d_inner),
          dt_proj_bias, saved[7], saved[8], checkpoints, y, du, ddelta, dparts.B, dparts.C,
          dxz.narrow(2, d_inner, d_inner)},
-        context->saved_data["checkpoint_every"].toInt(),
-        cuda_only::projections_fit(ddelta, x_proj_weight, dt_proj_weight));
+        context->saved_data["checkpoint_every"].toInt(), projections_follow);
 
     Tensor ddt_proj, dx_proj;
     WeightGradients weights(side, parameter);
     if (context->needs_input_grad(after_bias + 1)) {
       ask_for_dt_proj(weights, ddt_proj, rows(parts.dt), rows(ddelta), parameter);
     }
-    projections_backward(ddelta, sums.parts, dprojected, du, x_proj_weight, dt_proj_weight);
+    if (projections_follow) {
+      cuda_only::projections_backward(ddelta, sums.parts, dprojected, du, x_proj_weight,
+                                      dt_proj_weight);
+    } else {
+      projections_backward(ddelta, dprojected, du, x_proj_weight, dt_proj_weight);
+    }
     {
       const ops::SumsBeside beside(sums_taken ? side_stream(side) : nullptr);
       sums.add_up();  // after the projections, which the pass waits for

@@ -149,7 +149,7 @@ void WeightGradients::ask(torch::Tensor& gradient, const torch::Tensor& dy,
 void WeightGradients::finish() {
   const bool together =
       parameter_ == at::kFloat && !asked_.empty() && std::ranges::all_of(asked_, [](const auto& a) {
-        return ops::cuda_only::weight_gradient_fits(a.dy, a.x);
+        return ops::cuda_only::weight_gradient_pays(a.dy, a.x);
       });
   std::vector<ops::cuda_only::WeightGradient> list;
   for (const Asked& a : asked_) {

@@ -54,6 +54,10 @@ struct WeightGradient {
 /// be rounded to TF32; rows that lie on 16 bytes; on a device that has clusters of blocks.
 bool weight_gradient_fits(const Tensor& dy, const Tensor& x);
 
+/// Whether weight_gradients() fits and was measured to be faster than cuBLAS, whatever comes
+/// beside: of weights up to 1024 x 256, on cards of compute capability 9.0.
+bool weight_gradient_pays(const Tensor& dy, const Tensor& x);
+
 /// dweight = dy^T x for each that fits, all of one type, in one launch for every 48.
 void weight_gradients(const std::vector<WeightGradient>& gradients);
 

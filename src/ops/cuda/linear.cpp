@@ -29,9 +29,10 @@ LinearParams params_of(const Tensor& x, const Tensor& weight, int64_t n) {
   return p;
 }
 
-/// Whether the kernels of Hopper's own instructions take it.
-bool on_hopper(const Tensor& x) {
-  return cuda::architecture_of(x.device().index()) == kernels::kHopperArchitecture;
+/// Whether the kernels of Hopper's own instructions take what linear_fits().
+bool on_hopper(const Tensor& x, const LinearParams& p) {
+  return cuda::architecture_of(x.device().index()) == kernels::kHopperArchitecture &&
+         kernels::hopper_linear_fits(p);
 }
 
 }  // namespace
@@ -60,8 +61,8 @@ std::tuple<Tensor, Tensor> linear_gelu(const Tensor& x, const Tensor& weight, co
   p.bias = shift.const_data_ptr<float>();
   p.out = value.mutable_data_ptr();
   p.slope = slope.mutable_data_ptr();
-  call.check(on_hopper(x) ? kernels::launch_hopper_linear(p, LinearKind::kGelu, call.stream())
-                          : kernels::launch_linear_gelu(p, call.stream()));
+  call.check(on_hopper(x, p) ? kernels::launch_hopper_linear(p, LinearKind::kGelu, call.stream())
+                             : kernels::launch_linear_gelu(p, call.stream()));
   return {value, slope};
 }
 
@@ -76,7 +77,7 @@ std::tuple<Tensor, Tensor> linear_slope(const Tensor& x, const Tensor& weight,
                sums = at::empty({p.n}, x.options().dtype(at::kFloat));
   p.out = value.mutable_data_ptr();
   p.slope = slope.data_ptr();
-  const bool hopper = on_hopper(x);
+  const bool hopper = on_hopper(x, p);
   const int64_t count =
       kernels::linear_parts(p.rows, hopper ? kernels::hopper_linear_tile(p.rows, p.n)
                                            : kernels::linear_tile(p.rows, p.n));
@@ -90,8 +91,9 @@ std::tuple<Tensor, Tensor> linear_slope(const Tensor& x, const Tensor& weight,
 }
 
 bool linear_product_fits(const Tensor& x, const Tensor& weight) {
-  return linear_fits(x, weight) && on_hopper(x) &&
-         kernels::hopper_linear_pays(x.size(0), storage_of(x));
+  if (!linear_fits(x, weight)) return false;
+  const LinearParams p = params_of(x, weight, weight.numel() / x.size(1));
+  return kernels::hopper_linear_pays(p.rows, p.n, p.k, p.storage) && on_hopper(x, p);
 }
 
 Tensor linear_product(const Tensor& x, const Tensor& weight, Terms terms) {

@@ -21,6 +21,10 @@ kernels::WeightGradient params_of(const Tensor& dy, const Tensor& x, float* dwei
           static_cast<int>(x.size(1))};
 }
 
+bool on_hopper(at::Device device) {
+  return cuda::architecture_of(device.index()) == kernels::kHopperArchitecture;
+}
+
 bool runs_on(at::Device device) {
   const c10::cuda::CUDAGuard guard(device);
   return kernels::weight_gradients_run();
@@ -40,6 +44,12 @@ bool weight_gradient_fits(const Tensor& dy, const Tensor& x) {
          runs_on(dy.device());
 }
 
+bool weight_gradient_pays(const Tensor& dy, const Tensor& x) {
+  constexpr int64_t kLargestWeight = 1024 * 256;
+  return weight_gradient_fits(dy, x) && on_hopper(dy.device()) &&
+         dy.size(1) * x.size(1) <= kLargestWeight;
+}
+
 void weight_gradients(const std::vector<WeightGradient>& gradients) {
   Call call("weight_gradients", gradients.at(0).dy);
   std::vector<kernels::WeightGradient> list;
@@ -47,13 +57,12 @@ void weight_gradients(const std::vector<WeightGradient>& gradients) {
   for (const WeightGradient& g : gradients) list.push_back(params_of(g.dy, g.x, g.dweight));
   const auto count = static_cast<int>(list.size());
   const kernels::Storage storage = storage_of(gradients[0].dy);
-  const bool hopper =
-      cuda::architecture_of(gradients[0].dy.device().index()) == kernels::kHopperArchitecture;
   const auto launch_hopper = storage == kernels::Storage::kBFloat16
                                  ? kernels::launch_hopper_weight_gradients
                                  : kernels::launch_hopper_tf32_weight_gradients;
-  call.check(hopper ? launch_hopper(list.data(), count, call.stream())
-                    : kernels::launch_weight_gradients(list.data(), count, storage, call.stream()));
+  call.check(on_hopper(gradients[0].dy.device())
+                 ? launch_hopper(list.data(), count, call.stream())
+                 : kernels::launch_weight_gradients(list.data(), count, storage, call.stream()));
 }
 
 }  // namespace dmamba::ops::cuda_only

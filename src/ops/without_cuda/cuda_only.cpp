@@ -23,6 +23,7 @@ Tensor decay_rates(const Tensor&) { refuse("decay_rates"); }
 void write_mirrors(const std::vector<Mirrored>&) { refuse("write_mirrors"); }
 Tensor sum_parts(const Tensor&) { refuse("sum_parts"); }
 bool weight_gradient_fits(const Tensor&, const Tensor&) { return false; }
+bool weight_gradient_pays(const Tensor&, const Tensor&) { return false; }
 void weight_gradients(const std::vector<WeightGradient>&) { refuse("weight_gradients"); }
 bool linear_fits(const Tensor&, const Tensor&) { return false; }
 std::tuple<Tensor, Tensor> linear_gelu(const Tensor&, const Tensor&, const Tensor&) {

@@ -94,6 +94,46 @@ def test_gelu_belongs_to_the_product_in_bfloat16():
     assert launches(model, inputs, autocast=True) == 2 * launches_of_a_layer()
 
 
+def test_long_batches_in_bfloat16_leave_plain_products_to_cublas():
+    model = make_model(n_layer=1)
+    at_most, more = (make_batch(batch, 88) for batch in (32, 33))  # 8448 tokens, and 264 more
+    assert launches(model, at_most, autocast=True) == launches_of_a_layer()
+    assert launches(model, more, autocast=True) == 2  # beside the GELU
+
+
+def names(model, inputs, part):
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        gradients(model, inputs, autocast=True)
+        torch.cuda.synchronize()
+    return [event.name for event in profiled.events() if part in event.name]
+
+
+def test_a_forward_pass_of_ones_own_casts_its_matrices_in_one_launch():
+    model, inputs = make_model(), make_batch(16, 100)
+    gradients(model, inputs, autocast=True)
+    assert len(names(model, inputs, "mirrors_kernel")) == 1
+    assert not names(model, inputs, "decay_rates_kernel")
+    # What was cast before is not used again.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.25)
+    changed = gradients(model, inputs, autocast=True)
+    fresh = make_model()
+    fresh.load_state_dict(model.state_dict())
+    expected = gradients(fresh, inputs, autocast=True)
+    assert all(torch.equal(changed[name], value) for name, value in expected.items())
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() != (9, 0),
+    reason="elsewhere each weight's gradient is a product of its own",
+)
+def test_gradients_of_neighbouring_weights_come_in_one_launch():
+    model, inputs = make_model(), make_batch(16, 100)
+    # The projections' and the channel mixer's, of two layers.
+    assert len(names(model, inputs, "weight_gradients_kernel")) == 4
+
+
 @pytest.mark.parametrize("part", ["mlp_channels", "channels.0.weight", "channels.0.bias"])
 def test_parameters_may_be_frozen(part):
     model, inputs = make_model(), make_batch(3, 11)

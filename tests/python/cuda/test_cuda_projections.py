@@ -33,13 +33,15 @@ def products_in(precision):
         torch.backends.cuda.matmul.allow_tf32 = False
 
 
-def run(layer, x, weights, precision, **flags):
-    """The output and every gradient of a weighted sum of it."""
+def run(layer, x, weights, precision, backward=None, **flags):
+    """The output and every gradient of a weighted sum of it. The backward pass is outside of
+    autocast, as torch recommends; in TF32 if the forward pass is, or `backward` says so."""
     x = x.clone().requires_grad_()
     layer.zero_grad(set_to_none=True)
     poison()
     with products_in(precision):
         y = layer(x, **flags)
+    with products_in(backward or ("tf32" if precision == "tf32" else "fp32")):
         (y.float() * weights).sum().backward()
     return {"y": y.detach().float(), "x": x.grad} | {n: p.grad for n, p in layer.named_parameters()}
 
@@ -120,6 +122,15 @@ def test_it_is_the_same_without_gradients_and_with_frozen_projections():
         parameter.requires_grad_(True)
         assert got.pop(name) is None
         assert all(torch.equal(value, expected[other]) for other, value in got.items())
+
+
+@pytest.mark.parametrize(("forward", "backward"), [("tf32", "fp32"), ("fp32", "tf32")])
+def test_tf32_may_be_switched_between_the_passes(forward, backward):
+    torch.manual_seed(0)
+    layer = dmamba.nn.Mamba(128).cuda()
+    x, weights = torch.randn(2, 5, 33, 128, device="cuda")
+    got = run(layer, x, weights, forward, backward)
+    check_close(got, run(layer, x, weights, "fp32"), "tf32")
 
 
 def test_long_batches_take_single_products():
