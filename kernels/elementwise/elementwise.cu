@@ -102,12 +102,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-__global__ void __launch_bounds__(kThreads)
-    decay_rates_kernel(const float* __restrict__ x, float* __restrict__ out, int64_t count) {
-  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (i < count) out[i] = -expf(x[i]);
-}
-
 template <class T>
 unsigned blocks_for(int64_t count) {
   constexpr int64_t kBlockElements = int64_t{kThreads} * kLaneElements<T>;
@@ -153,12 +147,6 @@ cudaError_t launch_gelu_forward(const GeluParams& p, cudaStream_t stream) {
 
 cudaError_t launch_gelu_backward(const GeluParams& p, cudaStream_t stream) {
   return launch_gelu_stored<GeluBackward, true>(p, stream);
-}
-
-cudaError_t launch_decay_rates(const float* x, float* out, int64_t count, cudaStream_t stream) {
-  if (count == 0) return cudaSuccess;
-  const auto blocks = static_cast<unsigned>((count + kThreads - 1) / kThreads);
-  return launch_kernel(decay_rates_kernel, blocks, kThreads, 0, stream, x, out, count);
 }
 
 cudaError_t launch_dropout(const DropoutParams& p, const uint64_t* device_key,

@@ -28,9 +28,6 @@ cudaError_t launch_multiply_sum(const MultiplySumParams& p, float* parts, cudaSt
 cudaError_t launch_sum_parts(const float* parts, float* sums, int64_t count, int64_t columns,
                              cudaStream_t stream);
 
-/// out = -exp(x), `count` numbers.
-cudaError_t launch_decay_rates(const float* x, float* out, int64_t count, cudaStream_t stream);
-
 /// The same mask as on the CPU, bit for bit. A device key, where given, takes the place of p.key,
 /// so that a captured graph can be replayed with another.
 cudaError_t launch_dropout(const DropoutParams& p, const uint64_t* device_key, cudaStream_t stream);

@@ -19,8 +19,10 @@
 #include "kernels/common/alignment.h"
 #include "kernels/common/launch.cuh"
 #include "kernels/common/storage.cuh"
+#include "kernels/common/stretches.cuh"
 #include "kernels/common/warp.cuh"
 #include "kernels/optimizer/launch.h"
+#include "kernels/optimizer/mirror.cuh"
 
 namespace dmamba::kernels {
 namespace {
@@ -44,16 +46,8 @@ struct Place {
 };
 
 __device__ Place place_of(const Batch& batch, int block) {
-  int low = 0, high = batch.count;  // first_block[low] <= block < first_block[high]
-  while (high - low > 1) {
-    const int middle = (low + high) / 2;
-    if (batch.first_block[middle] <= block) {
-      low = middle;
-    } else {
-      high = middle;
-    }
-  }
-  return {low, int64_t{block - batch.first_block[low]} * kStretch};
+  const int tensor = stretch_of(batch.first_block, batch.count, block);
+  return {tensor, int64_t{block - batch.first_block[tensor]} * kStretch};
 }
 
 /// The sum over the block, in every thread; one order.
@@ -179,13 +173,7 @@ __global__ void __launch_bounds__(kThreads)
     store_some<float, 4>(t.parameter + at, p[i], count, whole);
     store_some<float, 4>(t.first_moment + at, m[i], count, whole);
     store_some<float, 4>(t.second_moment + at, v[i], count, whole);
-    if (t.mirror_kind == Mirror::kBFloat16) {
-      store_some<bfloat16, 4>(static_cast<bfloat16*>(t.mirror) + at, p[i], count, whole);
-    } else if (t.mirror_kind == Mirror::kDecayRates) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) p[i][e] = -expf(p[i][e]);
-      store_some<float, 4>(static_cast<float*>(t.mirror) + at, p[i], count, whole);
-    }
+    store_mirror(t.mirror, t.mirror_kind, at, p[i], count, whole);
   }
 }
 

@@ -4,8 +4,9 @@
 
 #include "kernels/common/alignment.h"
 #include "kernels/common/launch.cuh"
-#include "kernels/common/storage.cuh"
+#include "kernels/common/stretches.cuh"
 #include "kernels/optimizer/launch.h"
+#include "kernels/optimizer/mirror.cuh"
 
 namespace dmamba::kernels {
 namespace {
@@ -21,25 +22,15 @@ struct MirrorBatch {
 
 __global__ void __launch_bounds__(kThreads) mirrors_kernel(const MirrorBatch batch) {
   const int block = static_cast<int>(blockIdx.x);
-  int low = 0, high = batch.count;  // first_block[low] <= block < first_block[high]
-  while (high - low > 1) {
-    const int middle = (low + high) / 2;
-    (batch.first_block[middle] <= block ? low : high) = middle;
-  }
-  const MirrorTensor& t = batch.tensors[low];
-  const int64_t at = int64_t{block - batch.first_block[low]} * kStretch + 4 * threadIdx.x;
+  const int tensor = stretch_of(batch.first_block, batch.count, block);
+  const MirrorTensor& t = batch.tensors[tensor];
+  const int64_t at = int64_t{block - batch.first_block[tensor]} * kStretch + 4 * threadIdx.x;
   const int count = static_cast<int>(min(int64_t{4}, t.count - at));
   if (count <= 0) return;
   const bool whole = t.whole && count == 4;
   float p[4];
   fetch<4, false>(t.parameter + at, count, whole).get(p);
-  if (t.kind == Mirror::kBFloat16) {
-    store_some<bfloat16, 4>(static_cast<bfloat16*>(t.mirror) + at, p, count, whole);
-  } else {
-#pragma unroll
-    for (float& x : p) x = -expf(x);
-    store_some<float, 4>(static_cast<float*>(t.mirror) + at, p, count, whole);
-  }
+  store_mirror(t.mirror, t.kind, at, p, count, whole);
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "kernels/common/launch.cuh"
+#include "kernels/common/stretches.cuh"
 #include "kernels/common/tile_sums.cuh"
 #include "kernels/weight_gradients/launch.h"
 
@@ -35,14 +36,9 @@ struct Place {
   __device__ __forceinline__ Place(const Batch& batch, int blocks, int piece) {
     const int tile = static_cast<int>(blockIdx.x) / blocks;
     rank = static_cast<int>(blockIdx.x) % blocks;
-    int low = 0, high = batch.count;  // first_tile[low] <= tile < first_tile[high]
-    while (high - low > 1) {
-      const int middle = (low + high) / 2;
-      (batch.first_tile[middle] <= tile ? low : high) = middle;
-    }
-    gradient = low;
-    const WeightGradient& g = batch.gradients[low];
-    const int place = tile - batch.first_tile[low], across = (g.m + kTile - 1) / kTile;
+    gradient = stretch_of(batch.first_tile, batch.count, tile);
+    const WeightGradient& g = batch.gradients[gradient];
+    const int place = tile - batch.first_tile[gradient], across = (g.m + kTile - 1) / kTile;
     first_row = place / across * kTile;
     first_column = place % across * kTile;
     rows = g.n - first_row;

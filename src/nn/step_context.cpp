@@ -72,7 +72,7 @@ MirrorScope::MirrorScope(const std::vector<torch::Tensor>& matrices,
   };
   for (const torch::Tensor& matrix : matrices) add(matrix, at::kBFloat16);
   for (const torch::Tensor& A_log : A_logs) add(A_log, at::kFloat);
-  if (!list.empty()) ops::cuda_only::write_mirrors(list);
+  ops::cuda_only::write_mirrors(list);
   current_mirrors = &mirrors_;
 }
 MirrorScope::~MirrorScope() { current_mirrors = outer_; }

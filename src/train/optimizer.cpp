@@ -190,14 +190,12 @@ const AdamW::Mirrors& AdamW::make_mirrors(bool bf16) {
 }
 
 void AdamW::refresh_mirrors() {
-  torch::NoGradGuard no_grad;
+  std::vector<ops::cuda_only::Mirrored> list;
   for (const Slot& slot : slots_) {
     const auto found = mirrors_.find(slot.parameter.unsafeGetTensorImpl());
-    if (found == mirrors_.end()) continue;
-    Tensor& mirror = found->second;
-    mirror.copy_(mirror.scalar_type() == at::kFloat ? ops::cuda_only::decay_rates(slot.parameter)
-                                                    : slot.parameter);
+    if (found != mirrors_.end()) list.push_back({slot.parameter, found->second});
   }
+  ops::cuda_only::write_mirrors(list);
 }
 
 }  // namespace dmamba::train

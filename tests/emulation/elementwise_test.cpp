@@ -1,4 +1,4 @@
-// GELU, dropout and decay rates against double precision and against the mask as it is defined.
+// GELU and dropout against double precision and against the mask as it is defined.
 #include <gtest/gtest.h>
 
 #include <bit>
@@ -220,20 +220,6 @@ TEST(Elementwise, DropoutThresholds) {
   EXPECT_EQ(dropout_threshold(1), ~0U);
 }
 
-TEST(Elementwise, DecayRates) {
-  for (const size_t count : {1, 2, 255, 256, 257, 1000}) {
-    std::mt19937 random(static_cast<unsigned>(count));
-    const Floats x = random_floats(random, count, -3, 3);
-    Placed<float> of_x(x, 1), out(count, 1);
-    ASSERT_EQ(launch_decay_rates(of_x.data(), out.data(), static_cast<int64_t>(count), nullptr),
-              cudaSuccess);
-    Doubles expected;
-    for (const float v : x) expected.push_back(-std::exp(double{v}));
-    EXPECT_LE(relative_error(out.floats(), expected), kExact);
-    EXPECT_TRUE(out.alone());
-  }
-}
-
 TEST(Elementwise, WhatIsRefusedOrEmptyWritesNothing) {
   Placed<float> x(Floats(8, 1)), out(8);
   const auto gelu_params = [&](int64_t count, Storage storage) {
@@ -249,7 +235,6 @@ TEST(Elementwise, WhatIsRefusedOrEmptyWritesNothing) {
   EXPECT_EQ(launch_gelu_forward(gelu_params(0, Storage::kFloat32), nullptr), cudaSuccess);
   EXPECT_EQ(launch_gelu_backward(gelu_params(0, Storage::kFloat32), nullptr), cudaSuccess);
   EXPECT_EQ(dropout(0, Storage::kBFloat16), cudaSuccess);
-  EXPECT_EQ(launch_decay_rates(x.data(), out.data(), 0, nullptr), cudaSuccess);
   EXPECT_TRUE(out.untouched());
 }
 

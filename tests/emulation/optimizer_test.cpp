@@ -363,6 +363,28 @@ TEST(AdamW, BitsAreTheSame) {
   EXPECT_EQ(results[0], results[2]);
 }
 
+TEST(Mirrors, DecayRates) {
+  for (const size_t count : {1, 2, 255, 256, 257, 1000}) {
+    std::mt19937 random(static_cast<unsigned>(count));
+    const Floats x = random_floats(random, count, -3, 3);
+    Placed<float> of_x(x, 1), out(count, 1);
+    const MirrorTensor tensor{of_x.data(), out.data(), Mirror::kDecayRates,
+                              static_cast<int64_t>(count)};
+    ASSERT_EQ(launch_mirrors(&tensor, 1, nullptr), cudaSuccess);
+    Doubles expected;
+    for (const float v : x) expected.push_back(-std::exp(double{v}));
+    EXPECT_LE(relative_error(out.floats(), expected), kExact);
+    EXPECT_TRUE(out.alone());
+  }
+}
+
+TEST(Mirrors, AnEmptyOneWritesNothing) {
+  Placed<float> x(Floats(8, 1)), out(8);
+  const MirrorTensor tensor{x.data(), out.data(), Mirror::kDecayRates, 0};
+  EXPECT_EQ(launch_mirrors(&tensor, 1, nullptr), cudaSuccess);
+  EXPECT_TRUE(out.untouched());
+}
+
 // Beside a thread's four numbers, a block's 1024, and a launch's 128 tensors.
 TEST(Mirrors, AreWrittenAlone) {
   std::mt19937 random(7);

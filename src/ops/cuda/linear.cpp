@@ -31,8 +31,7 @@ LinearParams params_of(const Tensor& x, const Tensor& weight, int64_t n) {
 
 /// Whether the kernels of Hopper's own instructions take what linear_fits().
 bool on_hopper(const Tensor& x, const LinearParams& p) {
-  return cuda::architecture_of(x.device().index()) == kernels::kHopperArchitecture &&
-         kernels::hopper_linear_fits(p);
+  return cuda::is_hopper(x.device()) && kernels::hopper_linear_fits(p);
 }
 
 }  // namespace

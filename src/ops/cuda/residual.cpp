@@ -42,15 +42,6 @@ Tensor dropout(const Tensor& x, const Dropout& dropout) {
   return y;
 }
 
-Tensor decay_rates(const Tensor& A_log) {
-  Call call("decay_rates", A_log);
-  const Tensor input = A_log.contiguous();
-  Tensor A = at::empty(A_log.sizes(), A_log.options());
-  call.check(kernels::launch_decay_rates(floats(input), A.mutable_data_ptr<float>(), A.numel(),
-                                         call.stream()));
-  return A;
-}
-
 Tensor sum_parts(const Tensor& parts) {
   Call call("sum_parts", parts);
   const Tensor sums = empty_floats(parts.sizes().slice(1), parts);

@@ -22,6 +22,11 @@ inline int architecture_of(int device) {
   return known ? 10 * major + minor : 0;
 }
 
+/// Whether kernels of Hopper's own instructions run there.
+inline bool is_hopper(at::Device device) {
+  return architecture_of(device.index()) == kernels::kHopperArchitecture;
+}
+
 /// Whether products of such factors may be rounded: of bfloat16, and of float32 where TF32 is on.
 inline bool products_are_rounded(at::ScalarType type) {
   return type == at::kBFloat16 ||

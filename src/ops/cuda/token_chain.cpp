@@ -62,8 +62,7 @@ Params sized_params(const TokenChainInputs& in) {
 
 bool token_chain_fits(const Tensor& x, int64_t inner, int64_t hidden, int64_t next) {
   const int64_t width = x.size(-1), rows = x.numel() / width;
-  return kernels::token_chain_fits(rows, width, inner, hidden, next) &&
-         cuda::architecture_of(x.device().index()) == kernels::kHopperArchitecture;
+  return kernels::token_chain_fits(rows, width, inner, hidden, next) && cuda::is_hopper(x.device());
 }
 
 TokenChain token_chain(const TokenChainInputs& in, bool keep) {

@@ -67,8 +67,15 @@ void begin_step(const BeginStep& options, const StepState& state,
   call.check(kernels::launch_begin_step(p, call.stream()));
 }
 
+Tensor decay_rates(const Tensor& A_log) {
+  const Tensor A = at::empty(A_log.sizes(), A_log.options());
+  write_mirrors({{A_log.contiguous(), A}});
+  return A;
+}
+
 void write_mirrors(const std::vector<Mirrored>& list) {
-  Call call("write_mirrors", list.at(0).parameter);
+  if (list.empty()) return;
+  Call call("write_mirrors", list[0].parameter);
   std::vector<kernels::MirrorTensor> tensors;
   tensors.reserve(list.size());
   for (const auto& [parameter, mirror] : list) {

@@ -21,10 +21,6 @@ kernels::WeightGradient params_of(const Tensor& dy, const Tensor& x, float* dwei
           static_cast<int>(x.size(1))};
 }
 
-bool on_hopper(at::Device device) {
-  return cuda::architecture_of(device.index()) == kernels::kHopperArchitecture;
-}
-
 bool runs_on(at::Device device) {
   const c10::cuda::CUDAGuard guard(device);
   return kernels::weight_gradients_run();
@@ -46,7 +42,7 @@ bool weight_gradient_fits(const Tensor& dy, const Tensor& x) {
 
 bool weight_gradient_pays(const Tensor& dy, const Tensor& x) {
   constexpr int64_t kLargestWeight = 1024 * 256;
-  return weight_gradient_fits(dy, x) && on_hopper(dy.device()) &&
+  return weight_gradient_fits(dy, x) && cuda::is_hopper(dy.device()) &&
          dy.size(1) * x.size(1) <= kLargestWeight;
 }
 
@@ -60,7 +56,7 @@ void weight_gradients(const std::vector<WeightGradient>& gradients) {
   const auto launch_hopper = storage == kernels::Storage::kBFloat16
                                  ? kernels::launch_hopper_weight_gradients
                                  : kernels::launch_hopper_tf32_weight_gradients;
-  call.check(on_hopper(gradients[0].dy.device())
+  call.check(cuda::is_hopper(gradients[0].dy.device())
                  ? launch_hopper(list.data(), count, call.stream())
                  : kernels::launch_weight_gradients(list.data(), count, storage, call.stream()));
 }
